@@ -1,0 +1,111 @@
+package backend
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/reconcile"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// Uplink is the interface and the addresses that carry encapsulated traffic.
+type Uplink struct {
+	// Link is the interface as it was when the uplink was chosen.
+	Link kernel.Link
+	// Addr is our own address on it, per family; invalid where it has none.
+	Addr subnet.ByFamily[netip.Addr]
+	// Public is the address that peers send to: Addr unless overridden.
+	Public subnet.ByFamily[netip.Addr]
+	// Segments are the on-link prefixes of the interface: a peer inside one
+	// of them is reached without a gateway.
+	Segments []netip.Prefix
+}
+
+// OnSegment reports whether a is reached on the uplink without a gateway.
+func (u Uplink) OnSegment(a netip.Addr) bool {
+	for _, p := range u.Segments {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// Desired is the state that a host should be in.
+type Desired struct {
+	Config *subnet.Config
+	// Own is this host's lease.
+	Own subnet.Lease
+	// Peers are the other hosts' leases, sorted by subnet, all of them inside
+	// the network and none overlapping another or Own.
+	Peers []subnet.Lease
+}
+
+// Tunnel is what the firewall must know of a backend.
+type Tunnel struct {
+	// Devices carry decapsulated packets, by name.
+	Devices []string
+	// Direct reports that packets of peers also come in plainly, by the
+	// uplink.
+	Direct bool
+	// Port is the UDP port that peers send to; 0: none.
+	Port uint16
+}
+
+// Params is what every backend is made of.
+type Params struct {
+	Config *subnet.Config
+	Node   subnet.NodeID
+	Uplink Uplink
+	Kernel kernel.Host
+	Log    *slog.Logger
+	// Observe, when set, is told what every Apply had to change.
+	Observe func(reconcile.Result)
+}
+
+// Constructor makes a backend from the config's Backend object. It checks all
+// options, returns every problem at once in the form of subnet.ParseConfig, and
+// touches nothing.
+type Constructor func(Params) (Backend, error)
+
+// Backend joins this host to its peers with one encapsulation.
+type Backend interface {
+	// Attrs returns what peers must know: BackendType, BackendData and
+	// PublicIP, without Owner and Instance.
+	Attrs() (subnet.Attrs, error)
+	// Apply makes the host match d. It is idempotent, keeps going past single
+	// failures, and joins them.
+	Apply(ctx context.Context, d Desired) error
+	// MTU is the largest packet in bytes that a container may send.
+	MTU() int
+	// Tunnel says what the firewall must let through.
+	Tunnel() Tunnel
+	// Cleanup removes everything that Apply may have left in the kernel, from
+	// this process or an earlier one, and nothing else.
+	Cleanup(ctx context.Context) error
+}
+
+// Runner is an ability of backends with a data path in user space. Run blocks
+// until ctx ends or the data path fails for good. It is started after the first
+// Apply.
+type Runner interface {
+	Run(ctx context.Context) error
+}
+
+// PeerError is what went wrong with one peer.
+type PeerError struct {
+	Subnet   subnet.Subnet
+	PublicIP netip.Addr
+	Err      error
+}
+
+// Error names the peer by its subnet and address.
+func (e *PeerError) Error() string {
+	return fmt.Sprintf("peer %s at %s: %v", e.Subnet, e.PublicIP, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *PeerError) Unwrap() error { return e.Err }

@@ -1,0 +1,29 @@
+// Package subnet is the domain: a network is cut into subnets, every host
+// leases one, and every host knows all leases.
+//
+//	            config                    leases
+//	              |                          |
+//	operator -> [ Store: one replicated log with revisions ] <- other hosts
+//	              |  Load: both, at one revision
+//	              |  Watch: both, in one ordered stream
+//	              v
+//	Acquire ---> Lease ---> Keeper (renews, proves, re-creates)
+//	              |
+//	             View (load + watch -> the latest Snapshot) ---> desired peers
+//
+// # Contract
+//
+//   - Every write to the store is a compare-and-swap. A write that does not
+//     hold its assumptions returns a sentinel and has changed nothing.
+//   - A subnet belongs to the host that the store names, and to no other. Two
+//     of our own hosts can never hold overlapping subnets: both decided on a
+//     config and a list of leases read at one revision, and the store compared
+//     that config again in the transaction that created the key.
+//   - Nothing here knows a kernel or etcd. The package imports the standard
+//     library only; time comes from a [Clock].
+//
+// The words: network is the range of the whole overlay, subnet one host's
+// slice of it, lease a subnet with its owner, attributes and expiry,
+// reservation a lease without an expiry, pool the subnets that may be leased,
+// peer another host's lease.
+package subnet
