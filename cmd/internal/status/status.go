@@ -1,0 +1,243 @@
+// Package status is the daemon's state as one value: served as JSON on its
+// socket, printed by flannelctl, and the source of health and metrics.
+//
+//	daemon --update--> Board --Snapshot--> socket, /healthz, /readyz, metrics, sd_notify
+//	                                          |
+//	                                     flannelctl status
+//
+// # Contract
+//
+// A Status is a copy; nobody changes it after it was handed out. Its JSON form
+// is an interface: fields are added, never renamed. Times are RFC 3339, ages
+// and durations are in seconds.
+package status
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// State is the daemon's state in one word.
+type State string
+
+// The states. A host in StateDegraded carries traffic; one in StateWaiting
+// does not yet.
+const (
+	StateStarting State = "starting"
+	StateWaiting  State = "waiting"
+	StateRunning  State = "running"
+	StateDegraded State = "degraded"
+	StateStopping State = "stopping"
+)
+
+// Status is everything that an operator asks of one host.
+type Status struct {
+	Version string    `json:"version"`
+	PID     int       `json:"pid"`
+	Started time.Time `json:"started"`
+	Node    string    `json:"node"`
+	State   State     `json:"state"`
+	// Ready: lease valid, data path in sync, files written.
+	Ready bool `json:"ready"`
+	// Problems are what is wrong now, oldest first.
+	Problems []Problem `json:"problems"`
+	Etcd     Etcd      `json:"etcd"`
+	Config   Config    `json:"config"`
+	Uplink   Uplink    `json:"uplink"`
+	Lease    Lease     `json:"lease"`
+	Backend  Backend   `json:"backend"`
+	Peers    []Peer    `json:"peers"`
+	Sync     Sync      `json:"sync"`
+	Files    []File    `json:"files"`
+}
+
+// Problem is one thing that is wrong.
+type Problem struct {
+	// Component is one of the Component constants.
+	Component string    `json:"component"`
+	Since     time.Time `json:"since"`
+	Message   string    `json:"message"`
+	// Hint is what to type or to change; may be empty.
+	Hint string `json:"hint,omitempty"`
+	// Blocking problems keep the host from carrying traffic or from being
+	// ready.
+	Blocking bool `json:"blocking"`
+}
+
+// The components that problems are reported for.
+const (
+	ComponentEtcd       = "etcd"
+	ComponentConfig     = "config"
+	ComponentUplink     = "uplink"
+	ComponentLease      = "lease"
+	ComponentBackend    = "backend"
+	ComponentPeers      = "peers"
+	ComponentFirewall   = "firewall"
+	ComponentForwarding = "forwarding"
+	ComponentFiles      = "files"
+	ComponentDocker     = "docker"
+	ComponentKernel     = "kernel"
+	ComponentDataPath   = "data_path"
+)
+
+// Etcd is the store as this host sees it.
+type Etcd struct {
+	Endpoints []string `json:"endpoints"`
+	Prefix    string   `json:"prefix"`
+	CAFile    string   `json:"ca_file,omitempty"`
+	CertFile  string   `json:"cert_file,omitempty"`
+	KeyFile   string   `json:"key_file,omitempty"`
+	Username  string   `json:"username,omitempty"`
+	Connected bool     `json:"connected"`
+	Revision  int64    `json:"revision"`
+}
+
+// Config is the network config in force.
+type Config struct {
+	Revision    int64    `json:"revision"`
+	Networks    []string `json:"networks"`
+	SubnetLens  []int    `json:"subnet_lens"`
+	BackendType string   `json:"backend_type"`
+	Unknown     []string `json:"unknown_keys,omitempty"`
+}
+
+// Uplink is the interface that carries encapsulated traffic.
+type Uplink struct {
+	Name   string   `json:"name"`
+	MTU    int      `json:"mtu"`
+	Addrs  []string `json:"addresses"`
+	Public []string `json:"public_addresses"`
+}
+
+// Lease is this host's lease.
+type Lease struct {
+	Subnet      string    `json:"subnet"`
+	State       string    `json:"state"`
+	Since       time.Time `json:"since"`
+	Reason      string    `json:"reason,omitempty"`
+	Reservation bool      `json:"reservation"`
+	TTLSeconds  float64   `json:"ttl_seconds"`
+	Expires     time.Time `json:"expires,omitzero"`
+}
+
+// Backend is the encapsulation in use.
+type Backend struct {
+	Type     string            `json:"type"`
+	Devices  []string          `json:"devices"`
+	MTU      int               `json:"mtu"`
+	Port     int               `json:"port"`
+	Counters map[string]uint64 `json:"counters,omitempty"`
+}
+
+// Peer is another host.
+type Peer struct {
+	Subnet   string `json:"subnet"`
+	PublicIP string `json:"public_ip"`
+	Node     string `json:"node,omitempty"`
+	// Error is why there is no path to it.
+	Error string `json:"error,omitempty"`
+}
+
+// Sync is the loop's work.
+type Sync struct {
+	LastRun     time.Time `json:"last_run,omitzero"`
+	LastSeconds float64   `json:"last_seconds"`
+	Runs        uint64    `json:"runs"`
+	Failures    uint64    `json:"failures"`
+	Put         uint64    `json:"entries_put"`
+	Deleted     uint64    `json:"entries_deleted"`
+}
+
+// File is a file kept for the container daemon.
+type File struct {
+	Path string `json:"path"`
+	// State is "written", "failed" or "off".
+	State string `json:"state"`
+	Error string `json:"error,omitempty"`
+}
+
+// Board holds the current Status. Its methods are safe for concurrent use.
+type Board struct {
+	now func() time.Time
+
+	mu       sync.Mutex
+	status   Status
+	problems map[string]Problem
+	changed  chan struct{}
+}
+
+// NewBoard returns a board in StateStarting.
+func NewBoard(now func() time.Time, initial Status) *Board {
+	initial.State = StateStarting
+	initial.Started = now()
+	return &Board{now: now, status: initial, problems: map[string]Problem{}, changed: make(chan struct{}, 1)}
+}
+
+// Update changes the status under the board's lock. f must replace slices and
+// maps, not write into them: copies of the old ones are in use.
+func (b *Board) Update(f func(*Status)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f(&b.status)
+	b.notify()
+}
+
+// Report sets the problem of a component and reports whether it is news. Since
+// is kept while the component stays in trouble.
+func (b *Board) Report(p Problem) (news bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	old, had := b.problems[p.Component]
+	p.Since = b.now()
+	if had {
+		p.Since = old.Since
+	}
+	b.problems[p.Component] = p
+	b.notify()
+	return !had || old.Message != p.Message
+}
+
+// Clear ends the problem of a component and returns it.
+func (b *Board) Clear(component string) (Problem, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p, had := b.problems[component]
+	if had {
+		delete(b.problems, component)
+		b.notify()
+	}
+	return p, had
+}
+
+// Changed is signalled after every change; signals coalesce.
+func (b *Board) Changed() <-chan struct{} { return b.changed }
+
+// Snapshot returns the status with its problems.
+func (b *Board) Snapshot() Status {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.status
+	s.Problems = slices.SortedFunc(maps.Values(b.problems), func(x, y Problem) int {
+		if c := x.Since.Compare(y.Since); c != 0 {
+			return c
+		}
+		return strings.Compare(x.Component, y.Component)
+	})
+	blocked := slices.ContainsFunc(s.Problems, func(p Problem) bool { return p.Blocking })
+	s.Ready = s.Ready && !blocked
+	if s.State == StateRunning && len(s.Problems) > 0 {
+		s.State = StateDegraded
+	}
+	return s
+}
+
+func (b *Board) notify() {
+	select {
+	case b.changed <- struct{}{}:
+	default:
+	}
+}
+
