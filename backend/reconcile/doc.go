@@ -17,4 +17,5 @@
 //     ours.
 //   - A failed entry does not stop the others. Its error is joined into the
 //     result, and since nothing is remembered, the next Apply tries it again.
+//   - A table that cannot be listed is not touched, nor is what depends on it.
 package reconcile

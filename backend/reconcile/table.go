@@ -12,12 +12,14 @@ type Entry[K comparable] interface {
 // Table holds the entries of one kind.
 type Table[E any] interface {
 	// List returns all entries of the table's scope, or an error: never a
-	// part of them.
+	// part of them. The slice is the table's own: it is read, not changed,
+	// and not kept beyond the next call, so that a table may cache it.
 	List(ctx context.Context) ([]E, error)
 	// Put adds entries or replaces those of the same key. It goes past single
 	// failures and returns them joined, each as an *EntryError.
 	Put(ctx context.Context, entries []E) error
-	// Delete removes entries; one that is gone already is no failure.
+	// Delete removes exactly these entries, by value and not by key; one that
+	// is gone already is no failure. It reports failures as Put does.
 	Delete(ctx context.Context, entries []E) error
 }
 
@@ -27,6 +29,8 @@ type EntryError struct {
 	Op string
 	// Entry is the entry in the notation of iproute2.
 	Entry string
+	// Value is the entry itself, for callers that look for its peer.
+	Value any
 	Err   error
 }
 

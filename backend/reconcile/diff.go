@@ -1,0 +1,134 @@
+package reconcile
+
+// Plan is the difference between what should be and what is.
+type Plan[E any] struct {
+	// Put are the entries that are missing or have another value, in the
+	// order in which they were desired.
+	Put []E
+	// Delete are our entries that nobody desires, in the order listed.
+	Delete []E
+	// Conflicts are the entries that were not planned, because an earlier one
+	// of the same key has another value.
+	Conflicts []Conflict[E]
+}
+
+// Conflict is a pair of desired entries of one key: the first is planned, the
+// second is not.
+type Conflict[E any] struct{ First, Second E }
+
+// Diff plans how actual becomes desired, in time linear in both. It changes
+// neither, and a nil owned claims every entry.
+//
+// Desired is a set: an entry that stands there twice counts once. Several
+// actual entries may have one key (a MAC with two VTEPs, say); at most one of
+// them equals a desired one, and the others are deleted when they are ours.
+func Diff[E Entry[K], K comparable](desired, actual []E, owned func(E) bool) Plan[E] {
+	var d Differ[E, K]
+	return d.Diff(desired, actual, owned)
+}
+
+// Differ makes diffs with buffers that it keeps: once they have grown, a diff
+// allocates nothing. The zero Differ is ready; it must not be used
+// concurrently.
+type Differ[E Entry[K], K comparable] struct {
+	// index says where in desired a key stands.
+	index map[K]int32
+	// state says, per desired entry, what was found of it.
+	state []found
+	plan  Plan[E]
+}
+
+// found is what a diff knows of one desired entry.
+type found uint8
+
+const (
+	missing  found = iota // nothing of its key
+	changed               // one entry of its key, with another value
+	repeated              // several entries of its key, none equal
+	present               // an equal entry
+	skipped               // stands in desired already, or in conflict
+)
+
+// Diff is the function Diff with the buffers of d. The plan is valid until the
+// next call.
+func (d *Differ[E, K]) Diff(desired, actual []E, owned func(E) bool) Plan[E] {
+	d.reset(len(desired))
+	d.indexDesired(desired)
+	for _, a := range actual {
+		if i, ok := d.index[a.Key()]; ok {
+			d.state[i] = next(d.state[i], a == desired[i])
+		}
+	}
+	for i, e := range desired {
+		if s := d.state[i]; s == missing || s == changed || s == repeated {
+			d.plan.Put = append(d.plan.Put, e)
+		}
+	}
+	for _, a := range actual {
+		if !d.keeps(desired, a) && (owned == nil || owned(a)) {
+			d.plan.Delete = append(d.plan.Delete, a)
+		}
+	}
+	return d.plan
+}
+
+// next is the one transition of a desired entry's state: an actual entry of its
+// key was seen, equal to it or not.
+//
+//	missing --other--> changed --other--> repeated
+//	   any  --equal--> present
+func next(s found, equal bool) found {
+	switch {
+	case equal || s == present:
+		return present
+	case s == missing:
+		return changed
+	default:
+		return repeated
+	}
+}
+
+// keeps reports whether the actual entry a stays or is replaced by a put. Of
+// several entries of one key a put replaces one, and nobody can tell which: all
+// are deleted then, by value, after the put, and the one replaced is gone
+// already.
+func (d *Differ[E, K]) keeps(desired []E, a E) bool {
+	i, ok := d.index[a.Key()]
+	if !ok {
+		return false
+	}
+	return a == desired[i] || d.state[i] == changed
+}
+
+func (d *Differ[E, K]) indexDesired(desired []E) {
+	for i, e := range desired {
+		k := e.Key()
+		first, ok := d.index[k]
+		if !ok {
+			d.index[k] = int32(i) //nolint:gosec // no kernel table has 2^31 entries
+			continue
+		}
+		d.state[i] = skipped
+		if desired[first] != e {
+			d.plan.Conflicts = append(d.plan.Conflicts, Conflict[E]{desired[first], e})
+		}
+	}
+}
+
+// reset empties the buffers. They are cleared and not only cut, for entries may
+// hold pointers.
+func (d *Differ[E, K]) reset(n int) {
+	if d.index == nil {
+		d.index = make(map[K]int32, n)
+	}
+	clear(d.index)
+	if cap(d.state) < n {
+		d.state = make([]found, n)
+	}
+	d.state = d.state[:n]
+	clear(d.state)
+	clear(d.plan.Put)
+	clear(d.plan.Delete)
+	clear(d.plan.Conflicts)
+	d.plan = Plan[E]{d.plan.Put[:0], d.plan.Delete[:0], d.plan.Conflicts[:0]}
+}
