@@ -1,0 +1,51 @@
+# flanneld-go. `make` alone says what there is.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GO          ?= go
+TOOL        := $(GO) tool -modfile=.tools.mod
+BINARIES    := flanneld-go flannelctl flannel-lab
+LDFLAGS     := -s -w -X github.com/flanneld-go/flanneld-go/cmd/internal/version.version=$(VERSION)
+# The names that `make demo` takes: HOSTS=5 BACKEND=vxlan KEEP=1.
+HOSTS       ?= 3
+DEMO_FLAGS   = --hosts $(HOSTS) $(if $(BACKEND),--backend $(BACKEND)) $(if $(KEEP),--keep)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile systemd/install.mk
+
+.PHONY: build
+build: ## build bin/flanneld-go, bin/flannelctl and bin/flannel-lab
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(BINARIES))
+
+.PHONY: demo
+demo: build ## hosts in namespaces, containers that talk, each backend in turn
+	bin/flannel-lab demo $(DEMO_FLAGS)
+
+.PHONY: deps
+deps: ## install what the tests need (Debian packages; needs root)
+	test/install-deps
+
+.PHONY: test
+test: deps ## all tests with the race detector, the long matrices aside
+	$(TOOL) gotestsum --format pkgname --format-hide-empty-pkg -- -race -shuffle=on -timeout 30m $(TESTFLAGS) ./...
+
+.PHONY: lint
+lint: ## formatting, vet, staticcheck and the doors between packages
+	$(TOOL) golangci-lint run ./...
+	$(GO) vet ./...
+
+.PHONY: hosts
+hosts: deps ## the whole matrix on real machines: systemd, dockerd, every backend
+	FLANNEL_TEST_HOSTS=all $(TOOL) gotestsum --format testname -- -count=1 -timeout 60m $(TESTFLAGS) ./test/hosts/...
+
+.PHONY: bench
+bench: deps ## benchmarks: batches to the kernel, diffs, the data path
+	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./...
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin dist coverage.out
+
+include systemd/install.mk
