@@ -1,0 +1,223 @@
+package subnet
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// noIPv4 stands for the missing IPv4 half in flannel's keys, and noPublicIP for
+// the missing address in its values: the zero values of its types.
+const (
+	noIPv4     = "0.0.0.0-0"
+	noPublicIP = "0.0.0.0"
+)
+
+// ParseSubnet reads the last element of a lease's key in flannel's form:
+// "10.5.52.0-24", "10.5.1.0-24&fd05:0:0:52::-64", or with IPv6 alone
+// "0.0.0.0-0&fd05:0:0:52::-64". A key that names a subnet in another spelling
+// than [Subnet.Key] (host bits set, say) is an error that comes with the subnet
+// it occupies: every other error comes with the zero Subnet.
+func ParseSubnet(key string) (Subnet, error) {
+	var s Subnet
+	v4, v6, dual := strings.Cut(key, "&")
+	halves := [...]string{IPv4: v4, IPv6: v6}
+	for _, f := range Families() {
+		if f == IPv6 && !dual || f == IPv4 && dual && v4 == noIPv4 {
+			continue
+		}
+		p, err := parseHalf(halves[f], f)
+		if err != nil {
+			return Subnet{}, fmt.Errorf("parse key %q: %w", key, err)
+		}
+		s[f] = p
+	}
+	if canonical := s.Key(); canonical != key {
+		return s, fmt.Errorf("parse key %q: must be written %q", key, canonical)
+	}
+	return s, nil
+}
+
+// parseHalf reads "10.5.52.0-24" or "fd05:0:0:52::-64" and masks it.
+func parseHalf(s string, f Family) (netip.Prefix, error) {
+	text, length, found := strings.Cut(s, "-")
+	if !found {
+		return netip.Prefix{}, errors.New("no subnet")
+	}
+	a, err := netip.ParseAddr(text)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	if a.Zone() != "" || a.Is4In6() || FamilyOf(a) != f {
+		return netip.Prefix{}, fmt.Errorf("%s: no %s address", text, f)
+	}
+	bits, err := strconv.ParseUint(length, 10, 8)
+	if err != nil || bits == 0 || int(bits) > f.Bits() {
+		return netip.Prefix{}, fmt.Errorf("length %q: must be between 1 and %d", length, f.Bits())
+	}
+	return netip.PrefixFrom(a, int(bits)).Masked(), nil
+}
+
+// Key is the last element of the subnet's path in the store, to the letter as
+// flannel writes it.
+func (s Subnet) Key() string {
+	half := func(p netip.Prefix) string { return p.Addr().String() + "-" + strconv.Itoa(p.Bits()) }
+	key := noIPv4
+	if s[IPv4].IsValid() {
+		key = half(s[IPv4])
+	}
+	if s[IPv6].IsValid() {
+		key += "&" + half(s[IPv6])
+	}
+	return key
+}
+
+// String returns the prefixes, joined by "," where there are two.
+func (s Subnet) String() string {
+	var parts []string
+	for _, p := range s {
+		if p.IsValid() {
+			parts = append(parts, p.String())
+		}
+	}
+	return strings.Join(parts, ",")
+}
+
+// IsZero reports whether s covers nothing.
+func (s Subnet) IsZero() bool { return s == Subnet{} }
+
+// Overlaps reports whether s and t share an address in any family.
+func (s Subnet) Overlaps(t Subnet) bool {
+	for f, p := range s {
+		if p.Overlaps(t[f]) {
+			return true
+		}
+	}
+	return false
+}
+
+// Compare orders subnets by their IPv4 half and then by their IPv6 half, each
+// by address and then by length, a missing half first.
+func (s Subnet) Compare(t Subnet) int {
+	for f, p := range s {
+		c := cmp.Or(p.Addr().Compare(t[f].Addr()), cmp.Compare(p.Bits(), t[f].Bits()))
+		if c != 0 {
+			return c
+		}
+	}
+	return 0
+}
+
+// MarshalJSON returns the value itself.
+func (r RawJSON) MarshalJSON() ([]byte, error) {
+	if r == "" {
+		return []byte("null"), nil
+	}
+	return []byte(r), nil
+}
+
+// UnmarshalJSON takes the value as it stands; null is the empty RawJSON.
+func (r *RawJSON) UnmarshalJSON(b []byte) error {
+	*r = RawJSON(b)
+	if *r == "null" {
+		*r = ""
+	}
+	return nil
+}
+
+// wireAttrs is the value of a lease's key: flannel's LeaseAttrs, whose order
+// and omissions it keeps, and behind them what is ours. Flannel ignores the
+// latter; its keys decode without regard to case, as encoding/json does.
+type wireAttrs struct {
+	PublicIP      *string
+	PublicIPv6    *string
+	BackendType   string  `json:",omitempty"`
+	BackendData   RawJSON `json:",omitempty"`
+	BackendV6Data RawJSON `json:",omitempty"`
+	Owner         NodeID  `json:",omitempty"`
+	Instance      string  `json:",omitempty"`
+}
+
+// MarshalJSON encodes a as flannel would, byte for byte, with Owner and
+// Instance behind flannel's own fields.
+func (a Attrs) MarshalJSON() ([]byte, error) {
+	w := wireAttrs{
+		BackendType:   a.BackendType,
+		BackendData:   a.BackendData[IPv4],
+		BackendV6Data: a.BackendData[IPv6],
+		Owner:         a.Owner,
+		Instance:      a.Instance,
+	}
+	v4, v6 := noPublicIP, ""
+	if a.PublicIP[IPv4].IsValid() {
+		v4 = a.PublicIP[IPv4].String()
+	}
+	w.PublicIP = &v4
+	if a.PublicIP[IPv6].IsValid() {
+		v6 = a.PublicIP[IPv6].String()
+		w.PublicIPv6 = &v6
+	}
+	return json.Marshal(w)
+}
+
+// UnmarshalJSON decodes a value written by us or by flannel. Unknown fields are
+// ignored. An address that cannot be read is an error, and so is a value
+// without any address and owner: it would belong to nobody.
+func (a *Attrs) UnmarshalJSON(b []byte) error {
+	var w wireAttrs
+	if err := json.Unmarshal(b, &w); err != nil {
+		return fmt.Errorf("decode lease: %w", err)
+	}
+	out := Attrs{BackendType: w.BackendType, Owner: w.Owner, Instance: w.Instance}
+	addrs := [...]struct {
+		name string
+		text *string
+	}{IPv4: {"PublicIP", w.PublicIP}, IPv6: {"PublicIPv6", w.PublicIPv6}}
+	data := [...]RawJSON{IPv4: w.BackendData, IPv6: w.BackendV6Data}
+	for _, f := range Families() {
+		var err error
+		if out.PublicIP[f], err = parsePublicIP(addrs[f].text, f); err != nil {
+			return fmt.Errorf("decode lease: %s: %w", addrs[f].name, err)
+		}
+		if out.BackendData[f], err = compact(data[f]); err != nil {
+			return fmt.Errorf("decode lease: %w", err)
+		}
+	}
+	if out.PublicIP == (ByFamily[netip.Addr]{}) && out.Owner == "" {
+		return errors.New("decode lease: has neither PublicIP nor Owner")
+	}
+	*a = out
+	return nil
+}
+
+// parsePublicIP reads an address; flannel's zero value is none.
+func parsePublicIP(text *string, f Family) (netip.Addr, error) {
+	if text == nil || f == IPv4 && *text == noPublicIP {
+		return netip.Addr{}, nil
+	}
+	a, err := netip.ParseAddr(*text)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	if a.Zone() != "" || a.Is4In6() || FamilyOf(a) != f || a.IsUnspecified() {
+		return netip.Addr{}, fmt.Errorf("%s: must be an %s address of a host", *text, f)
+	}
+	return a, nil
+}
+
+// compact removes insignificant space, so that equal values compare as equal.
+func compact(r RawJSON) (RawJSON, error) {
+	if r == "" {
+		return "", nil
+	}
+	var b bytes.Buffer
+	if err := json.Compact(&b, []byte(r)); err != nil {
+		return "", err
+	}
+	return RawJSON(b.String()), nil
+}
