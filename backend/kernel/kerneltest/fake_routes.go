@@ -1,0 +1,177 @@
+package kerneltest
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"syscall"
+
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/reconcile"
+)
+
+// Routes implements kernel.Host.
+func (f *Fake) Routes() reconcile.Table[kernel.Route] {
+	return table[kernel.Route]{
+		fake: f, kind: "route", topic: kernel.TopicRoute,
+		link: func(r kernel.Route) int { return r.Link },
+		list: func() []kernel.Route { return slices.Collect(maps.Values(f.routes)) },
+		put: func(r kernel.Route) error {
+			r, err := f.checkRoute(r)
+			if err == nil {
+				f.routes[r.Key()] = r
+			}
+			return err
+		},
+		remove: func(r kernel.Route) {
+			if f.routes[r.Key()] == r {
+				delete(f.routes, r.Key())
+			}
+		},
+	}
+}
+
+// checkRoute returns r as it would be listed, or the kernel's refusal.
+func (f *Fake) checkRoute(r kernel.Route) (kernel.Route, error) {
+	if r.Protocol == 0 {
+		r.Protocol = kernel.Protocol
+	}
+	if !r.Dst.IsValid() || r.Dst != r.Dst.Masked() {
+		return r, refused(syscall.EINVAL, "")
+	}
+	if r.Src.IsValid() && !f.local(r.Src) {
+		return r, refused(syscall.EINVAL, "Invalid prefsrc address")
+	}
+	if r.Blackhole {
+		return r, nil
+	}
+	if r.Link == 0 && r.Gateway.IsValid() {
+		r.Link = f.linkTo(r.Gateway)
+		if r.Link == 0 {
+			return r, unreachable(r)
+		}
+	}
+	l, ok := f.links[r.Link]
+	switch {
+	case !ok:
+		return r, refused(syscall.ENODEV, "")
+	case !l.Up:
+		return r, refused(syscall.ENETDOWN, "Nexthop device is not up")
+	case !r.Gateway.IsValid():
+		return r, nil
+	case f.local(r.Gateway):
+		return r, refused(syscall.EINVAL, "Nexthop has invalid gateway")
+	case !r.OnLink && !f.onSegment(r.Link, r.Gateway):
+		return r, unreachable(r)
+	}
+	return r, nil
+}
+
+func unreachable(r kernel.Route) error {
+	if r.Dst.Addr().Is6() {
+		return refused(syscall.EHOSTUNREACH, "No route to host")
+	}
+	return refused(syscall.ENETUNREACH, "Nexthop has invalid gateway")
+}
+
+// local reports whether a is one of the host's own addresses.
+func (f *Fake) local(a netip.Addr) bool {
+	for own := range f.addrs {
+		if own.Prefix.Addr() == a {
+			return true
+		}
+	}
+	return false
+}
+
+// onSegment reports whether a is reached on link without a gateway: by the
+// prefix of one of its addresses or by a route straight to it.
+func (f *Fake) onSegment(link int, a netip.Addr) bool {
+	for own := range f.addrs {
+		if own.Link == link && own.Prefix.Contains(a) {
+			return f.links[link].Up
+		}
+	}
+	for _, r := range f.routes {
+		if r.Link == link && !r.Gateway.IsValid() && r.Dst.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// linkTo is the link on whose segment a is; 0: none.
+func (f *Fake) linkTo(a netip.Addr) int {
+	for _, index := range slices.Sorted(maps.Keys(f.links)) {
+		if f.onSegment(index, a) {
+			return index
+		}
+	}
+	return 0
+}
+
+// RouteTo implements kernel.Host: the longest prefix wins, then a connected
+// one, then the lowest metric.
+func (f *Fake) RouteTo(ctx context.Context, dst netip.Addr) (kernel.Route, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return kernel.Route{}, fmt.Errorf("route to %s: %w", dst, err)
+	}
+	host := netip.PrefixFrom(dst, dst.BitLen())
+	if f.local(dst) {
+		return kernel.Route{Dst: host, Link: 1, Src: dst}, nil
+	}
+	var best kernel.Route
+	for _, r := range f.connected() {
+		if r.Dst.Contains(dst) && (!best.Dst.IsValid() || r.Dst.Bits() > best.Dst.Bits()) {
+			best = r
+		}
+	}
+	for _, r := range f.routes {
+		if r.Dst.Contains(dst) && (!best.Dst.IsValid() || r.Dst.Bits() > best.Dst.Bits() ||
+			r.Dst.Bits() == best.Dst.Bits() && r.Metric < best.Metric) {
+			best = r
+		}
+	}
+	if !best.Dst.IsValid() || best.Blackhole {
+		return kernel.Route{}, fmt.Errorf("route to %s: %w", dst, kernel.ErrNotFound)
+	}
+	src := best.Src
+	if !src.IsValid() {
+		src = f.source(best.Link, dst)
+	}
+	return kernel.Route{Dst: host, Gateway: best.Gateway, Link: best.Link, Src: src}, nil
+}
+
+// connected are the routes that the kernel adds for addresses.
+func (f *Fake) connected() []kernel.Route {
+	var out []kernel.Route
+	for a := range f.addrs {
+		if f.links[a.Link].Up && !a.Prefix.IsSingleIP() {
+			out = append(out, kernel.Route{Dst: a.Prefix.Masked(), Link: a.Link, Src: a.Prefix.Addr()})
+		}
+	}
+	return out
+}
+
+// source is the address that the kernel would send from: one of the link's, of
+// dst's family, best with dst in its prefix.
+func (f *Fake) source(link int, dst netip.Addr) netip.Addr {
+	var src netip.Addr
+	for a := range f.addrs {
+		own := a.Prefix.Addr()
+		if a.Link != link || own.Is4() != dst.Is4() {
+			continue
+		}
+		if a.Prefix.Contains(dst) {
+			return own
+		}
+		if !src.IsValid() || own.Less(src) {
+			src = own
+		}
+	}
+	return src
+}
