@@ -1,0 +1,43 @@
+// Package udp joins hosts by plain UDP datagrams, flannel's default backend: it
+// needs no kernel module but tun, and passes wherever UDP does.
+//
+//	containers                                              peers
+//	    |  route 10.5.0.0/16 dev flannel0                     |
+//	    v                                                     v
+//	+--------+  Read   +-----------------------+ WriteBatch +--------+
+//	|        |-------->| sendLoop:    outbound |----------->|        |
+//	| Device |         |      table, hop - 1   |            |  Conn  |
+//	|  (TUN) |<--------| receiveLoop: inbound  |<-----------| (UDP)  |
+//	+--------+  Write  +-----------+-----------+  ReadBatch +--------+
+//	    ^                          | dropped
+//	    |  Inject (raw socket)     v
+//	    +------------------ answers (slow path): ICMP errors
+//
+//	Apply --- world (peers, own addresses) ---> atomic pointer
+//	      \-- slot (current Device) ----------> followed by the loops
+//
+// # Contract
+//
+//   - On the wire (docs/compatibility.md): the payload of a datagram is exactly
+//     one inner IP packet, sent from our port to the peer's. Each side takes one
+//     from the inner TTL, as flannel does. The sender's port is not looked at.
+//   - An inner source must belong to the peer whose address the datagram came
+//     from; anything else is dropped and counted by reason, see [Verdict].
+//   - Packets for nobody are answered with net unreachable, those above the MTU
+//     that must not be fragmented with fragmentation needed, those whose TTL ran
+//     out with time exceeded: RFC 792, 1191, 4443; rate-limited, and never about
+//     ICMP errors, later fragments, multicast.
+//   - Apply opens, Run moves packets. The two may be called concurrently; a
+//     device deleted under the daemon is made anew by the next Apply, and Run
+//     goes on with that.
+//   - The packet path takes no lock and allocates nothing per packet. It sees
+//     peers as one immutable value behind an atomic pointer.
+//   - The device is persistent: it outlives the daemon with address and routes,
+//     until Cleanup.
+//
+// # Words
+//
+// Outer is what the datagram has, inner what the packet in it has. A batch is
+// what one call moves. Hops is the TTL of IPv4 and the hop limit of IPv6. To
+// tell is to answer a sender with an ICMP error.
+package udp

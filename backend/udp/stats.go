@@ -1,0 +1,101 @@
+package udp
+
+import "sync/atomic"
+
+// Verdict is what became of one packet.
+type Verdict uint8
+
+// The verdicts. All but Forwarded are reasons for a drop.
+const (
+	// Forwarded: handed on, to the peer's socket or to the kernel.
+	Forwarded Verdict = iota
+	// Malformed: no IP packet, or one that lies about its length.
+	Malformed
+	// NoPeer: no peer has the destination. The sender is told.
+	NoPeer
+	// Multicast: the destination is a multicast or broadcast address.
+	Multicast
+	// Expired: the TTL or hop limit ran out here. The sender is told.
+	Expired
+	// TooBig: above the tunnel's MTU and not to be fragmented. The sender is
+	// told.
+	TooBig
+	// UnknownSource: no peer has the inner source address.
+	UnknownSource
+	// WrongSender: the inner source belongs to another peer than the one
+	// that sent the datagram.
+	WrongSender
+	// SendFailed: the socket did not take it.
+	SendFailed
+	// NotDelivered: the TUN device did not take it, or was gone.
+	NotDelivered
+
+	verdicts // their number
+)
+
+// String returns the verdict as a metric's label.
+func (v Verdict) String() string {
+	names := [verdicts]string{
+		"forwarded", "malformed", "no_peer", "multicast", "expired", "too_big",
+		"unknown_source", "wrong_sender", "send_failed", "not_delivered",
+	}
+	if v >= verdicts {
+		return "unknown"
+	}
+	return names[v]
+}
+
+// ByVerdict counts packets, indexed by Verdict.
+type ByVerdict [verdicts]uint64
+
+// Direction is what happened to the packets of one direction.
+type Direction struct {
+	Packets ByVerdict
+	// Bytes are those of the inner packets that were forwarded.
+	Bytes uint64
+}
+
+// Stats are the data path's counters since the backend was made.
+type Stats struct {
+	// Out is from this host to peers, In the other way.
+	Out, In Direction
+	// Answers are the ICMP errors sent to the senders of dropped packets;
+	// Unanswered those that the rate limit or the kernel suppressed.
+	Answers, Unanswered uint64
+}
+
+// counters are the live form of a Direction. The padding keeps the two
+// directions, written by different cores, off each other's cache lines.
+type counters struct {
+	packets [verdicts]atomic.Uint64
+	bytes   atomic.Uint64
+	_       [64]byte
+}
+
+// add adds d, which is one batch's count, and clears it.
+func (c *counters) add(d *Direction) {
+	for v, n := range d.Packets {
+		if n != 0 {
+			c.packets[v].Add(n)
+		}
+	}
+	c.bytes.Add(d.Bytes)
+	*d = Direction{}
+}
+
+func (c *counters) snapshot() Direction {
+	var d Direction
+	for v := range d.Packets {
+		d.Packets[v] = c.packets[v].Load()
+	}
+	d.Bytes = c.bytes.Load()
+	return d
+}
+
+// count notes the verdict on a packet of n bytes.
+func (d *Direction) count(v Verdict, n int) {
+	d.Packets[v]++
+	if v == Forwarded {
+		d.Bytes += uint64(n) //nolint:gosec // a length
+	}
+}

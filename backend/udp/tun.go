@@ -1,0 +1,275 @@
+package udp
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+)
+
+// Why there can be no tunnel device. Each error that wraps one of these says
+// what to do.
+var (
+	// ErrNoTUN: there is no /dev/net/tun, or it may not be used.
+	ErrNoTUN = errors.New("cannot use " + tunNode)
+	// ErrDeviceBusy: another process holds the device.
+	ErrDeviceBusy = errors.New("device is busy")
+	// ErrForeignDevice: a device of another kind has the name.
+	ErrForeignDevice = errors.New("not a tun device")
+)
+
+const tunNode = "/dev/net/tun"
+
+// tun is a Device of the kernel.
+//
+// Its descriptor is non-blocking and waited for by the runtime's poller, so a
+// blocked Read ends when the descriptor is closed, and when the kernel takes the
+// device away: then reads fail with EBADFD.
+type tun struct {
+	name string
+	file *os.File
+	raw  syscall.RawConn
+	// The reader's and the writer's call in progress. They stand here, with
+	// their functions made once, so that a call allocates nothing.
+	reading, writing call
+}
+
+// call is a batch on its way through the runtime's poller.
+type call struct {
+	batch []Packet
+	n     int
+	err   error
+	ready func(fd uintptr) bool
+}
+
+// openTUN attaches to the TUN device name, making it where it is missing, in the
+// network namespace of the calling thread. A made device goes away with its
+// descriptor until persist is called.
+func openTUN(name string, multiQueue bool) (_ *tun, err error) {
+	fd, err := unix.Open(tunNode, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nodeError(err)
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(fd) //nolint:errcheck // the first error counts
+		}
+	}()
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return nil, fmt.Errorf("name device %q: %w", name, err)
+	}
+	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	if multiQueue { // attaching takes the flag that the device was made with
+		flags |= unix.IFF_MULTI_QUEUE
+	}
+	req.SetUint16(flags)
+	if err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+		return nil, attachError(name, err)
+	}
+	// An earlier holder may have left offloads on.
+	if err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0); err != nil {
+		return nil, fmt.Errorf("turn off offloads of %s: %w", name, err)
+	}
+	// Only now: the poller takes a descriptor without a device for broken.
+	return newTUN(name, os.NewFile(uintptr(fd), tunNode))
+}
+
+func newTUN(name string, file *os.File) (*tun, error) {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("poll %s: %w", name, err)
+	}
+	t := &tun{name: name, file: file, raw: raw}
+	t.reading.ready = t.read
+	t.writing.ready = t.write
+	return t, nil
+}
+
+// nodeError explains why /dev/net/tun cannot be opened.
+func nodeError(err error) error {
+	advice := ""
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		advice = "run `modprobe tun`; in a container, start it with --device " + tunNode +
+			"; without udev, mkdir -p /dev/net && mknod " + tunNode + " c 10 200"
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		advice = "run `modprobe tun`: the node is there but no driver"
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		advice = "run as root; in a container or unit, allow the device (--device " + tunNode +
+			", DeviceAllow=" + tunNode + " rw)"
+	default:
+		return fmt.Errorf("%w: %w", ErrNoTUN, err)
+	}
+	return fmt.Errorf("%w: %w: %s", ErrNoTUN, err, advice)
+}
+
+// attachError explains why the kernel does not hand over the device name.
+func attachError(name string, err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("open device %s: %w: needs CAP_NET_ADMIN", name, kernel.ErrPermission)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("open device %s: %w: held by %s; stop it first", name, ErrDeviceBusy, holder(name))
+	case errors.Is(err, unix.EINVAL):
+		return foreignError(name, "another kind")
+	}
+	return fmt.Errorf("open device %s: %w", name, err)
+}
+
+// foreignError refuses a device that only has our device's name.
+func foreignError(name, kind string) error {
+	return fmt.Errorf("open device %s: %w but of %s: it is not flannel's; rename or delete it (ip link del %s)",
+		name, ErrForeignDevice, kind, name)
+}
+
+// holder names the process that has the TUN device name open, for an error: as
+// well as /proc shows it, which lists only what lives in our PID namespace.
+func holder(name string) string {
+	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*") //nolint:errcheck // the pattern is constant
+	for _, fd := range fds {
+		if target, err := os.Readlink(fd); err != nil || target != tunNode {
+			continue
+		}
+		dir, n := filepath.Split(fd)
+		proc := filepath.Dir(filepath.Clean(dir))
+		info, err := os.ReadFile(filepath.Join(proc, "fdinfo", n))
+		if err != nil || !strings.Contains(string(info), "iff:\t"+name+"\n") || !sameNetwork(proc) {
+			continue
+		}
+		pid := filepath.Base(proc)
+		if pid == strconv.Itoa(os.Getpid()) {
+			return "this process"
+		}
+		comm, err := os.ReadFile(filepath.Join(proc, "comm"))
+		if err != nil {
+			return "process " + pid
+		}
+		return strings.TrimSpace(string(comm)) + " (process " + pid + ")"
+	}
+	return "another process"
+}
+
+// sameNetwork reports whether the process at proc lives in the network namespace
+// of the calling thread, where device names mean what they mean here.
+func sameNetwork(proc string) bool {
+	if filepath.Base(proc) == strconv.Itoa(os.Getpid()) {
+		return true // our threads may stand in several
+	}
+	its, err := os.Readlink(filepath.Join(proc, "ns/net"))
+	if err != nil {
+		return false
+	}
+	own, err := os.Readlink("/proc/thread-self/ns/net")
+	return err == nil && own == its
+}
+
+// persist makes the device outlive its descriptor, and with it its addresses and
+// routes.
+func (t *tun) persist() error {
+	if err := t.control(func(fd int) error { return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1) }); err != nil {
+		return fmt.Errorf("keep device %s: %w", t.name, err)
+	}
+	return nil
+}
+
+// attached reports whether the descriptor still stands for a device of its name.
+// It does not after the device was deleted (EBADFD) or renamed.
+func (t *tun) attached() bool {
+	req, err := unix.NewIfreq(t.name)
+	if err != nil {
+		return false
+	}
+	err = t.control(func(fd int) error { return unix.IoctlIfreq(fd, unix.TUNGETIFF, req) })
+	return err == nil && req.Name() == t.name
+}
+
+func (t *tun) control(f func(fd int) error) error {
+	var err error
+	if e := t.raw.Control(func(fd uintptr) { err = f(int(fd)) }); e != nil {
+		return e
+	}
+	return err
+}
+
+// Read implements [Device].
+func (t *tun) Read(batch []Packet) (int, error) {
+	c := &t.reading
+	c.batch, c.n, c.err = batch, 0, nil
+	return c.finish(t.raw.Read(c.ready))
+}
+
+// read takes packets until there is none, and asks the poller to call again if
+// there was not even one.
+func (t *tun) read(fd uintptr) bool {
+	c := &t.reading
+	for c.n < len(c.batch) {
+		p := &c.batch[c.n]
+		n, err := unix.Read(int(fd), p.Data[:cap(p.Data)])
+		switch {
+		case err == nil:
+			p.Data = p.Data[:n]
+			c.n++
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN):
+			return c.n > 0
+		default:
+			c.err = err
+			return true
+		}
+	}
+	return true
+}
+
+// Write implements [Device].
+func (t *tun) Write(batch []Packet) (int, error) {
+	c := &t.writing
+	c.batch, c.n, c.err = batch, 0, nil
+	return c.finish(t.raw.Write(c.ready))
+}
+
+func (t *tun) write(fd uintptr) bool {
+	c := &t.writing
+	for c.n < len(c.batch) {
+		_, err := unix.Write(int(fd), c.batch[c.n].Data)
+		switch {
+		case err == nil:
+			c.n++
+		case errors.Is(err, unix.EINTR):
+		default:
+			c.err = err
+			return true
+		}
+	}
+	return true
+}
+
+// finish returns a call's outcome; pollErr is the poller's own. What was read
+// before an error is returned without it: the next call meets it again.
+func (c *call) finish(pollErr error) (int, error) {
+	c.batch = nil
+	err := c.err
+	if pollErr != nil {
+		err = pollErr
+	}
+	switch {
+	case errors.Is(err, os.ErrClosed), errors.Is(err, unix.EBADFD), errors.Is(err, unix.ENODEV):
+		return c.n, fmt.Errorf("%w: %w", errGone, err)
+	}
+	return c.n, err
+}
+
+// Close implements [Device]. A persistent device stays.
+func (t *tun) Close() error {
+	if err := t.file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return fmt.Errorf("close device %s: %w", t.name, err)
+	}
+	return nil
+}
