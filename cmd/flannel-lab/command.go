@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
+)
+
+const usage = `usage: flannel-lab COMMAND [FLAGS]
+
+  demo    hosts in network namespaces, containers that talk, each backend in turn
+
+flannel-lab COMMAND --help lists the command's flags.
+`
+
+// run is the whole program but for signals and the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) == 0 {
+		return cli.Usagef("no command; try: flannel-lab demo")
+	}
+	switch command, rest := args[0], args[1:]; command {
+	case "demo":
+		o, err := parseDemo(rest, stdout)
+		if err != nil {
+			return err
+		}
+		return demo(ctx, o, stdout)
+	case lab.EtcdCommand:
+		return runEtcd(ctx, rest, stderr)
+	case "help", "--help", "-h":
+		fmt.Fprint(stdout, usage)
+		return nil
+	default:
+		return cli.Usagef("%q is no command; try: flannel-lab help", command)
+	}
+}
+
+// The backends that the demo shows, in its order.
+var backends = []string{"udp", "vxlan", "host-gw"}
+
+// demoOptions are the flags of the demo, checked.
+type demoOptions struct {
+	name     string
+	hosts    int
+	backends []string
+	keep     bool
+	replace  bool
+	daemon   string
+	// ctl is flannelctl beside us, for the commands that are shown.
+	ctl string
+}
+
+func parseDemo(args []string, out io.Writer) (demoOptions, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return demoOptions{}, fmt.Errorf("find own executable: %w", err)
+	}
+	o := demoOptions{ctl: filepath.Join(filepath.Dir(self), "flannelctl")}
+	var backend string
+	fs := pflag.NewFlagSet("flannel-lab demo", pflag.ContinueOnError)
+	fs.SortFlags = false
+	fs.IntVar(&o.hosts, "hosts", 3, "`number` of hosts")
+	fs.StringVar(&backend, "backend", "", "show only this one: "+strings.Join(backends, ", "))
+	fs.BoolVar(&o.keep, "keep", false, "leave the lab running until Ctrl-C, and say how to look around; vxlan unless --backend says otherwise")
+	fs.StringVar(&o.daemon, "daemon", filepath.Join(filepath.Dir(self), "flanneld-go"), "`path` of the daemon")
+	fs.StringVar(&o.name, "name", "demo", "`name` that everything of the lab begins with")
+	fs.BoolVar(&o.replace, "replace", false, "remove what a killed lab of that name left")
+	fs.SetOutput(out)
+	fs.Usage = func() {
+		fmt.Fprintf(out, "usage: flannel-lab demo [FLAGS]\n\n%s", fs.FlagUsagesWrapped(100))
+	}
+	if err := fs.Parse(args); errors.Is(err, pflag.ErrHelp) {
+		return demoOptions{}, cli.ErrHelp
+	} else if err != nil {
+		return demoOptions{}, cli.Usagef("%w (see flannel-lab demo --help)", err)
+	}
+	if fs.NArg() > 0 {
+		return demoOptions{}, cli.Usagef("demo: %q: takes flags only", fs.Arg(0))
+	}
+	if o.hosts < 2 || o.hosts > lab.MaxHosts {
+		return demoOptions{}, cli.Usagef("--hosts: %d: must be between 2 and %d", o.hosts, lab.MaxHosts)
+	}
+	switch {
+	case backend == "" && o.keep:
+		o.backends = []string{"vxlan"}
+	case backend == "":
+		o.backends = backends
+	case slices.Contains(backends, backend):
+		o.backends = []string{backend}
+	default:
+		return demoOptions{}, cli.Usagef("--backend: %q: must be one of %s", backend, strings.Join(backends, ", "))
+	}
+	return o, nil
+}

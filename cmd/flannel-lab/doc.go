@@ -1,0 +1,10 @@
+// Flannel-lab makes hosts out of network namespaces and shows on them what
+// flanneld-go does.
+//
+//	flannel-lab demo   every backend in turn: subnets, a mesh of pings, a transfer
+//	flannel-lab etcd   what a lab runs on its switch; not for people
+//
+// The hosts themselves are package lab's. A command prints to standard output
+// what it found, ends with status 0 when all of it is well, 1 when anything is
+// not, and 2 for a mistake in its arguments.
+package main

@@ -1,0 +1,186 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// Options describe a lab. Name and Hosts are needed.
+type Options struct {
+	Name  string
+	Hosts int
+	// Replace removes what a killed lab of the name left.
+	Replace bool
+	// Daemon is the path of flanneld-go, DaemonArgs are given to it on every
+	// host after the lab's own arguments, so that they win.
+	Daemon     string
+	DaemonArgs []string
+	// Self is the path of flannel-lab, which runs etcd; by default this very
+	// executable.
+	Self string
+}
+
+// Lab is a switch, hosts and what runs on them.
+type Lab struct {
+	Name string
+	// Dir holds a folder per host and etcd's data.
+	Dir    string
+	Switch *Node
+	Hosts  []*Host
+
+	opts   Options
+	plan   plan
+	claim  *claim
+	bridge bridge
+	client *clientv3.Client
+
+	mu        sync.Mutex
+	etcd      *Process
+	nodes     []*Node
+	processes []*Process
+	keepFiles bool
+}
+
+// New makes the switch and the hosts, with nothing running on them. Nothing is
+// left after an error.
+func New(ctx context.Context, o Options) (_ *Lab, err error) {
+	if err := checkName(o.Name); err != nil {
+		return nil, err
+	}
+	p, err := planFor(o.Hosts)
+	if err != nil {
+		return nil, err
+	}
+	if o.Self == "" {
+		if o.Self, err = os.Executable(); err != nil {
+			return nil, fmt.Errorf("find own executable: %w", err)
+		}
+	}
+	c, err := claimName(ctx, o.Name, o.Replace)
+	if err != nil {
+		return nil, err
+	}
+	l := &Lab{Name: o.Name, Dir: c.dir, opts: o, plan: p, claim: c}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	if err := l.addSwitch(); err != nil {
+		return nil, err
+	}
+	for number := 1; number <= o.Hosts; number++ {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err := l.addHost(number); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+func (l *Lab) addSwitch() error {
+	node, err := l.addNode("sw")
+	if err != nil {
+		return err
+	}
+	l.Switch = node
+	l.bridge, err = node.addBridge("br0", 0, l.plan.gateways[:])
+	return err
+}
+
+func (l *Lab) addHost(number int) error {
+	role := fmt.Sprintf("h%d", number)
+	node, err := l.addNode(role)
+	if err != nil {
+		return err
+	}
+	h := &Host{Node: node, Number: number, Addrs: l.plan.host(number), Dir: filepath.Join(l.Dir, role), lab: l}
+	if err := os.Mkdir(h.Dir, 0o755); err != nil {
+		return fmt.Errorf("make folder of %s: %w", node.Name, err)
+	}
+	l.Hosts = append(l.Hosts, h)
+	gateways := []netip.Addr{l.plan.gateways[0].Addr(), l.plan.gateways[1].Addr()}
+	return l.bridge.plug(role, node, h.Addrs, gateways)
+}
+
+// addNode makes a namespace that Close removes.
+func (l *Lab) addNode(role string) (*Node, error) {
+	n, err := newNode(l.Name+"-"+role, l.Name)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.nodes = append(l.nodes, n)
+	return n, nil
+}
+
+// start starts a process that Close ends.
+func (l *Lab) start(n *Node, s Spec) (*Process, error) {
+	p, err := n.start(l.Name, s)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.processes = append(l.processes, p)
+	return p, nil
+}
+
+// KeepFiles makes Close leave the lab's folder, for its logs. The next lab of
+// the name removes it.
+func (l *Lab) KeepFiles() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keepFiles = true
+}
+
+// closeWithin is how long processes may take to end when asked.
+const closeWithin = 5 * time.Second
+
+// Close ends the lab's processes and removes its namespaces and files. It must
+// be called once, after everything else has returned.
+func (l *Lab) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
+	defer cancel()
+	var errs []error
+	if l.client != nil {
+		errs = append(errs, l.client.Close())
+	}
+	// The daemons first: they need not notice that their etcd goes.
+	last := l.etcd
+	stopped := make(chan error)
+	for _, p := range l.processes {
+		go func() {
+			if p == last {
+				stopped <- nil
+				return
+			}
+			stopped <- p.Stop(ctx)
+		}()
+	}
+	for range l.processes {
+		errs = append(errs, <-stopped)
+	}
+	if last != nil {
+		errs = append(errs, last.Stop(ctx))
+	}
+	for _, n := range l.nodes {
+		errs = append(errs, n.remove())
+	}
+	errs = append(errs, l.claim.release(l.keepFiles))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close lab %s: %w", l.Name, err)
+	}
+	return nil
+}

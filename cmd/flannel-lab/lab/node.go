@@ -1,0 +1,133 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Node is one network namespace of a lab.
+type Node struct {
+	// Name is the namespace's, as `ip netns` lists it.
+	Name string
+
+	ns    netns.NsHandle
+	links *netlink.Handle
+}
+
+// newNode creates a named namespace with its loopback interface up and marked
+// as the lab's. Nothing is left of it after an error.
+func newNode(name, lab string) (*Node, error) {
+	n := &Node{Name: name, ns: netns.None()}
+	err := onOwnThread(func() error {
+		var err error
+		n.ns, err = netns.NewNamed(name)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make namespace %s: %w", name, err)
+	}
+	if err := n.open(lab); err != nil {
+		return nil, errors.Join(fmt.Errorf("make namespace %s: %w", name, err), n.remove())
+	}
+	return n, nil
+}
+
+// open opens netlink in the namespace and marks the loopback interface.
+func (n *Node) open(lab string) error {
+	links, err := netlink.NewHandleAt(n.ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	n.links = links
+	lo, err := links.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find lo: %w", err)
+	}
+	if err := links.LinkSetAlias(lo, mark(lab)); err != nil {
+		return fmt.Errorf("mark lo: %w", err)
+	}
+	if err := links.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	return nil
+}
+
+// mark is the alias of the loopback interface in every namespace of a lab: the
+// proof that the namespace may be removed.
+func mark(lab string) string { return "flannel-lab " + lab }
+
+// remove gives the node's descriptors back and deletes the namespace's name.
+func (n *Node) remove() error {
+	if n.links != nil {
+		n.links.Close()
+	}
+	return errors.Join(n.ns.Close(), deleteNamespace(n.Name))
+}
+
+// deleteNamespace removes a namespace's name; the namespace goes with its last
+// process and socket. One that is gone is no failure.
+func deleteNamespace(name string) error {
+	err := netns.DeleteNamed(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("delete namespace %s: %w", name, err)
+	}
+	return nil
+}
+
+// onOwnThread runs f on a thread that ends with it. A thread that changed its
+// namespace must never run anything else, so it is not unlocked: the runtime
+// then ends it with its goroutine.
+func onOwnThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		done <- f()
+	}()
+	return <-done
+}
+
+// Do runs f on a thread inside the namespace. Sockets opened and processes
+// started by f itself belong to the namespace for ever; goroutines that f
+// starts do not.
+func (n *Node) Do(f func() error) error {
+	return onOwnThread(func() error {
+		if err := netns.Set(n.ns); err != nil {
+			return fmt.Errorf("enter namespace %s: %w", n.Name, err)
+		}
+		return f()
+	})
+}
+
+// Links is rtnetlink inside the namespace. It is safe for concurrent use.
+func (n *Node) Links() *netlink.Handle { return n.links }
+
+// Listen opens a TCP listener inside the namespace.
+func (n *Node) Listen(addr netip.AddrPort) (*net.TCPListener, error) {
+	var ln *net.TCPListener
+	err := n.Do(func() error {
+		var err error
+		ln, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
+		return err
+	})
+	return ln, err
+}
+
+// Dial opens a TCP connection from inside the namespace.
+func (n *Node) Dial(ctx context.Context, addr netip.AddrPort) (*net.TCPConn, error) {
+	var conn *net.TCPConn
+	err := n.Do(func() error {
+		var err error
+		conn, err = new(net.Dialer).DialTCP(ctx, "tcp", netip.AddrPort{}, addr)
+		return err
+	})
+	return conn, err
+}
