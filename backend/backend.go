@@ -62,6 +62,10 @@ type Params struct {
 	Uplink Uplink
 	Kernel kernel.Host
 	Log    *slog.Logger
+	// Blackhole asks for a route of last resort that drops packets to
+	// addresses of our own subnet that no container has (flannel's
+	// --ip-blackhole-route).
+	Blackhole bool
 	// Observe, when set, is told what every Apply had to change.
 	Observe func(reconcile.Result)
 }

@@ -1,0 +1,111 @@
+package hostgw
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/reconcile"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// Type is the name in Backend.Type and in the leases of peers.
+const Type = "host-gw"
+
+// ErrNotOnSegment: the peer can be reached only through a gateway.
+var ErrNotOnSegment = errors.New("not on the segment")
+
+// Backend is the host-gw backend. Apply and Cleanup must not run concurrently;
+// the rest may.
+type Backend struct {
+	params backend.Params
+	router backend.Router
+}
+
+var _ backend.Constructor = New
+
+// New checks that there are no options; host-gw has none.
+func New(p backend.Params) (backend.Backend, error) {
+	if err := errors.Join(p.NoOptions(), p.CheckUplink()); err != nil {
+		return nil, err
+	}
+	return &Backend{params: p, router: backend.Router{Kernel: p.Kernel, Log: p.Logger()}}, nil
+}
+
+// Attrs has no backend data.
+func (b *Backend) Attrs() (subnet.Attrs, error) { return b.params.Attrs(Type), nil }
+
+// MTU is the uplink's: nothing is added to a packet.
+func (b *Backend) MTU() int { return b.params.Uplink.Link.MTU }
+
+// Tunnel says that peers' packets come in plainly.
+func (b *Backend) Tunnel() backend.Tunnel { return backend.Tunnel{Direct: true} }
+
+// Apply makes the main table hold one route per peer.
+func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
+	routes, skipped := b.project(d.Peers)
+	step, blocked := b.router.Step(ctx, backend.RoutePlan{
+		Desired: d, Routes: routes, Uplink: b.params.Uplink.Link.Index, Blackhole: b.params.Blackhole,
+	})
+	r, err := reconcile.Apply(ctx, step)
+	if b.params.Observe != nil {
+		b.params.Observe(r)
+	}
+	return errors.Join(skipped, blocked, backend.Blame(err, backend.PeerOf(routes)))
+}
+
+// project maps peers to routes. Peers that cannot be mapped are left out, each
+// with a PeerError in the joined error.
+func (b *Backend) project(peers []subnet.Lease) ([]backend.PeerRoute, error) {
+	routes := make([]backend.PeerRoute, 0, len(peers))
+	var errs []error
+	for _, f := range b.params.Families() {
+		for i := range peers {
+			if !peers[i].Subnet[f].IsValid() {
+				continue
+			}
+			if err := b.check(f, peers[i].Attrs); err != nil {
+				errs = append(errs, backend.NewPeerError(&peers[i], f, err))
+				continue
+			}
+			routes = append(routes, backend.PeerRoute{Peer: &peers[i], Route: kernel.Route{
+				Dst: peers[i].Subnet[f], Gateway: peers[i].Attrs.PublicIP[f],
+				Link: b.params.Uplink.Link.Index, Protocol: kernel.Protocol,
+			}})
+		}
+	}
+	return routes, errors.Join(errs...)
+}
+
+// check says why a peer cannot be a gateway.
+func (b *Backend) check(f subnet.Family, peer subnet.Attrs) error {
+	if err := b.params.CheckPeer(Type, f, peer); err != nil {
+		return err
+	}
+	if up := b.params.Uplink; !up.OnSegment(peer.PublicIP[f]) {
+		return fmt.Errorf("%w of %s (%s): host-gw needs all hosts on one layer-2 segment; "+
+			"use vxlan with DirectRouting where they are not", ErrNotOnSegment, up.Link.Name, segments(up.Segments, f))
+	}
+	return nil
+}
+
+// segments lists the prefixes of one family.
+func segments(all []netip.Prefix, f subnet.Family) string {
+	var s []string
+	for _, p := range all {
+		if subnet.FamilyOf(p.Addr()) == f {
+			s = append(s, p.String())
+		}
+	}
+	return strings.Join(s, ", ")
+}
+
+// Cleanup removes our routes.
+func (b *Backend) Cleanup(ctx context.Context) error {
+	_, err := b.router.Sweep(ctx)
+	return err
+}

@@ -1,0 +1,253 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/reconcile"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+const (
+	// protocolBoot is rtnetlink's RTPROT_BOOT: what a route has that nobody
+	// gave a protocol, as flannel's routes and those typed by hand.
+	protocolBoot = 3
+	// defaultMetric6 is what the kernel makes of metric 0 in IPv6.
+	defaultMetric6 = 1024
+	// blackholeMetric loses to every connected route of the container bridge:
+	// the kernel gives those 0 in IPv4 and 256 in IPv6.
+	blackholeMetric = 1 << 20
+)
+
+// Router is the policy for the main table's routes, the same for every
+// backend: which of them are ours, which are flannel's and taken over, and
+// which are somebody else's and not touched. Ours is a route
+//
+//   - with our protocol number, or
+//   - through a device of ours, or
+//   - that flannel left: inside the network, by the uplink, by hand's protocol,
+//     and its gateway the address of a listed peer.
+//
+// The zero Router with a Kernel is ready. It serves one caller at a time.
+type Router struct {
+	Kernel kernel.Host
+	Log    *slog.Logger
+
+	differ reconcile.Differ[kernel.Route, kernel.RouteKey]
+	// reported are the foreign routes that the log named last.
+	reported string
+}
+
+// RoutePlan is what Router makes of one Desired.
+type RoutePlan struct {
+	Desired Desired
+	// Routes lead to the peers, at most one per destination.
+	Routes []PeerRoute
+	// Devices are the indexes of the tunnel devices that are ours.
+	Devices []int
+	// Uplink is the index of the interface whose plain routes of flannel's
+	// are taken over.
+	Uplink int
+	// Keep are the families whose device is not there: no route of theirs is
+	// deleted for not being planned.
+	Keep subnet.ByFamily[bool]
+	// Blackhole adds a last resort for our own subnet: a packet to an address
+	// without a container is dropped and does not leave by the default route.
+	Blackhole bool
+}
+
+// PeerRoute is a route to a peer's subnet.
+type PeerRoute struct {
+	kernel.Route
+	Peer *subnet.Lease
+}
+
+// Step returns the step that makes the main table hold the plan's routes. Its
+// error joins a [PeerError] for each peer whose subnet a foreign route or
+// address occupies: the step leaves those alone, and the peer out. The step must
+// be applied before the next call.
+func (r *Router) Step(ctx context.Context, plan RoutePlan) (reconcile.Step, error) {
+	table := listed{Table: r.Kernel.Routes()}
+	table.routes, table.err = table.Table.List(ctx)
+	connected, err := r.connected(ctx, plan.Devices)
+	ours := plan.proof()
+	foreign := slices.DeleteFunc(slices.Clone(table.routes), ours)
+	words := &describer{ctx: ctx, kernel: r.Kernel}
+	blocked := words.occupied(foreign, connected)
+
+	desired := make([]kernel.Route, 0, len(plan.Routes)+len(plan.Keep))
+	errs := []error{err}
+	for _, route := range plan.Routes {
+		if why := blocked(route.Dst); why != nil {
+			errs = append(errs, NewPeerError(route.Peer, subnet.FamilyOf(route.Dst.Addr()), why))
+			continue
+		}
+		desired = append(desired, route.Route)
+	}
+	desired = append(desired, plan.blackholes()...)
+	r.report(plan.Desired.Config, foreign, words)
+	step := r.differ.Step("route", table, desired, func(e kernel.Route) bool {
+		return !plan.Keep[subnet.FamilyOf(e.Dst.Addr())] && ours(e)
+	})
+	return step, errors.Join(errs...)
+}
+
+// Sweep deletes every route that carries our protocol number.
+func (r *Router) Sweep(ctx context.Context) (reconcile.Result, error) {
+	return reconcile.Apply(ctx, r.differ.Step("route", r.Kernel.Routes(), nil, func(e kernel.Route) bool {
+		return e.Protocol == kernel.Protocol
+	}))
+}
+
+// listed is a table that was read already: what the step plans on is what the
+// conflicts were found in.
+type listed struct {
+	reconcile.Table[kernel.Route]
+	routes []kernel.Route
+	err    error
+}
+
+// List returns what was read.
+func (l listed) List(context.Context) ([]kernel.Route, error) { return l.routes, l.err }
+
+// connected returns the addresses of all links but devices. The kernel's own
+// routes come from them, and those are in no [kernel.Host.Routes].
+func (r *Router) connected(ctx context.Context, devices []int) ([]kernel.Addr, error) {
+	addrs, err := r.Kernel.Addrs(0).List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	return slices.DeleteFunc(slices.Clone(addrs), func(a kernel.Addr) bool {
+		return slices.Contains(devices, a.Link)
+	}), nil
+}
+
+// OccupiedError says that a peer's subnet is in use by something on this host
+// that is not ours. It is left alone.
+type OccupiedError struct{ What string }
+
+// Error names what is in the way and what to do.
+func (e *OccupiedError) Error() string {
+	return "foreign " + e.What + " is in the way: remove it, or renumber one of the two"
+}
+
+// precedence is a route's metric as the kernel compares it; lower wins.
+func precedence(r kernel.Route) int {
+	if r.Metric == 0 && r.Dst.Addr().Is6() {
+		return defaultMetric6
+	}
+	return r.Metric
+}
+
+// proof returns what tells our routes from others'.
+func (p *RoutePlan) proof() func(kernel.Route) bool {
+	listed := make(map[netip.Addr]bool, len(p.Desired.Peers))
+	for i := range p.Desired.Peers {
+		for _, a := range p.Desired.Peers[i].Attrs.PublicIP {
+			listed[a] = true
+		}
+	}
+	return func(r kernel.Route) bool {
+		switch {
+		case r.Protocol == kernel.Protocol, r.Link != 0 && slices.Contains(p.Devices, r.Link):
+			return true
+		case r.Protocol != protocolBoot || !inside(p.Desired.Config, r.Dst):
+			return false
+		case r.Blackhole: // flannel's --ip-blackhole-route
+			return p.Blackhole && slices.Contains(p.Desired.Own.Subnet[:], r.Dst)
+		}
+		return r.Link == p.Uplink && r.Link != 0 && r.Gateway.IsValid() && listed[r.Gateway]
+	}
+}
+
+// blackholes returns the last resorts for our own subnet.
+func (p *RoutePlan) blackholes() []kernel.Route {
+	if !p.Blackhole {
+		return nil
+	}
+	var routes []kernel.Route
+	for _, own := range p.Desired.Own.Subnet {
+		if own.IsValid() {
+			routes = append(routes, kernel.Route{
+				Dst: own, Blackhole: true, Metric: blackholeMetric, Protocol: kernel.Protocol,
+			})
+		}
+	}
+	return routes
+}
+
+// report logs the foreign routes inside the network, once per change of them.
+func (r *Router) report(c *subnet.Config, foreign []kernel.Route, words *describer) {
+	var names []string
+	for _, route := range foreign {
+		if inside(c, route.Dst) {
+			names = append(names, words.route(route))
+		}
+	}
+	now := strings.Join(names, "; ")
+	if now != "" && now != r.reported && r.Log != nil {
+		r.Log.Warn("foreign routes inside the network are left alone", "routes", now)
+	}
+	r.reported = now
+}
+
+// inside reports whether p is a part of the network.
+func inside(c *subnet.Config, p netip.Prefix) bool {
+	network := c.Ranges[subnet.FamilyOf(p.Addr())].Network
+	return network.IsValid() && network.Bits() <= p.Bits() && network.Contains(p.Addr())
+}
+
+// describer words what is in the way. It asks for the links' names once, and
+// only when something is.
+type describer struct {
+	ctx    context.Context //nolint:containedctx // lives for one call of Step
+	kernel kernel.Host
+	links  []kernel.Link
+}
+
+// occupied returns a function that says what, if anything, takes a destination.
+// Putting our route would replace a foreign one and be hidden by a connected
+// prefix.
+func (d *describer) occupied(foreign []kernel.Route, connected []kernel.Addr) func(netip.Prefix) error {
+	addrs := make(map[netip.Prefix]kernel.Addr, len(connected))
+	for _, a := range connected {
+		addrs[a.Prefix.Masked()] = a
+	}
+	routes := make(map[netip.Prefix]kernel.Route)
+	for _, r := range foreign {
+		if precedence(r) <= precedence(kernel.Route{Dst: r.Dst}) {
+			routes[r.Dst] = r
+		}
+	}
+	return func(dst netip.Prefix) error {
+		if a, ok := addrs[dst]; ok {
+			return &OccupiedError{What: fmt.Sprintf("address %s of %s", a.Prefix, d.link(a.Link))}
+		}
+		if r, ok := routes[dst]; ok {
+			return &OccupiedError{What: "route " + d.route(r)}
+		}
+		return nil
+	}
+}
+
+// route prints a route with its link's name.
+func (d *describer) route(r kernel.Route) string { return r.Notation(d.link(r.Link)) }
+
+// link is a link's name, or its index where names cannot be had.
+func (d *describer) link(index int) string {
+	if d.links == nil {
+		d.links, _ = d.kernel.Links(d.ctx)
+	}
+	for _, l := range d.links {
+		if l.Index == index {
+			return l.Name
+		}
+	}
+	return fmt.Sprintf("if%d", index)
+}

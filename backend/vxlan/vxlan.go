@@ -1,0 +1,252 @@
+package vxlan
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/reconcile"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// Backend is the VXLAN backend. Apply and Cleanup must not run concurrently;
+// the rest may.
+type Backend struct {
+	params backend.Params
+	opts   Options
+	kernel kernel.Host
+	log    *slog.Logger
+	mtu    subnet.ByFamily[int]
+
+	router     backend.Router
+	fdb        subnet.ByFamily[reconcile.Differ[kernel.FDB, kernel.FDBKey]]
+	neighbours subnet.ByFamily[reconcile.Differ[kernel.Neighbour, kernel.NeighbourKey]]
+
+	mu sync.Mutex
+	// macs are what peers were or will be told; zero: not decided.
+	macs subnet.ByFamily[kernel.MAC]
+}
+
+var _ backend.Constructor = New
+
+// New checks the options.
+func New(p backend.Params) (backend.Backend, error) {
+	opts, unknown, err := ParseOptions(p.Config)
+	if err = errors.Join(err, p.CheckUplink()); err != nil {
+		return nil, err
+	}
+	p.WarnUnknown(unknown)
+	b := &Backend{
+		params: p, opts: opts, kernel: p.Kernel, log: p.Logger(),
+		router: backend.Router{Kernel: p.Kernel, Log: p.Logger()},
+	}
+	for _, f := range p.Families() {
+		if err := b.fit(f); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+// fit finds the MTU of one family's device. The kernel cuts what the uplink
+// cannot carry anyway, so saying it first keeps MTU and device equal.
+func (b *Backend) fit(f subnet.Family) error {
+	link := b.params.Uplink.Link
+	room := link.MTU - overheads[f]
+	if room < minMTU[f] {
+		return fmt.Errorf("uplink %s has MTU %d: %s over VXLAN needs at least %d", link.Name, link.MTU, f, minMTU[f]+overheads[f])
+	}
+	b.mtu[f] = room
+	switch {
+	case b.opts.MTU > room:
+		b.log.Warn("configured mtu is more than the uplink allows", "device", deviceName(f, b.opts.VNI), "configured", b.opts.MTU, "mtu", room)
+	case b.opts.MTU != 0:
+		b.mtu[f] = b.opts.MTU
+	}
+	return nil
+}
+
+// MTU is that of the smaller device.
+func (b *Backend) MTU() int {
+	least := 0
+	for _, f := range b.params.Families() {
+		if least == 0 || b.mtu[f] < least {
+			least = b.mtu[f]
+		}
+	}
+	return least
+}
+
+// Tunnel names the devices and the port.
+func (b *Backend) Tunnel() backend.Tunnel {
+	t := backend.Tunnel{Direct: b.opts.DirectRouting, Port: uint16(b.opts.Port)} //nolint:gosec // within 1..65535
+	for _, f := range b.params.Families() {
+		t.Devices = append(t.Devices, deviceName(f, b.opts.VNI))
+	}
+	return t
+}
+
+// Attrs reads the MACs of devices that are there already, and else derives them.
+func (b *Backend) Attrs() (subnet.Attrs, error) {
+	attrs := b.params.Attrs(Type)
+	links, err := b.kernel.Links(context.Background())
+	if err != nil {
+		return subnet.Attrs{}, fmt.Errorf("list links: %w", err)
+	}
+	for _, f := range b.params.Families() {
+		if attrs.BackendData[f], err = marshalVTEP(b.opts.VNI, b.mac(f, links)); err != nil {
+			return subnet.Attrs{}, err
+		}
+	}
+	return attrs, nil
+}
+
+// mac is this host's MAC in a family. Once said it stays, whatever becomes of
+// the device: peers were told. A device that must be made anew passes it on.
+func (b *Backend) mac(f subnet.Family, links []kernel.Link) kernel.MAC {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.macs[f] == (kernel.MAC{}) {
+		b.macs[f] = deriveMAC(b.params.Node, b.opts.VNI, f)
+		if l, found := find(links, deviceName(f, b.opts.VNI)); found && adoptable(l) && unicast(l.MAC) {
+			b.macs[f] = l.MAC
+		}
+	}
+	return b.macs[f]
+}
+
+// Apply makes devices, addresses and the peers' entries match d.
+func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
+	var (
+		total reconcile.Result
+		errs  []error
+	)
+	done := func(r reconcile.Result, err error) {
+		total.Put, total.Deleted, total.Failed = total.Put+r.Put, total.Deleted+r.Deleted, total.Failed+r.Failed
+		errs = append(errs, err)
+	}
+	links, err := b.kernel.Links(ctx)
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	var devices subnet.ByFamily[device]
+	for _, f := range b.params.Families() {
+		dev, r, err := b.device(ctx, f, links)
+		devices[f] = dev
+		done(r, err)
+		if dev.index != 0 {
+			done(b.address(ctx, f, dev, d.Own.Subnet[f]))
+		}
+	}
+	done(b.peers(ctx, devices, d))
+	done(b.sweep(ctx, links))
+	if b.params.Observe != nil {
+		b.params.Observe(total)
+	}
+	return errors.Join(errs...)
+}
+
+// device brings one family's device up. One that is up but not in everything as
+// it should be is used all the same, beside the error.
+func (b *Backend) device(ctx context.Context, f subnet.Family, links []kernel.Link) (device, reconcile.Result, error) {
+	mac := b.mac(f, links)
+	index, changed, err := b.ensure(ctx, links, b.wanted(f, mac))
+	r := reconcile.Result{Put: changed}
+	if err != nil {
+		r.Failed = 1
+	}
+	return device{index, mac}, r, err
+}
+
+// address puts the first address of our subnet on the device: what the host
+// itself sends to containers comes from there. Of others it removes the one
+// address of an earlier subnet.
+func (b *Backend) address(ctx context.Context, f subnet.Family, dev device, own netip.Prefix) (reconcile.Result, error) {
+	var desired []kernel.Addr
+	if own.IsValid() {
+		desired = []kernel.Addr{{Link: dev.index, Prefix: netip.PrefixFrom(own.Addr(), f.Bits())}}
+	}
+	rng := b.params.Config.Ranges[f]
+	earlier := func(a kernel.Addr) bool {
+		return a.Prefix.IsSingleIP() && rng.Network.Contains(a.Prefix.Addr()) &&
+			netip.PrefixFrom(a.Prefix.Addr(), rng.SubnetLen).Masked().Addr() == a.Prefix.Addr()
+	}
+	return reconcile.Apply(ctx, reconcile.NewStep("address", b.kernel.Addrs(dev.index), desired, earlier))
+}
+
+// peers makes the entries of all peers match: the FDB first, then neighbours,
+// then the routes that lead packets there.
+func (b *Backend) peers(ctx context.Context, devices subnet.ByFamily[device], d backend.Desired) (reconcile.Result, error) {
+	p := projection{params: b.params, opts: b.opts, devices: devices}
+	e, skipped := p.project(d.Peers)
+	plan := backend.RoutePlan{Desired: d, Routes: e.routes, Uplink: b.params.Uplink.Link.Index, Blackhole: b.params.Blackhole}
+	var steps []reconcile.Step
+	for _, f := range b.params.Families() {
+		index := devices[f].index
+		if index == 0 {
+			plan.Keep[f] = true
+			continue
+		}
+		plan.Devices = append(plan.Devices, index)
+		steps = append(steps, b.fdb[f].Step("fdb entry", b.kernel.FDB(index), e.fdb[f], nil))
+	}
+	for _, f := range b.params.Families() {
+		if index := devices[f].index; index != 0 {
+			steps = append(steps, b.neighbours[f].Step("neighbour", b.kernel.Neighbours(index), e.neighbours[f], nil))
+		}
+	}
+	step, blocked := b.router.Step(ctx, plan)
+	r, err := reconcile.Apply(ctx, append(steps, step)...)
+	return r, errors.Join(skipped, blocked, backend.Blame(err, e.peer))
+}
+
+// sweep removes what an earlier config left: VXLAN devices with our alias that
+// are not wanted now. It comes last, when nothing leads there any more.
+func (b *Backend) sweep(ctx context.Context, links []kernel.Link) (reconcile.Result, error) {
+	wanted := b.Tunnel().Devices
+	return b.deleteLinks(ctx, links, func(l kernel.Link) bool {
+		return l.Type == linkType && l.Alias == kernel.Alias && !slices.Contains(wanted, l.Name)
+	})
+}
+
+// Cleanup removes the routes and the devices, flannel's under our name too; the
+// other entries go with their device.
+func (b *Backend) Cleanup(ctx context.Context) error {
+	_, routes := b.router.Sweep(ctx)
+	links, err := b.kernel.Links(ctx)
+	if err != nil {
+		return errors.Join(routes, fmt.Errorf("list links: %w", err))
+	}
+	wanted := b.Tunnel().Devices
+	_, err = b.deleteLinks(ctx, links, func(l kernel.Link) bool {
+		return adoptable(l) && (l.Alias == kernel.Alias || slices.Contains(wanted, l.Name))
+	})
+	return errors.Join(routes, err)
+}
+
+// deleteLinks deletes the links that match.
+func (b *Backend) deleteLinks(ctx context.Context, links []kernel.Link, match func(kernel.Link) bool) (reconcile.Result, error) {
+	var (
+		r    reconcile.Result
+		errs []error
+	)
+	for _, l := range links {
+		if !match(l) {
+			continue
+		}
+		if err := b.kernel.DeleteLink(ctx, l.Index); err != nil {
+			r.Failed++
+			errs = append(errs, fmt.Errorf("delete device %s: %w", l.Name, err))
+			continue
+		}
+		r.Deleted++
+		b.log.Info("device deleted", "device", l.Name)
+	}
+	return r, errors.Join(errs...)
+}
