@@ -1,0 +1,184 @@
+package daemonconfig
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// DockerConfig is a daemon.json on disk, and the memory of what is ours in it.
+type DockerConfig struct {
+	// Path is daemon.json, MemoryPath a file of ours in the state directory.
+	Path, MemoryPath string
+	// Options are for a daemon.json that does not exist yet.
+	Options WriteOptions
+}
+
+// ErrChanged: somebody else wrote daemon.json between Plan and Commit. Plan
+// again.
+var ErrChanged = errors.New("was changed meanwhile by somebody else")
+
+// Plan is a change of daemon.json that is decided and not done.
+type Plan struct {
+	// Old is the present text; nil: there is no file.
+	Old []byte
+	Merged
+	before Memory
+}
+
+// Plan reads the file and decides what Commit would write. It touches nothing.
+func (c DockerConfig) Plan(want Docker) (Plan, error) {
+	before, err := LoadMemory(c.MemoryPath)
+	if err != nil {
+		return Plan{}, err
+	}
+	old, err := c.read()
+	if err != nil {
+		return Plan{}, err
+	}
+	memory := before
+	if before.Path != c.Path {
+		memory = Memory{Path: c.Path}
+	}
+	merged, err := Merge(old, want, memory)
+	if err != nil {
+		return Plan{}, fmt.Errorf("docker config %s: %w", c.Path, err)
+	}
+	return Plan{Old: old, Merged: merged, before: before}, nil
+}
+
+// Commit does what p says, unless the file is no longer as p found it:
+// [ErrChanged]. If the memory is about another file, what is ours there is
+// withdrawn first. Killed between any two steps, it leaves the old or the new
+// daemon.json, and a memory that knows our values in either.
+func (c DockerConfig) Commit(p Plan) error {
+	if now, err := c.read(); err != nil {
+		return err
+	} else if !bytes.Equal(now, p.Old) || (now == nil) != (p.Old == nil) {
+		return fmt.Errorf("docker config %s: %w", c.Path, ErrChanged)
+	}
+	if p.before.Path != "" && p.before.Path != c.Path {
+		if _, err := Withdraw(c.MemoryPath); err != nil {
+			return err
+		}
+		p.before = Memory{}
+	}
+	if len(p.Changes) > 0 {
+		if err := saveMemory(c.MemoryPath, p.before.join(p.Memory)); err != nil {
+			return err
+		}
+	}
+	if err := c.put(p.Text); err != nil {
+		return err
+	}
+	return saveMemory(c.MemoryPath, p.Memory)
+}
+
+// Withdraw takes back whatever the memory at memoryPath says is ours, in the
+// file that it names, and forgets it. It returns what it changed; without a
+// memory that is nothing.
+func Withdraw(memoryPath string) ([]Change, error) {
+	memory, err := LoadMemory(memoryPath)
+	if err != nil || memory.Path == "" {
+		return nil, err
+	}
+	c := DockerConfig{Path: memory.Path, MemoryPath: memoryPath}
+	p, err := c.Plan(Docker{})
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Commit(p); err != nil {
+		return nil, err
+	}
+	return p.Changes, nil
+}
+
+// LoadMemory reads a memory; one that does not exist is empty.
+func LoadMemory(path string) (Memory, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Memory{}, nil
+	}
+	if err != nil {
+		return Memory{}, fmt.Errorf("read memory of docker config: %w", err)
+	}
+	var m Memory
+	if err := json.Unmarshal(text, &m); err != nil {
+		return Memory{}, fmt.Errorf("read memory of docker config: %s: %w (remove it to forget which of Docker's keys are ours)", path, err)
+	}
+	return m, nil
+}
+
+// saveMemory keeps m, or removes the file when there is nothing to remember.
+func saveMemory(path string, m Memory) error {
+	if len(m.Keys) == 0 {
+		return remove(path)
+	}
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return fmt.Errorf("save memory of docker config: %w", err)
+	}
+	_, err = Write(path, append(text, '\n'), WriteOptions{Perm: 0o600, DirPerm: 0o700})
+	return err
+}
+
+// join returns a memory that knows the values of m and of next, which replaces
+// it, for the time in which the file may hold either.
+func (m Memory) join(next Memory) Memory {
+	if m.Path != next.Path && next.Path != "" {
+		return next
+	}
+	joined := m.clone()
+	joined.Created = m.Created || next.Created
+	for key, r := range next.Keys {
+		r.Wrote = slices.Concat(m.Keys[key].Wrote, r.Wrote)
+		joined.Keys[key] = r
+	}
+	return joined
+}
+
+// read returns the file's text; nil: there is no file.
+func (c DockerConfig) read() ([]byte, error) {
+	target, err := followLinks(c.Path)
+	if err != nil {
+		return nil, fmt.Errorf("docker config %s: %w", c.Path, err)
+	}
+	file, err := readExisting(target)
+	if err != nil {
+		return nil, fmt.Errorf("docker config %s: %w", c.Path, err)
+	}
+	return file.data, nil
+}
+
+// put writes the file, or removes it when text is nil.
+func (c DockerConfig) put(text []byte) error {
+	if text != nil {
+		_, err := Write(c.Path, text, c.Options)
+		return err
+	}
+	return remove(c.Path)
+}
+
+// remove deletes what path leads to, for good; a file that is gone is no
+// failure.
+func remove(path string) error {
+	target, err := followLinks(path)
+	if err == nil {
+		err = os.Remove(target)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(target))
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", path, explain(err))
+	}
+	return nil
+}
