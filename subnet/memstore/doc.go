@@ -10,6 +10,6 @@
 //
 // It passes the conformance suite of storetest, which etcdstore passes as well:
 // what holds here holds there. Its further methods are what others do to a
-// store: they are never refused, even while [Store.SetUnavailable] keeps the
-// store's users out.
+// store: they are never refused, even while [Store.SetUnavailable] keeps a
+// host out.
 package memstore

@@ -27,7 +27,7 @@ func (s *Store) Put(key, value string, id subnet.LeaseID) (subnet.Revision, erro
 }
 
 // put is Put for any key below the prefix.
-func (s *Store) put(path, value string, id subnet.LeaseID) (subnet.Revision, error) {
+func (s *server) put(path, value string, id subnet.LeaseID) (subnet.Revision, error) {
 	var revision subnet.Revision
 	err := s.locked(func(st *state) error {
 		if _, ok := st.leases[id]; id != 0 && !ok {
@@ -99,7 +99,7 @@ func (s *Store) Snapshot() Snapshot {
 func (s *Store) Restore(b Snapshot) { s.replace(b.state.clone()) }
 
 // replace begins another life.
-func (s *Store) replace(st *state) {
+func (s *server) replace(st *state) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.state.end()
@@ -110,8 +110,9 @@ func (s *Store) replace(st *state) {
 	s.wake()
 }
 
-// SetUnavailable makes every call fail with err, and ends every watch with it,
-// until it is called again with nil. Leases expire meanwhile.
+// SetUnavailable makes every call of this Store fail with err, and ends its
+// watches with it, until it is called again with nil. The others on the same
+// data are not concerned, and leases expire meanwhile.
 func (s *Store) SetUnavailable(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -120,7 +121,7 @@ func (s *Store) SetUnavailable(err error) {
 }
 
 // act runs f, wakes the watches, and returns the revision.
-func (s *Store) act(f func(*state)) subnet.Revision {
+func (s *server) act(f func(*state)) subnet.Revision {
 	var revision subnet.Revision
 	// The function never fails, and so locked does not.
 	_ = s.locked(func(st *state) error {
@@ -132,7 +133,7 @@ func (s *Store) act(f func(*state)) subnet.Revision {
 }
 
 // grant makes a lease, or none for a ttl of zero; mu is held.
-func (s *Store) grant(ttl time.Duration) (subnet.LeaseID, time.Duration) {
+func (s *server) grant(ttl time.Duration) (subnet.LeaseID, time.Duration) {
 	if ttl <= 0 {
 		return 0, 0
 	}
@@ -145,7 +146,7 @@ func (s *Store) grant(ttl time.Duration) (subnet.LeaseID, time.Duration) {
 
 // start lets l expire after its TTL; mu is held. The timer may fire while Renew
 // waits for the lock or holds it: the deadline decides.
-func (s *Store) start(id subnet.LeaseID, l *lease) {
+func (s *server) start(id subnet.LeaseID, l *lease) {
 	l.deadline = time.Now().Add(l.ttl)
 	l.timer = time.AfterFunc(l.ttl, func() {
 		s.act(func(st *state) {

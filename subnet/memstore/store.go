@@ -31,17 +31,23 @@ type Options struct {
 	After func(method string) error
 }
 
-// Store is a store in memory. Its zero value is not usable: see [New].
+// Store is one process' view of a store in memory. Its zero value is not
+// usable: see [New].
 type Store struct {
 	opts Options
+	*server
+	// known is the identity that the last Load returned; down, why the server
+	// cannot be reached. Both are guarded by the server's mu.
+	known string
+	down  error
+}
 
+// server is what all Stores on the same data share.
+type server struct {
 	mu sync.Mutex
 	// The fields below are guarded by mu.
 
-	state *state
-	// known is the identity that the last Load returned.
-	known     string
-	down      error
+	state     *state
 	lastLease subnet.LeaseID
 	// changed is closed and replaced whenever a watch must look again.
 	changed chan struct{}
@@ -49,10 +55,19 @@ type Store struct {
 
 // New returns an empty store, without a config and without an identity.
 func New(opts Options) *Store {
+	srv := &server{state: newState(), changed: make(chan struct{})}
+	return srv.open(opts)
+}
+
+// Open returns another Store on the same data, as one more host has it: it
+// remembers the identity by itself, and can be unavailable by itself.
+func (s *Store) Open(opts Options) *Store { return s.open(opts) }
+
+func (s *server) open(opts Options) *Store {
 	if opts.Progress <= 0 {
 		opts.Progress = 5 * time.Second
 	}
-	return &Store{opts: opts, state: newState(), changed: make(chan struct{})}
+	return &Store{opts: opts, server: s}
 }
 
 // do runs one call of an interface's method under the lock.
@@ -85,7 +100,7 @@ func (s *Store) admit(ctx context.Context, method string) error {
 }
 
 // locked runs f and wakes the watches if it changed something.
-func (s *Store) locked(f func(*state) error) error {
+func (s *server) locked(f func(*state) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	before := s.state.revision
@@ -97,7 +112,7 @@ func (s *Store) locked(f func(*state) error) error {
 }
 
 // wake makes every watch look again; mu is held.
-func (s *Store) wake() {
+func (s *server) wake() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
