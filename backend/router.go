@@ -137,8 +137,8 @@ func (e *OccupiedError) Error() string {
 	return "foreign " + e.What + " is in the way: remove it, or renumber one of the two"
 }
 
-// precedence is a route's metric as the kernel compares it; lower wins.
-func precedence(r kernel.Route) int {
+// Precedence is a route's metric as the kernel compares it; lower wins.
+func Precedence(r kernel.Route) int {
 	if r.Metric == 0 && r.Dst.Addr().Is6() {
 		return defaultMetric6
 	}
@@ -221,7 +221,7 @@ func (d *describer) occupied(foreign []kernel.Route, connected []kernel.Addr) fu
 	}
 	routes := make(map[netip.Prefix]kernel.Route)
 	for _, r := range foreign {
-		if precedence(r) <= precedence(kernel.Route{Dst: r.Dst}) {
+		if Precedence(r) <= Precedence(kernel.Route{Dst: r.Dst}) {
 			routes[r.Dst] = r
 		}
 	}

@@ -1,0 +1,193 @@
+package uplink
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// byNameOrAddr is --iface.
+func byNameOrAddr(arg string) func(Inventory) (choice, error) {
+	return func(inv Inventory) (choice, error) {
+		if addr, err := netip.ParseAddr(arg); err == nil {
+			for _, a := range inv.Addrs {
+				if a.Prefix.Addr() == addr.Unmap() {
+					return choice{a.Link, addr.Unmap()}, nil
+				}
+			}
+			return choice{}, errors.New("no interface has this address")
+		}
+		for _, l := range inv.Links {
+			if l.Name == arg {
+				return choice{link: l.Index}, nil
+			}
+		}
+		return choice{}, errors.New("no such interface")
+	}
+}
+
+// byRegex is --iface-regex: addresses first, then names, as in flannel. What may
+// not be chosen is passed over, for a pattern such as "10\." would match our own
+// tunnel from the second start on.
+func byRegex(pattern string) func(Inventory) (choice, error) {
+	return func(inv Inventory) (choice, error) {
+		re, err := regexp.Compile(pattern)
+		if err != nil {
+			return choice{}, err
+		}
+		for _, l := range inv.Links {
+			if unfit(l) != nil {
+				continue
+			}
+			for _, a := range inv.Addrs {
+				if addr := a.Prefix.Addr(); a.Link == l.Index && refuse(addr) == nil && re.MatchString(addr.String()) {
+					return choice{l.Index, addr}, nil
+				}
+			}
+		}
+		for _, l := range inv.Links {
+			if unfit(l) == nil && re.MatchString(l.Name) {
+				return choice{link: l.Index}, nil
+			}
+		}
+		return choice{}, errors.New("matches no usable interface, neither by address nor by name")
+	}
+}
+
+// byReach is --iface-can-reach: the kernel also says from which address.
+func byReach(inv Inventory) (choice, error) {
+	if inv.Reach.Link == 0 {
+		return choice{}, errors.New("no route there")
+	}
+	return choice{inv.Reach.Link, inv.Reach.Src}, nil
+}
+
+// byDefault takes the default route of the first family that is needed and has
+// one.
+func byDefault(need []subnet.Family) func(Inventory) (choice, error) {
+	return func(inv Inventory) (choice, error) {
+		for _, f := range need {
+			if inv.Defaults[f].Link != 0 {
+				return choice{link: inv.Defaults[f].Link}, nil
+			}
+		}
+		return choice{}, fmt.Errorf("there is no %s default route", need[0])
+	}
+}
+
+// selection is one run of Select.
+type selection struct {
+	inv   Inventory
+	need  []subnet.Family
+	tried []string
+}
+
+// use makes an uplink of a choice, if it can be one.
+func (s *selection) use(c choice, err error) (backend.Uplink, error) {
+	if err != nil {
+		return backend.Uplink{}, err
+	}
+	link, found := s.link(c.link)
+	if !found {
+		return backend.Uplink{}, fmt.Errorf("interface %d is gone", c.link)
+	}
+	if err := unfit(link); err != nil {
+		return backend.Uplink{}, err
+	}
+	up := backend.Uplink{Link: link}
+	for _, a := range s.inv.Addrs {
+		addr := a.Prefix.Addr()
+		if a.Link != link.Index || refuse(addr) != nil {
+			continue
+		}
+		f := subnet.FamilyOf(addr)
+		if !up.Addr[f].IsValid() {
+			up.Addr[f] = addr
+		}
+		if p := a.Prefix.Masked(); !p.IsSingleIP() {
+			up.Segments = insert(up.Segments, p)
+		}
+	}
+	if c.addr.IsValid() {
+		if err := refuse(c.addr); err != nil {
+			return backend.Uplink{}, err
+		}
+		up.Addr[subnet.FamilyOf(c.addr)] = c.addr
+	}
+	for _, f := range s.need {
+		if !up.Addr[f].IsValid() {
+			return backend.Uplink{}, fmt.Errorf("%s has no usable %s address", link.Name, f)
+		}
+	}
+	return up, nil
+}
+
+// insert keeps prefixes sorted and distinct, so that equal uplinks are equal.
+func insert(all []netip.Prefix, p netip.Prefix) []netip.Prefix {
+	i := 0
+	for ; i < len(all); i++ {
+		c := all[i].Addr().Compare(p.Addr())
+		if c == 0 && all[i] == p {
+			return all
+		}
+		if c > 0 || c == 0 && all[i].Bits() > p.Bits() {
+			break
+		}
+	}
+	all = append(all, netip.Prefix{})
+	copy(all[i+1:], all[i:])
+	all[i] = p
+	return all
+}
+
+func (s *selection) link(index int) (kernel.Link, bool) {
+	for _, l := range s.inv.Links {
+		if l.Index == index {
+			return l, true
+		}
+	}
+	return kernel.Link{}, false
+}
+
+// unfit says why an interface cannot carry the tunnel now.
+func unfit(l kernel.Link) error {
+	if err := never(l); err != nil {
+		return err
+	}
+	if !l.Up {
+		return fmt.Errorf("%s is down (ip link set %s up)", l.Name, l.Name)
+	}
+	return nil
+}
+
+// never says why an interface cannot ever carry the tunnel.
+func never(l kernel.Link) error {
+	switch l.Type {
+	case "loopback":
+		return fmt.Errorf("%s is loopback, which reaches no other host", l.Name)
+	case "vxlan", "tun", "ipip", "ip6tnl", "wireguard":
+		if l.Alias == kernel.Alias || strings.HasPrefix(l.Name, "flannel") {
+			return fmt.Errorf("%s is the overlay's own tunnel", l.Name)
+		}
+	}
+	return nil
+}
+
+// refuse says why an address cannot be told to peers.
+func refuse(a netip.Addr) error {
+	switch {
+	case !a.IsValid() || a.IsUnspecified() || a.IsMulticast():
+		return fmt.Errorf("%s is no host's address", a)
+	case a.IsLoopback():
+		return fmt.Errorf("%s is a loopback address, which no other host reaches", a)
+	case a.IsLinkLocalUnicast():
+		return fmt.Errorf("%s is link-local", a)
+	}
+	return nil
+}
