@@ -1,0 +1,208 @@
+package firewall
+
+import (
+	"net/netip"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// What proves that something is ours.
+const (
+	// ChainPrefix starts the names of all chains of ours.
+	ChainPrefix = "FLANNELD-GO-"
+	// Mark starts the comments of all rules of ours.
+	Mark = "flanneld-go"
+)
+
+// The chains of ours. Names may have 28 characters.
+const (
+	chainForward = ChainPrefix + "FWD"
+	chainInput   = ChainPrefix + "INPUT"
+	chainPeers   = ChainPrefix + "IN-"
+	chainNAT     = ChainPrefix + "NAT"
+	// chainMade is empty and says that we created the table it is in.
+	chainMade = ChainPrefix + "MADE-TABLE"
+)
+
+// The chains of others that we look at.
+const (
+	dockerUser        = "DOCKER-USER"
+	flannelForward    = "FLANNEL-FWD"
+	flannelMasquerade = "FLANNEL-POSTRTG"
+)
+
+// Desired is what the firewall should let through. Families are data: what is
+// zero for a family is off for it.
+type Desired struct {
+	// Networks are the ranges of the whole overlay.
+	Networks subnet.ByFamily[netip.Prefix]
+	// Own is this host's subnet.
+	Own subnet.Subnet
+	// Tunnel is what the backend says of itself.
+	Tunnel backend.Tunnel
+	// Uplink is the name of the interface by which packets of peers come in
+	// plainly; needed if Tunnel.Direct.
+	Uplink string
+	// Peers are the addresses that peers send from, in any order, both
+	// families mixed; needed if Tunnel.Port is not zero.
+	Peers []netip.Addr
+	// ForwardRules: write the accepts in FORWARD and DOCKER-USER
+	// (--iptables-forward-rules).
+	ForwardRules bool
+	// Masquerade: what our subnet sends out of the network gets the host's
+	// address (--ip-masq).
+	Masquerade bool
+	// RandomFully: choose source ports at random where iptables can
+	// (not --ip-masq-fully-random-disable).
+	RandomFully bool
+}
+
+// interfaces are the ways by which packets of peers come in and go out.
+func (d Desired) interfaces() []string {
+	out := d.Tunnel.Devices[:len(d.Tunnel.Devices):len(d.Tunnel.Devices)]
+	if d.Tunnel.Direct && d.Uplink != "" {
+		out = append(out, d.Uplink)
+	}
+	return out
+}
+
+// place says where in a chain of others our jump stands, counted without our
+// own jumps.
+type place uint8
+
+const (
+	// placeFirst: before everything.
+	placeFirst place = iota
+	// placeBehindDockerUser: right behind the jump to DOCKER-USER; first where
+	// there is none.
+	placeBehindDockerUser
+	// placeClosing: before the first rule that ends the chain for every
+	// packet by a RETURN; last where there is none. The chain is not created.
+	placeClosing
+)
+
+// hook is a jump of ours in a chain of others.
+type hook struct {
+	chain string
+	place place
+	rule  rule
+}
+
+// tableSpec is everything of ours in one table.
+type tableSpec struct {
+	name   string
+	chains []chainSpec
+	hooks  []hook
+}
+
+// chainSpec is one chain of ours, whole.
+type chainSpec struct {
+	name  string
+	rules []rule
+}
+
+// tableNames are the tables that compile speaks of, in the order of writing.
+func tableNames() [2]string { return [2]string{"filter", "nat"} }
+
+// compile says what one family's tables should hold of ours. It returns a spec
+// for each of tableNames, empty where nothing is wanted.
+func compile(d Desired, f subnet.Family, canRandomFully bool) []tableSpec {
+	filter, nat := tableSpec{name: "filter"}, tableSpec{name: "nat"}
+	network, own := d.Networks[f], d.Own[f]
+	if network.IsValid() && own.IsValid() {
+		if d.ForwardRules {
+			filter.addForwards(forwards(d.interfaces(), network, own))
+		}
+		full := d.RandomFully && canRandomFully
+		nat.addNAT(translations(d, network, own, full))
+	}
+	filter.addInput(d.Tunnel.Port, peersOf(d.Peers, f))
+	return []tableSpec{filter, nat}
+}
+
+func (t *tableSpec) addForwards(rules []rule) {
+	if len(rules) == 0 {
+		return
+	}
+	t.chains = append(t.chains, chainSpec{chainForward, rules})
+	jump := rule{comment: Mark, target: chainForward}
+	t.hooks = append(t.hooks,
+		hook{"FORWARD", placeBehindDockerUser, jump},
+		hook{dockerUser, placeClosing, jump})
+}
+
+func (t *tableSpec) addNAT(rules []rule) {
+	if len(rules) == 0 {
+		return
+	}
+	t.chains = append(t.chains, chainSpec{chainNAT, rules})
+	t.hooks = append(t.hooks, hook{"POSTROUTING", placeFirst, rule{comment: Mark, target: chainNAT}})
+}
+
+func (t *tableSpec) addInput(port uint16, peers []netip.Prefix) {
+	if port == 0 || len(peers) == 0 {
+		return
+	}
+	t.chains = append(t.chains, peerChains(chainInput, peers)...)
+	t.hooks = append(t.hooks, hook{"INPUT", placeFirst, rule{
+		proto: "udp", dport: port, comment: Mark, target: chainInput,
+	}})
+}
+
+// forwards are the two accepts per interface. Whoever starts a connection, each
+// direction of it is one of the two on both hosts: no connection tracking is
+// needed.
+func forwards(interfaces []string, network, own netip.Prefix) []rule {
+	var out []rule
+	for _, name := range interfaces {
+		out = append(out,
+			rule{
+				src: network, dst: own, in: name, target: "ACCEPT",
+				comment: Mark + ": in from the overlay",
+			},
+			rule{
+				src: own, dst: network, out: name, target: "ACCEPT",
+				comment: Mark + ": out to the overlay",
+			})
+	}
+	return out
+}
+
+// translations are the rules on source addresses, first match wins. An ACCEPT
+// ends the whole hook, so that nobody's masquerade is reached; a RETURN goes on
+// to the rules of others.
+func translations(d Desired, network, own netip.Prefix, full bool) []rule {
+	out := []rule{{
+		dst: own, target: "RETURN",
+		comment: Mark + ": into our own subnet is not ours to rewrite",
+	}, {
+		src: own, dst: network, target: "ACCEPT",
+		comment: Mark + ": keep sources inside the network",
+	}}
+	for _, name := range d.interfaces() {
+		out = append(out, rule{
+			src: network, notSrc: true, dst: network, out: name,
+			// Others' packets (of the LAN, of other bridges) are
+			// translated only if we were told to masquerade.
+			srcLocal: !d.Masquerade,
+			target:   "SNAT", toSource: own.Addr().Next(), randomFully: full,
+			comment: Mark + ": enter the network as this host",
+		})
+	}
+	if d.Masquerade {
+		out = append(out, rule{
+			src: own, dst: multicast(own.Addr()), notDst: true,
+			target: "MASQUERADE", randomFully: full,
+			comment: Mark + ": masquerade to the outside",
+		})
+	}
+	return out
+}
+
+func multicast(a netip.Addr) netip.Prefix {
+	if a.Is4() {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{224}), 4)
+	}
+	return netip.PrefixFrom(netip.AddrFrom16([16]byte{0xff}), 8)
+}

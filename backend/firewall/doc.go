@@ -1,0 +1,82 @@
+// Package firewall lets the overlay through the firewall of a Docker host, and
+// nothing else: rules in iptables and ip6tables, in whichever of their variants
+// (nf_tables, legacy) the host uses.
+//
+//	Desired --- compile ---> tables: chains of ours, and where they are hooked
+//	                            |
+//	iptables-save --- parse --> plan --- restore --noflush ---> the kernel
+//	    ^                                                          |
+//	    +---------- read again: nothing left to do? <--------------+
+//
+// # What is written
+//
+//	filter FORWARD      -> FLANNELD-GO-FWD     two accepts per tunnel device:
+//	filter DOCKER-USER  -> FLANNELD-GO-FWD       in, source in the network and
+//	                                             destination in our subnet; out
+//	filter INPUT        -> FLANNELD-GO-INPUT   the tunnel's port, from peers
+//	nat    POSTROUTING  -> FLANNELD-GO-NAT     our subnet to the rest of the
+//	                                             network keeps its source
+//
+// In DOCKER-USER we stand behind the user's own rules and before the closing
+// RETURN, so that blocks of the user keep their effect; in FORWARD right behind
+// the jump to DOCKER-USER, or first where there is none; first everywhere else.
+// Each of the two places in FORWARD alone would do: with both, traffic passes
+// while Docker restarts and puts its own chains in front.
+//
+// In nat only an ACCEPT that is reached first keeps Docker's MASQUERADE from
+// rewriting a source: after a RETURN the packet would still meet it. What goes
+// to our own subnet is left alone, since Docker's hairpin rules stand there.
+// A packet into the overlay with a source outside of the network (the host's
+// own by host-gw, or a process bound to the uplink's address) gets the first
+// address of our subnet as its source: peers drop it otherwise, for their
+// accept is exactly as narrow as ours, and by that address the answer finds
+// the way back through the overlay.
+//
+// # Contract
+//
+//   - New does not act. Apply converges to what is desired and may be called
+//     again; when nothing differs it costs one exec per variant and family.
+//     Cleanup removes everything of ours.
+//   - Chains of ours are named [ChainPrefix]..., jumps to them stand in chains
+//     of others, and every rule has a comment that starts with [Mark]. The name
+//     of the chain is the proof: what neither is such a chain nor jumps to one
+//     belongs to others and is not touched.
+//   - All changes to a table are one transaction, by which a chain is replaced
+//     whole; chains that are as they should be are not written.
+//   - Failures are joined; what could be done is done. Missing tools are
+//     [ErrNoTools].
+//
+// # Two variants
+//
+// A packet meets the tables of both variants, and a drop in either is final. All
+// rules go into the variant in use: the one that holds Docker's chains, else any
+// rules of others, else the one that the name iptables means. Tables of the other
+// variant get theirs too while somebody else's rules or policies are in them, and
+// lose them afterwards.
+//
+// # Peers
+//
+// The accepts for the tunnel's port are as many as it takes to list the peers'
+// addresses as prefixes without loss. ipset would make that one rule, but needs
+// a tool that Docker hosts do not have. Since every encapsulated packet passes
+// here, more than 32 prefixes become a tree of chains by four bits of the address
+// each: 10,000 scattered addresses cost a packet about 60 comparisons instead of
+// 5,000 on average; to read them back takes 30 ms (legacy) or 100 ms (nf_tables),
+// and a change rewrites only the chains that differ.
+//
+// # After flannel
+//
+// The chains FLANNEL-FWD and FLANNEL-POSTRTG that a stopped flannel leaves behind
+// would defeat ours: the first accepts everything from or to the network, the
+// second masquerades whether we were told to or not. Apply removes them, and says
+// so, if each of their rules has flannel's comment and the network they name is
+// ours; those of a flannel with another network are left alone. On the way back
+// flannel makes its own again.
+//
+// # What stays after Cleanup
+//
+// A table of the legacy variant, once used, is listed as empty until the module is
+// unloaded or the namespace ends; the kernel knows no other way. A table that
+// Apply had to create in nf_tables is marked by an empty chain of ours, and
+// removed with it if nobody else uses it.
+package firewall

@@ -1,0 +1,221 @@
+package firewall
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"os"
+	"regexp"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// bench is one firewall that tests act on, as we and as others.
+type bench struct {
+	tools Tools
+	// v is the variant that others use.
+	v Variant
+	f *Firewall
+}
+
+// onEach runs a test on the fake and on the real variants, each in a network
+// namespace of its own.
+func onEach(t *testing.T, test func(t *testing.T, b *bench)) {
+	t.Helper()
+	run := func(t *testing.T, tools Tools, command string) {
+		variants, err := tools.Variants(t.Context(), subnet.IPv4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range variants {
+			if v.Command == command {
+				test(t, &bench{tools, v, New(Options{Log: quiet(), Tools: tools})})
+				return
+			}
+		}
+		t.Skipf("needs program: %s", command)
+	}
+	t.Run("fake", func(t *testing.T) { run(t, newFakeTools(), "iptables-nft") })
+	for _, command := range []string{"iptables-nft", "iptables-legacy"} {
+		t.Run(command, func(t *testing.T) {
+			enterNamespace(t)
+			run(t, &Exec{}, command)
+		})
+	}
+}
+
+// enterNamespace gives the goroutine's thread a new network namespace. Both end
+// with the test: a locked thread ends with its goroutine.
+func enterNamespace(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes a network namespace")
+	}
+	runtime.LockOSThread()
+	if err := syscall.Unshare(syscall.CLONE_NEWNET); err != nil {
+		t.Fatalf("unshare: %v", err)
+	}
+}
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// others does what another program would: whole tables, in the form of restore.
+func (b *bench) others(t *testing.T, script string) {
+	t.Helper()
+	for _, table := range strings.SplitAfter(strings.TrimLeft(script, "\n"), "COMMIT\n") {
+		if table == "" {
+			continue
+		}
+		if err := b.tools.Restore(context.Background(), b.v, table); err != nil {
+			t.Fatalf("%v in:\n%s", err, table)
+		}
+	}
+}
+
+var volatile = regexp.MustCompile(`(?m)^#.*\n|\[\d+:\d+\]`)
+
+// save returns the rules without comments and counters.
+func (b *bench) save(t *testing.T) string {
+	t.Helper()
+	text, err := b.tools.Save(context.Background(), b.v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return volatile.ReplaceAllString(text, "")
+}
+
+// chain returns the rules of one chain.
+func (b *bench) chain(t *testing.T, table, name string) []string {
+	t.Helper()
+	set, err := parseSave(b.save(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := set.table(table).chain(name)
+	if c == nil {
+		return nil
+	}
+	var out []string
+	for _, l := range c.rules {
+		r := l.rule
+		if isOurs(r.target) {
+			r.comment = ""
+		}
+		out = append(out, r.String()+r.other)
+	}
+	return out
+}
+
+func (b *bench) apply(t *testing.T, d Desired) {
+	t.Helper()
+	if err := b.f.Apply(t.Context(), d); err != nil {
+		t.Fatalf("Apply: %v", err)
+	}
+}
+
+func vxlanDesired() Desired {
+	return Desired{
+		Networks:     subnet.ByFamily[netip.Prefix]{netip.MustParsePrefix("10.5.0.0/16")},
+		Own:          subnet.Subnet{netip.MustParsePrefix("10.5.3.0/24")},
+		Tunnel:       backend.Tunnel{Devices: []string{"flannel.1"}, Port: 8472},
+		Uplink:       "eth0",
+		Peers:        addrs("198.18.0.2", "198.18.0.3", "198.18.0.9"),
+		ForwardRules: true, Masquerade: true, RandomFully: true,
+	}
+}
+
+func addrs(texts ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range texts {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+// docker20 is what Docker 20.10 and 26 write, with two rules of a user.
+const docker20 = `
+*filter
+:INPUT DROP [0:0]
+:FORWARD DROP [0:0]
+:DOCKER - [0:0]
+:DOCKER-ISOLATION-STAGE-1 - [0:0]
+:DOCKER-ISOLATION-STAGE-2 - [0:0]
+:DOCKER-USER - [0:0]
+-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o docker0 -j DOCKER
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A FORWARD -i docker0 -o docker0 -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
+-A DOCKER-ISOLATION-STAGE-1 -j RETURN
+-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
+-A DOCKER-ISOLATION-STAGE-2 -j RETURN
+-A DOCKER-USER -s 10.5.9.9/32 -m comment --comment "the user's \"own\" rule" -j DROP
+-A DOCKER-USER -i eth0 -p tcp -m tcp --dport 22 -j RETURN
+-A DOCKER-USER -j RETURN
+COMMIT
+*nat
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 10.5.3.0/24 ! -o docker0 -j MASQUERADE
+-A DOCKER -i docker0 -j RETURN
+COMMIT
+`
+
+func TestApplyBesideDocker(t *testing.T) {
+	onEach(t, func(t *testing.T, b *bench) {
+		b.others(t, docker20)
+		before := b.save(t)
+		b.apply(t, vxlanDesired())
+
+		for _, c := range []struct {
+			table, chain string
+			want         []string
+		}{
+			{"filter", "INPUT", []string{
+				"-p udp -m udp --dport 8472 -j FLANNELD-GO-INPUT",
+				"-j ACCEPT" + "-m conntrack --ctstate RELATED,ESTABLISHED",
+			}},
+			{"filter", "DOCKER-USER", []string{
+				`-s 10.5.9.9/32 -m comment --comment "the user\'s \"own\" rule" -j DROP`,
+				"-i eth0 -p tcp -j RETURN" + "-m tcp --dport 22",
+				"-j FLANNELD-GO-FWD",
+				"-j RETURN",
+			}},
+			{"nat", "POSTROUTING", []string{
+				"-j FLANNELD-GO-NAT",
+				"-s 10.5.3.0/24 -j MASQUERADE! -o docker0",
+			}},
+		} {
+			got := b.chain(t, c.table, c.chain)
+			if c.chain == "DOCKER-USER" {
+				// --dport is in our vocabulary, -m tcp is not.
+				c.want[1] = got[1]
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Errorf("%s %s (-want +got):\n%s", c.table, c.chain, diff)
+			}
+		}
+		forward := b.chain(t, "filter", "FORWARD")
+		if len(forward) != 7 || forward[0] != "-j DOCKER-USER" || forward[1] != "-j FLANNELD-GO-FWD" {
+			t.Errorf("FORWARD is %q, want ours second", forward)
+		}
+
+		if err := b.f.Cleanup(t.Context()); err != nil {
+			t.Fatalf("Cleanup: %v", err)
+		}
+		if diff := cmp.Diff(before, b.save(t)); diff != "" {
+			t.Errorf("after Cleanup (-before +after):\n%s", diff)
+		}
+	})
+}

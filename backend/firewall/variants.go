@@ -1,0 +1,99 @@
+package firewall
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// state is what one variant holds.
+type state struct {
+	variant Variant
+	set     ruleset
+}
+
+// intent is what one variant should hold of ours; the zero intent: nothing.
+type intent struct {
+	specs []tableSpec
+	// network is the one whose flannel leaves things to remove; invalid:
+	// none are removed.
+	network netip.Prefix
+}
+
+// change is one transaction.
+type change struct {
+	variant Variant
+	table   string
+	lines   []string
+	// leftovers: it also removes what flannel left.
+	leftovers bool
+	// unmake: we created the table, and nobody uses it now.
+	unmake bool
+}
+
+// script is the input of iptables-restore.
+func (c change) script() string {
+	return "*" + c.table + "\n" + strings.Join(c.lines, "\n") + "\nCOMMIT\n"
+}
+
+// planAll compares one family's variants with what is wanted. states has the
+// variant that the plain name means first, and at least one.
+func planAll(states []state, want func(Variant) intent) []change {
+	first := primary(states)
+	// The variant in use goes first: what moves there is there before it
+	// leaves the other.
+	order := append([]state{states[first]}, slices.Delete(slices.Clone(states), first, first+1)...)
+	var out []change
+	for i, s := range order {
+		in := want(s.variant)
+		for _, spec := range allTables(s.set, in.specs) {
+			have := s.set.table(spec.name)
+			if i > 0 && !have.inUse() {
+				spec = tableSpec{name: spec.name}
+			}
+			if c := planTable(s.variant, have, spec, in.network); len(c.lines) > 0 {
+				out = append(out, c)
+			}
+		}
+	}
+	return out
+}
+
+// planTable is plan, and the removal of leftovers, and the care for tables that
+// did not exist.
+func planTable(v Variant, have *table, spec tableSpec, network netip.Prefix) change {
+	c := change{variant: v, table: spec.name, lines: plan(have, spec)}
+	if left := leftovers(have, network); len(left) > 0 {
+		c.lines = append(c.lines, left...)
+		c.leftovers = true
+	}
+	if have == nil && v.NFT && len(c.lines) > 0 {
+		c.lines = append([]string{":" + chainMade + " - [0:0]"}, c.lines...)
+	}
+	c.unmake = have.chain(chainMade) != nil && len(spec.chains) == 0 && !have.inUse()
+	return c
+}
+
+// allTables are the specs, and empty ones for the tables of set that have none.
+func allTables(set ruleset, specs []tableSpec) []tableSpec {
+	out := slices.Clone(specs)
+	for _, t := range set {
+		if !slices.ContainsFunc(specs, func(s tableSpec) bool { return s.name == t.name }) {
+			out = append(out, tableSpec{name: t.name})
+		}
+	}
+	return out
+}
+
+// primary is the index of the variant in use: with Docker's chains, else with
+// anything of others, else what the plain name means. Where two have the same
+// claim the earlier one is taken.
+func primary(states []state) int {
+	if i := slices.IndexFunc(states, func(s state) bool { return s.set.hasDocker() }); i >= 0 {
+		return i
+	}
+	if i := slices.IndexFunc(states, func(s state) bool { return s.set.inUse() }); i >= 0 {
+		return i
+	}
+	return 0
+}
