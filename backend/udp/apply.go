@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
@@ -14,8 +13,8 @@ import (
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
-// tunType is the kind of TUN links in rtnetlink.
-const tunType = "tun"
+// linkType is rtnetlink's kind of TUN links.
+const linkType = "tun"
 
 // Apply makes device, address, peers and route match d, in this order: the route
 // comes last, for from then on the kernel sends us packets.
@@ -37,8 +36,8 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 	addrs, addrErr := reconcile.Apply(ctx, b.addresses(link, d))
 	upErr := b.bringUp(ctx, link)
 	routes, routeErr := b.applyRoutes(ctx, link, d)
-	if b.observe != nil {
-		b.observe(reconcile.Result{
+	if b.params.Observe != nil {
+		b.params.Observe(reconcile.Result{
 			Put:     addrs.Put + routes.Put,
 			Deleted: addrs.Deleted + routes.Deleted,
 			Failed:  addrs.Failed + routes.Failed,
@@ -50,7 +49,7 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 // openSockets opens what is not open yet.
 func (b *Backend) openSockets(ctx context.Context) error {
 	if b.conn == nil {
-		conn, err := openSocket(ctx, netip.AddrPortFrom(b.uplink.Addr[b.outer], b.port))
+		conn, err := openSocket(ctx, netip.AddrPortFrom(b.params.Uplink.Addr[b.outer], b.port))
 		if err != nil {
 			return err
 		}
@@ -70,23 +69,23 @@ func (b *Backend) openSockets(ctx context.Context) error {
 // ensureDevice attaches to the device where we have not, or where it was deleted
 // since, and sets what it carries in itself.
 func (b *Backend) ensureDevice(ctx context.Context) (kernel.Link, error) {
-	if b.tun != nil && b.tun.attached() {
-		link, err := b.host.LinkByName(ctx, device)
+	if b.tunnel != nil && b.tunnel.attached() {
+		link, err := b.params.Kernel.LinkByName(ctx, device)
 		if err != nil {
 			return link, fmt.Errorf("find device %s: %w", device, err)
 		}
 		return link, b.tune(ctx, link)
 	}
-	if b.tun != nil {
+	if b.tunnel != nil {
 		b.devices.put(nil)
-		b.tun.Close()
-		b.tun = nil
+		b.tunnel.Close()
+		b.tunnel = nil
 	}
 	opened, err := b.attach(ctx)
 	if err != nil {
 		return kernel.Link{}, err
 	}
-	link, err := b.host.LinkByName(ctx, device)
+	link, err := b.params.Kernel.LinkByName(ctx, device)
 	if err == nil {
 		err = b.tune(ctx, link)
 	}
@@ -98,7 +97,7 @@ func (b *Backend) ensureDevice(ctx context.Context) (kernel.Link, error) {
 		opened.Close()
 		return link, fmt.Errorf("set up device %s: %w", device, err)
 	}
-	b.tun = opened
+	b.tunnel = opened
 	b.devices.put(opened)
 	b.log.Info("attached to tunnel device", "device", device, "mtu", b.MTU())
 	return link, nil
@@ -106,16 +105,16 @@ func (b *Backend) ensureDevice(ctx context.Context) (kernel.Link, error) {
 
 // attach opens the device, adopting one that is free: ours of an earlier run, or
 // flannel's, which has the same shape.
-func (b *Backend) attach(ctx context.Context) (*tun, error) {
-	link, err := b.host.LinkByName(ctx, device)
+func (b *Backend) attach(ctx context.Context) (tunnel, error) {
+	link, err := b.params.Kernel.LinkByName(ctx, device)
 	switch {
 	case errors.Is(err, kernel.ErrNotFound):
 	case err != nil:
 		return nil, fmt.Errorf("find device %s: %w", device, err)
-	case link.Type != tunType:
+	case link.Type != linkType:
 		return nil, foreignError(device, "type "+link.Type)
 	}
-	return openTUN(device, link.Tun.MultiQueue)
+	return b.open(device, link.Tun.MultiQueue)
 }
 
 // tune sets mark, MTU and queue length where they differ.
@@ -133,7 +132,7 @@ func (b *Backend) tune(ctx context.Context, link kernel.Link) error {
 	if c == (kernel.LinkChange{}) {
 		return nil
 	}
-	return b.host.SetLink(ctx, link.Index, c)
+	return b.params.Kernel.SetLink(ctx, link.Index, c)
 }
 
 // bringUp sets the device up if it is down.
@@ -142,7 +141,7 @@ func (b *Backend) bringUp(ctx context.Context, link kernel.Link) error {
 		return nil
 	}
 	up := true
-	if err := b.host.SetLink(ctx, link.Index, kernel.LinkChange{Up: &up}); err != nil {
+	if err := b.params.Kernel.SetLink(ctx, link.Index, kernel.LinkChange{Up: &up}); err != nil {
 		return fmt.Errorf("bring up device %s: %w", device, err)
 	}
 	return nil
@@ -158,43 +157,28 @@ func (b *Backend) addresses(link kernel.Link, d backend.Desired) reconcile.Step 
 			want = append(want, kernel.Addr{Link: link.Index, Prefix: netip.PrefixFrom(a, a.BitLen())})
 		}
 	}
-	return reconcile.NewStep("address", b.host.Addrs(link.Index), want, nil)
+	return reconcile.NewStep("address", b.params.Kernel.Addrs(link.Index), want, nil)
 }
 
-// applyRoutes leads the whole network into the device. All routes on the device
-// are ours. A route for the network that somebody else put elsewhere is not
-// replaced.
+// applyRoutes leads the whole network into the device. What other routes are ours
+// and which are not touched is [backend.Router]'s policy.
 func (b *Backend) applyRoutes(ctx context.Context, link kernel.Link, d backend.Desired) (reconcile.Result, error) {
-	table := b.host.Routes()
-	present, err := table.List(ctx)
-	if err != nil {
-		return reconcile.Result{}, fmt.Errorf("list route: %w", err)
+	plan := backend.RoutePlan{
+		Desired:   d,
+		Devices:   []int{link.Index},
+		Uplink:    b.params.Uplink.Link.Index,
+		Blackhole: b.params.Blackhole,
 	}
-	owned := func(r kernel.Route) bool { return r.Link == link.Index && !r.Blackhole }
-	taken := make(map[kernel.RouteKey]kernel.Route)
-	for _, r := range present {
-		if !owned(r) && r.Protocol != kernel.Protocol {
-			taken[r.Key()] = r
-		}
-	}
-	var (
-		want []kernel.Route
-		errs []error
-	)
 	for f, r := range d.Config.Ranges {
-		if !r.Network.IsValid() || !d.Own.Subnet[f].IsValid() {
-			continue
+		if r.Network.IsValid() && d.Own.Subnet[f].IsValid() {
+			plan.Routes = append(plan.Routes, backend.PeerRoute{Route: kernel.Route{
+				Dst: r.Network, Link: link.Index, Protocol: kernel.Protocol,
+			}})
 		}
-		route := kernel.Route{Dst: r.Network, Link: link.Index, Protocol: kernel.Protocol}
-		if other, ok := taken[route.Key()]; ok {
-			errs = append(errs, fmt.Errorf("route %s: another program leads it to link %d (protocol %d): delete that route", r.Network, other.Link, other.Protocol))
-			continue
-		}
-		want = append(want, route)
 	}
-	result, err := reconcile.Apply(ctx, reconcile.NewStep("route", table, want, owned))
-	result.Failed += len(errs)
-	return result, errors.Join(append(errs, err)...)
+	step, blocked := b.router.Step(ctx, plan)
+	r, err := reconcile.Apply(ctx, step)
+	return r, errors.Join(blocked, err)
 }
 
 // project turns leases into peers of the packet path. Peers that cannot be
@@ -210,10 +194,11 @@ func (b *Backend) project(d backend.Desired) ([]peer, subnet.ByFamily[netip.Addr
 			own[f] = p.Masked().Addr()
 		}
 	}
-	for _, lease := range d.Peers {
+	for i := range d.Peers {
+		lease := &d.Peers[i]
 		to, err := b.endpoint(d.Config, lease.Attrs)
 		if err != nil {
-			errs = append(errs, &backend.PeerError{Subnet: lease.Subnet, PublicIP: lease.Attrs.PublicIP[b.outer], Err: err})
+			errs = append(errs, backend.NewPeerError(lease, b.outer, err))
 			continue
 		}
 		for _, p := range lease.Subnet {
@@ -227,13 +212,10 @@ func (b *Backend) project(d backend.Desired) ([]peer, subnet.ByFamily[netip.Addr
 
 // endpoint returns where a peer receives datagrams.
 func (b *Backend) endpoint(c *subnet.Config, a subnet.Attrs) (netip.AddrPort, error) {
-	if a.BackendType != "" && !strings.EqualFold(a.BackendType, "udp") {
-		return netip.AddrPort{}, fmt.Errorf("its backend is %s, ours is udp", a.BackendType)
+	if err := b.params.CheckPeer("", b.outer, a); err != nil {
+		return netip.AddrPort{}, err
 	}
 	addr := a.PublicIP[b.outer].Unmap()
-	if !addr.IsValid() {
-		return netip.AddrPort{}, fmt.Errorf("it has no public %s address", b.outer)
-	}
 	if n := c.Ranges[b.outer].Network; n.IsValid() && n.Contains(addr) {
 		return netip.AddrPort{}, fmt.Errorf("its public address is inside the network %s, which the tunnel itself carries", n)
 	}

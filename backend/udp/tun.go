@@ -52,7 +52,7 @@ type call struct {
 // openTUN attaches to the TUN device name, making it where it is missing, in the
 // network namespace of the calling thread. A made device goes away with its
 // descriptor until persist is called.
-func openTUN(name string, multiQueue bool) (_ *tun, err error) {
+func openTUN(name string, multiQueue bool) (_ tunnel, err error) {
 	fd, err := unix.Open(tunNode, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, nodeError(err)

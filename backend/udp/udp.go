@@ -13,11 +13,12 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
-	"github.com/flanneld-go/flanneld-go/backend/reconcile"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 const (
+	// Type is the name in Backend.Type. Leases have none, as flannel's.
+	Type = "udp"
 	// device is the tunnel's name, flannel's too.
 	device = "flannel0"
 	// defaultPort is flannel's.
@@ -27,15 +28,33 @@ const (
 	queueLen = 2000
 )
 
+// Options are the keys of the config's Backend object.
+type Options struct {
+	// Port is where we and all peers that publish no other receive.
+	Port uint16
+}
+
+// ParseOptions decodes c's Backend object. It returns every problem at once, and
+// the paths of the keys that nobody knows.
+func ParseOptions(c *subnet.Config) (Options, []string, error) {
+	o, err := subnet.ParseObject("Backend", c.Backend)
+	if err != nil {
+		return Options{}, nil, fmt.Errorf("parse udp options: %w", err)
+	}
+	o.Raw("Type")
+	port := o.Int("Port", defaultPort, 1, math.MaxUint16)
+	return Options{Port: uint16(port)}, o.Unknown(), o.Err() //nolint:gosec // within its bounds
+}
+
 // Backend joins hosts by UDP datagrams that hold one IP packet each. It is a
 // [backend.Backend] and a [backend.Runner].
 type Backend struct {
-	host    kernel.Host
-	uplink  backend.Uplink
-	outer   subnet.Family // of the datagrams
-	port    uint16
-	log     *slog.Logger
-	observe func(reconcile.Result)
+	params backend.Params
+	port   uint16
+	outer  subnet.Family // of the datagrams
+	log    *slog.Logger
+	// open attaches to the TUN device name: openTUN, or a test's.
+	open func(name string, multiQueue bool) (tunnel, error)
 
 	// What Apply gives to the running data path.
 	devices *slot
@@ -43,56 +62,73 @@ type Backend struct {
 	answers answers
 	out, in counters
 
-	mu   sync.Mutex // guards what follows
-	conn *socket
-	raw  *rawSockets
-	tun  *tun
-	// peers are those that world was made of.
-	peers []peer
+	mu     sync.Mutex // guards what follows
+	conn   Conn
+	raw    *rawSockets
+	tunnel tunnel
+	router backend.Router
+	peers  []peer // those that world was made of
 }
 
-// New is a [backend.Constructor]. Option: Port (8285).
+// tunnel is a Device that is part of the kernel's state.
+type tunnel interface {
+	Device
+	// attached reports whether the kernel still has the device under its name.
+	attached() bool
+	// persist makes the device outlive its descriptor.
+	persist() error
+}
+
+var (
+	_ backend.Constructor = New
+	_ backend.Runner      = (*Backend)(nil)
+)
+
+// New checks the options.
 func New(p backend.Params) (backend.Backend, error) {
-	o, err := subnet.ParseObject("Backend", p.Config.Backend)
+	opts, unknown, err := ParseOptions(p.Config)
 	if err != nil {
 		return nil, err
 	}
-	port := o.Int("Port", defaultPort, 1, math.MaxUint16)
-	if err := o.Err(); err != nil {
-		return nil, err
-	}
-	outer := subnet.IPv4
-	if !p.Uplink.Addr[outer].IsValid() {
-		outer = subnet.IPv6
-	}
-	if !p.Uplink.Addr[outer].IsValid() {
-		return nil, fmt.Errorf("uplink %s: has no address to bind the tunnel to", p.Uplink.Link.Name)
-	}
-	return &Backend{
-		host:    p.Kernel,
-		uplink:  p.Uplink,
-		outer:   outer,
-		port:    uint16(port), //nolint:gosec // within its bounds
-		log:     p.Log,
-		observe: p.Observe,
+	p.WarnUnknown(unknown)
+	b := &Backend{
+		params:  p,
+		port:    opts.Port,
+		log:     p.Logger(),
+		open:    openTUN,
 		devices: newSlot(),
-	}, nil
+		router:  backend.Router{Kernel: p.Kernel, Log: p.Logger()},
+	}
+	if !p.Uplink.Addr[b.outer].IsValid() {
+		b.outer = subnet.IPv6
+	}
+	if !p.Uplink.Addr[b.outer].IsValid() {
+		return nil, fmt.Errorf("uplink %s has no address to bind the tunnel to", p.Uplink.Link.Name)
+	}
+	for _, f := range p.Families() {
+		// The least that every host must accept: RFC 791; RFC 8200, section 5.
+		if least := [...]int{576, 1280}[f]; b.MTU() < least {
+			return nil, fmt.Errorf("uplink %s has MTU %d: %s over UDP needs at least %d",
+				p.Uplink.Link.Name, p.Uplink.Link.MTU, f, least+b.overhead())
+		}
+	}
+	return b, nil
 }
 
 // Attrs returns our public address, and as flannel does no BackendType.
 func (b *Backend) Attrs() (subnet.Attrs, error) {
 	var a subnet.Attrs
-	a.PublicIP[b.outer] = b.uplink.Public[b.outer]
-	if !a.PublicIP[b.outer].IsValid() {
-		a.PublicIP[b.outer] = b.uplink.Addr[b.outer]
-	}
+	a.PublicIP[b.outer] = b.params.Uplink.Public[b.outer]
 	return a, nil
 }
 
-// MTU is that of the uplink less the outer headers, 28 bytes over IPv4.
-func (b *Backend) MTU() int {
-	return b.uplink.Link.MTU - [...]int{ipv4Header, ipv6Header}[b.outer] - udpHeader
+// overhead is the length of the outer headers.
+func (b *Backend) overhead() int {
+	return [...]int{ipv4Header, ipv6Header}[b.outer] + udpHeader
 }
+
+// MTU is that of the uplink less the outer headers: 1472 over IPv4 on Ethernet.
+func (b *Backend) MTU() int { return b.params.Uplink.Link.MTU - b.overhead() }
 
 // Tunnel names the TUN device and the UDP port.
 func (b *Backend) Tunnel() backend.Tunnel {
@@ -114,7 +150,7 @@ func (b *Backend) Stats() Stats {
 // returns, device and socket are closed.
 func (b *Backend) Run(ctx context.Context) error {
 	if _, err := b.devices.next(ctx, nil); err != nil {
-		return errors.Join(b.Close())
+		return b.Close()
 	}
 	b.mu.Lock()
 	conn := b.conn
@@ -142,10 +178,10 @@ func (b *Backend) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var errs []error
-	if b.tun != nil {
+	if b.tunnel != nil {
 		b.devices.put(nil)
-		errs = append(errs, b.tun.Close())
-		b.tun = nil
+		errs = append(errs, b.tunnel.Close())
+		b.tunnel = nil
 	}
 	if b.conn != nil {
 		errs = append(errs, b.conn.Close())
@@ -158,21 +194,25 @@ func (b *Backend) Close() error {
 	return errors.Join(errs...)
 }
 
-// Cleanup removes the device, and with it its addresses and routes, if it bears
-// our mark. Flannel's own cannot be left over: it is not persistent.
+// Cleanup removes our routes, and the device with its address if it bears our
+// mark. Flannel's own device cannot be left over: it is gone with flanneld.
 func (b *Backend) Cleanup(ctx context.Context) error {
-	closed := b.Close()
-	link, err := b.host.LinkByName(ctx, device)
-	if errors.Is(err, kernel.ErrNotFound) || err == nil && (link.Type != tunType || link.Alias != kernel.Alias) {
-		return closed
+	errs := []error{b.Close()}
+	b.mu.Lock()
+	_, err := b.router.Sweep(ctx)
+	b.mu.Unlock()
+	errs = append(errs, err)
+	link, err := b.params.Kernel.LinkByName(ctx, device)
+	switch {
+	case errors.Is(err, kernel.ErrNotFound):
+	case err != nil:
+		errs = append(errs, fmt.Errorf("find device %s: %w", device, err))
+	case link.Type == linkType && link.Alias == kernel.Alias:
+		if err := b.params.Kernel.DeleteLink(ctx, link.Index); err != nil {
+			errs = append(errs, fmt.Errorf("delete device %s: %w", device, err))
+		}
 	}
-	if err == nil {
-		err = b.host.DeleteLink(ctx, link.Index)
-	}
-	if err != nil {
-		err = fmt.Errorf("remove device %s: %w", device, err)
-	}
-	return errors.Join(closed, err)
+	return errors.Join(errs...)
 }
 
 // setPeers makes the packet path see peers and own addresses from the next batch
