@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
+	"github.com/flanneld-go/flanneld-go/daemonconfig"
 )
 
 // widestTable is how many hosts a table of pairs still fits a terminal with.
@@ -31,7 +32,7 @@ func showHosts(l *lab.Lab, out io.Writer) error {
 			return err
 		}
 		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\t%d\n",
-			h.Name, h.Addrs[0].Addr(), env.Subnets[0], h.Container.Addr(), device, env.MTU)
+			h.Name, h.Addrs[0].Addr(), daemonconfig.HostAddr(env.Subnets[0]), h.Container.Addr(), device, env.MTU)
 	}
 	fmt.Fprintln(t)
 	return t.Flush()

@@ -52,6 +52,8 @@ func claimName(ctx context.Context, lab string, replace bool) (*claim, error) {
 		return nil, fmt.Errorf("lab %s: %w", lab, err)
 	}
 	if err := c.clear(ctx, replace); err != nil {
+		// Goes only if it is empty: what a killed lab left stays for a look.
+		_ = os.Remove(c.dir)
 		return nil, errors.Join(fmt.Errorf("lab %s: %w", lab, err), c.lock.Close())
 	}
 	return c, nil

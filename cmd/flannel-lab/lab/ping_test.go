@@ -1,0 +1,86 @@
+package lab
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// A series of requests, 10 ms apart, some of them answered: at and after when.
+type answer struct {
+	n   uint64
+	rtt time.Duration
+}
+
+func TestPingResult(t *testing.T) {
+	const ms = time.Millisecond
+	for _, tc := range []struct {
+		name    string
+		sent    int
+		answers []answer
+		want    PingResult
+	}{
+		{"nothing sent", 0, nil, PingResult{}},
+		{"all answered", 3, []answer{{0, 3 * ms}, {1, 1 * ms}, {2, 2 * ms}}, PingResult{Sent: 3, Received: 3, Min: ms, Median: 2 * ms, Max: 3 * ms}},
+		{"answers twice and out of order", 2, []answer{{1, 2 * ms}, {1, 9 * ms}, {0, ms}}, PingResult{Sent: 2, Received: 2, Min: ms, Median: 2 * ms, Max: 2 * ms}},
+		{"one lost between", 3, []answer{{0, ms}, {2, ms}}, PingResult{Sent: 3, Received: 2, Min: ms, Median: ms, Max: ms, Gap: 20 * ms}},
+		{"longest of two losses", 8, []answer{{0, ms}, {2, ms}, {3, ms}, {7, ms}}, PingResult{Sent: 8, Received: 4, Min: ms, Median: ms, Max: ms, Gap: 40 * ms}},
+		{"first ones lost", 4, []answer{{3, ms}}, PingResult{Sent: 4, Received: 1, Min: ms, Median: ms, Max: ms, Gap: 30 * ms}},
+		{"last ones lost", 4, []answer{{0, ms}}, PingResult{Sent: 4, Received: 1, Min: ms, Median: ms, Max: ms, Gap: 30 * ms}},
+		{"all lost", 4, nil, PingResult{Sent: 4, Gap: 30 * ms}},
+		{"an answer to nothing", 1, []answer{{7, ms}}, PingResult{Sent: 1}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := &Pinging{proto: icmpFor(netip.MustParseAddr("192.0.2.1")), nonce: 7}
+			began := time.Now()
+			for i := range tc.sent {
+				p.sent = append(p.sent, began.Add(time.Duration(i)*10*ms))
+				p.rtt = append(p.rtt, 0)
+			}
+			for _, a := range tc.answers {
+				p.record(p.reply(a.n), began.Add(time.Duration(a.n)*10*ms+a.rtt))
+			}
+			if diff := cmp.Diff(tc.want, p.result()); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// reply is what the pinged host makes of request n.
+func (p *Pinging) reply(n uint64) []byte {
+	b := p.request(n)
+	b[0] = p.proto.reply
+	return b
+}
+
+func TestPingIgnoresWhatIsNotAnAnswer(t *testing.T) {
+	p := &Pinging{proto: icmpFor(netip.MustParseAddr("192.0.2.1")), nonce: 7, sent: make([]time.Time, 1), rtt: make([]time.Duration, 1)}
+	foreign := p.reply(0)
+	binary.BigEndian.PutUint64(foreign[icmpHeader:], 8)
+	for name, packet := range map[string][]byte{
+		"empty": nil, "short": p.reply(0)[:icmpHeader+15], "a request": p.request(0), "another series": foreign,
+	} {
+		if p.record(packet, time.Now()) {
+			t.Errorf("%s counts as an answer", name)
+		}
+	}
+	if !p.record(p.reply(0), time.Now()) {
+		t.Error("an answer does not count")
+	}
+}
+
+// The checksum's property, RFC 1071: a packet that carries its own sums to zero.
+func TestRequestChecksum(t *testing.T) {
+	for _, nonce := range []uint64{0, 1, 0xffff_ffff_ffff_ffff, 0x0102_0304_0506_0708} {
+		p := &Pinging{proto: icmpFor(netip.MustParseAddr("192.0.2.1")), nonce: nonce}
+		for _, n := range []uint64{0, 65535, 65536, 1 << 40} {
+			if sum := checksum(p.request(n)); sum != 0 {
+				t.Errorf("nonce %x, request %d: sums to %x", nonce, n, sum)
+			}
+		}
+	}
+}
