@@ -65,7 +65,16 @@ type RoutePlan struct {
 // PeerRoute is a route to a peer's subnet.
 type PeerRoute struct {
 	kernel.Route
+	// Peer is nil for a route that serves all of them.
 	Peer *subnet.Lease
+}
+
+// blame says whom the failure of the route concerns.
+func (r PeerRoute) blame(err error) error {
+	if r.Peer == nil {
+		return fmt.Errorf("route %s: %w", r.Dst, err)
+	}
+	return NewPeerError(r.Peer, subnet.FamilyOf(r.Dst.Addr()), err)
 }
 
 // Step returns the step that makes the main table hold the plan's routes. Its
@@ -85,7 +94,7 @@ func (r *Router) Step(ctx context.Context, plan RoutePlan) (reconcile.Step, erro
 	errs := []error{err}
 	for _, route := range plan.Routes {
 		if why := blocked(route.Dst); why != nil {
-			errs = append(errs, NewPeerError(route.Peer, subnet.FamilyOf(route.Dst.Addr()), why))
+			errs = append(errs, route.blame(why))
 			continue
 		}
 		desired = append(desired, route.Route)
