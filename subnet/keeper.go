@@ -1,0 +1,439 @@
+package subnet
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// requestTimeout bounds one deed of the keeper and one Load of the view.
+const requestTimeout = 10 * time.Second
+
+// SupersededError is a lease that another process of this host has taken over.
+type SupersededError struct{ Lease Lease }
+
+// Error names the subnet and the other process.
+func (e *SupersededError) Error() string {
+	return fmt.Sprintf("another daemon of this host (instance %s) has taken over %s", e.Lease.Attrs.Instance, e.Lease.Subnet)
+}
+
+// KeeperOptions is what a [Keeper] is made of.
+type KeeperOptions struct {
+	Store Store
+	Clock Clock
+	// Claim is what the lease was acquired with. Its Attrs are published.
+	Claim Claim
+	// Lease is what Acquire returned, Identity the [World.Identity] in which.
+	Lease    Lease
+	Identity string
+	// Cached: the lease comes from a file, and no store has confirmed it yet.
+	Cached bool
+	// Margin is how long before its end a lease is renewed at the latest; it
+	// can only shorten the interval of a third of the TTL. Zero: no say.
+	Margin     time.Duration
+	OnConflict OnConflict
+	// View, when set, is watched for changes of our own key, so that they are
+	// noticed at once and not at the next renewal.
+	View *View
+	// Log, when set, is told every change of state.
+	Log *slog.Logger
+	// Random returns numbers of [0, 1) for jitter; nil: math/rand.
+	Random func() float64
+}
+
+// Keeper keeps one lease alive and this host's, for as long as it runs:
+//
+//	             created, updated, renewed
+//	   .-----------------------------------------------.
+//	   v                                               |
+//	[valid] --- store fails ---> [degraded] -- TTL --> [unproven] <-- start from
+//	   |                             |                     |          a cache
+//	   |  the key or the store is    |                     |
+//	   |  not what it was            v                     |
+//	   '------------------------> [lost] <-----------------'
+//	      free: create again        |  ^
+//	      ours: take it back        |  | look again, later and later
+//	                                v  |
+//	      another's, or ruled out: [conflict]
+//	        renumber: another subnet -> valid
+//	        fence, keep: until it is free or ours again
+//
+// All of it ends when the context does, when another process of this host takes
+// the lease over, or when the store names another host with our node id.
+type Keeper struct {
+	o       KeeperOptions
+	nudges  chan struct{}
+	wants   chan Attrs
+	ready   chan struct{}
+	done    chan struct{}
+	status  atomic.Pointer[KeeperStatus]
+	isReady sync.Once
+
+	// What follows belongs to Run.
+
+	// world is what the last look read.
+	world World
+	// seen is the last sight of our key in the view that made us look.
+	seen sighting
+	m    machine
+}
+
+// sighting is what the view says of our key.
+type sighting struct {
+	identity string
+	// modified is zero: the key is gone.
+	modified Revision
+	id       LeaseID
+}
+
+// KeeperStatus is a lease at one moment. It does not change.
+type KeeperStatus struct {
+	State State
+	// Since is when the state began, by the wall clock of then.
+	Since time.Time
+	// Why explains every state but valid.
+	Why string
+	// Lease is what the host has, or had last.
+	Lease Lease
+	// Identity is that of the store that holds it.
+	Identity string
+	// Expires is the end of the lease's time on [Clock.Uptime]; 0: never.
+	Expires time.Duration
+	// Withdraw: the host must not use the subnet now (policy fence).
+	Withdraw bool
+
+	changed chan struct{}
+}
+
+// Changed is closed when state, reason or lease are no longer these.
+func (s *KeeperStatus) Changed() <-chan struct{} { return s.changed }
+
+// NewKeeper returns a keeper; it does nothing before Run.
+func NewKeeper(o KeeperOptions) *Keeper {
+	if o.Random == nil {
+		o.Random = rand.Float64
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	o.Claim.TTL = cmp.Or(o.Claim.TTL, DefaultTTL)
+	now := o.Clock.Uptime()
+	m := machine{
+		rules: rules{ttl: o.Claim.TTL, margin: o.Margin, policy: o.OnConflict},
+		state: StateValid, since: now, lease: o.Lease, want: o.Claim.attrs(),
+		renewed: now, confirmed: true, do: doRenew,
+	}
+	if o.Cached {
+		m.state, m.confirmed, m.why = StateUnproven, false, errors.New("the lease comes from the cache")
+	}
+	k := &Keeper{
+		o: o, m: m, world: World{Identity: o.Identity},
+		nudges: make(chan struct{}, 1), wants: make(chan Attrs),
+		ready: make(chan struct{}), done: make(chan struct{}),
+	}
+	k.status.Store(k.describe(make(chan struct{})))
+	return k
+}
+
+// String names the task.
+func (k *Keeper) String() string { return "lease keeper" }
+
+// Ready is closed when the store has been asked once, whatever it said.
+func (k *Keeper) Ready() <-chan struct{} { return k.ready }
+
+// Status returns the lease as it stands; it never blocks.
+func (k *Keeper) Status() *KeeperStatus { return k.status.Load() }
+
+// Lease is the lease as it stands.
+func (k *Keeper) Lease() Lease { return k.Status().Lease }
+
+// Nudge makes the keeper ask the store now. It never blocks.
+func (k *Keeper) Nudge() {
+	select {
+	case k.nudges <- struct{}{}:
+	default:
+	}
+}
+
+// UpdateAttrs publishes other attributes, for a changed PublicIP say, and
+// returns when the store has them. Owner and Instance are the keeper's own. When
+// ctx ends first the keeper goes on trying.
+func (k *Keeper) UpdateAttrs(ctx context.Context, a Attrs) error {
+	a.Owner, a.Instance = k.o.Claim.Node, k.o.Claim.Instance
+	select {
+	case k.wants <- a:
+	case <-k.done:
+		return errors.New("update attributes: the keeper has ended")
+	case <-ctx.Done():
+		return fmt.Errorf("update attributes: %w", context.Cause(ctx))
+	}
+	for {
+		s := k.Status()
+		if s.Lease.Attrs == a {
+			return nil
+		}
+		select {
+		case <-s.Changed():
+		case <-k.done:
+			return errors.New("update attributes: the keeper has ended")
+		case <-ctx.Done():
+			return fmt.Errorf("update attributes: %w", errors.Join(context.Cause(ctx), errors.New(s.Why)))
+		}
+	}
+}
+
+// Release gives the lease up; it must not be called before Run has returned. A
+// reservation stays, and so does what is no longer ours.
+func (k *Keeper) Release(ctx context.Context) error {
+	l := k.Lease()
+	if l.Reservation() {
+		return nil
+	}
+	if err := k.o.Store.Release(ctx, l); err != nil && !errors.Is(err, ErrLeaseLost) {
+		return fmt.Errorf("release %s: %w", l.Subnet, err)
+	}
+	return nil
+}
+
+// Run keeps the lease until ctx ends, and returns nil then. A
+// *[SupersededError] or *[ForeignInstanceError] ends it too. It runs once.
+func (k *Keeper) Run(ctx context.Context) error {
+	defer close(k.done)
+	for k.m.do != doStop {
+		asked := k.m.do != doWait
+		ev := k.perform(ctx)
+		if ctx.Err() != nil {
+			ev = event{kind: evStop, err: errors.New("stopped")}
+		}
+		k.m = k.m.step(input{event: ev, now: k.o.Clock.Uptime(), random: k.o.Random()})
+		k.publish()
+		if asked {
+			k.isReady.Do(func() { close(k.ready) })
+		}
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return k.m.why
+}
+
+// perform does what the machine wants next.
+func (k *Keeper) perform(ctx context.Context) event {
+	if k.m.do == doWait {
+		return k.wait(ctx)
+	}
+	sent := k.o.Clock.Uptime()
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	var ev event
+	switch k.m.do {
+	case doRenew:
+		l, err := k.o.Store.Renew(ctx, k.m.lease)
+		ev = outcome(evRenewed, l, err)
+	case doLook:
+		ev = k.look(ctx)
+	case doCreate:
+		l, err := k.o.Store.Create(ctx, Lease{Subnet: k.m.lease.Subnet, Attrs: k.m.want}, k.o.Claim.TTL, k.world)
+		ev = outcome(evCreated, l, err)
+	case doUpdate:
+		l := k.m.lease
+		l.Attrs = k.m.want
+		l, err := k.o.Store.Update(ctx, l)
+		ev = outcome(evUpdated, l, err)
+	case doRenumber:
+		ev = k.renumber(ctx)
+	default:
+		ev = event{kind: evStop}
+	}
+	ev.sent = sent
+	return ev
+}
+
+// outcome sorts a write's or renewal's result.
+func outcome(success eventKind, l Lease, err error) event {
+	switch {
+	case err == nil:
+		return event{kind: success, lease: l}
+	case errors.Is(err, ErrLeaseLost), errors.Is(err, ErrStoreChanged), errors.Is(err, ErrTaken), errors.Is(err, ErrConfigChanged):
+		return event{kind: evLost, err: err}
+	}
+	return event{kind: evFailed, err: err}
+}
+
+// wait returns when it is time, or earlier for a reason.
+func (k *Keeper) wait(ctx context.Context) event {
+	timer := k.o.Clock.Timer(k.m.wake() - k.o.Clock.Uptime())
+	defer timer.Stop()
+	for {
+		var changed <-chan struct{}
+		if k.o.View != nil {
+			s := k.o.View.Snapshot()
+			if k.concerns(s) {
+				return event{kind: evNudge}
+			}
+			changed = s.Changed()
+		}
+		select {
+		case <-ctx.Done():
+			return event{kind: evStop}
+		case <-timer.C:
+			return event{kind: evTick}
+		case <-k.nudges:
+			return event{kind: evNudge}
+		case a := <-k.wants:
+			k.o.Claim.Attrs = a
+			return event{kind: evWant, want: a}
+		case <-changed:
+		}
+	}
+}
+
+// concerns reports whether the view saw our key change. The same sight makes us
+// look once: what it means is then known.
+func (k *Keeper) concerns(s *Snapshot) bool {
+	l, _ := s.Stored(k.m.lease.Subnet)
+	now := sighting{s.Identity, l.Modified, l.ID}
+	expected := sighting{k.world.Identity, k.m.lease.Modified, k.m.lease.ID}
+	older := s.Identity == k.world.Identity && s.Revision < k.m.lease.Modified
+	if !s.Synced || older || now == expected || now == k.seen {
+		return false
+	}
+	k.seen = now
+	return true
+}
+
+// look reads what became of our key.
+func (k *Keeper) look(ctx context.Context) event {
+	w, err := k.o.Store.Load(ctx)
+	if err != nil {
+		return outcome(evFailed, Lease{}, err)
+	}
+	same := w.Identity == k.world.Identity
+	k.world = w
+	for _, l := range w.Leases {
+		if !l.Subnet.Overlaps(k.m.lease.Subnet) {
+			continue
+		}
+		if l.Subnet == k.m.lease.Subnet {
+			return k.judge(l, same)
+		}
+		return event{kind: evTaken, err: fmt.Errorf("%s overlaps it", describeLease(l))}
+	}
+	for _, b := range w.Bad {
+		if b.Occupies.Overlaps(k.m.lease.Subnet) {
+			return event{kind: evTaken, err: fmt.Errorf("key %s cannot be read: %w", b.Key, b.Err)}
+		}
+	}
+	return k.free(w)
+}
+
+// judge decides whose the key is. In the same store a later write by another
+// instance of this host is a takeover; in one that was restored it is our past.
+func (k *Keeper) judge(l Lease, sameStore bool) event {
+	switch k.o.Claim.relate(l) {
+	case disputed:
+		return event{kind: evFatal, err: &ForeignInstanceError{k.o.Claim.Node, l, k.o.Claim.Attrs.PublicIP}}
+	case foreign:
+		return event{kind: evTaken, err: errors.New(describeLease(l) + " holds it")}
+	case own:
+	}
+	another := l.Attrs.Instance != "" && l.Attrs.Instance != k.o.Claim.Instance
+	if another && sameStore && k.m.confirmed && l.Modified > k.m.lease.Modified {
+		return event{kind: evFatal, err: &SupersededError{l}}
+	}
+	return event{kind: evOurs, lease: l}
+}
+
+// free decides whether our subnet, which nobody holds, may be created again.
+func (k *Keeper) free(w World) event {
+	if w.Config.Text == "" {
+		return event{kind: evBlocked, err: ErrNoConfig}
+	}
+	cfg, err := ParseConfig(w.Config.Text)
+	if err != nil {
+		return event{kind: evBlocked, err: fmt.Errorf("read network config: %w", err)}
+	}
+	if !cfg.Pool().Contains(k.m.lease.Subnet) {
+		return event{kind: evTaken, err: errors.New("the network config does not allow this subnet any more")}
+	}
+	return event{kind: evAbsent}
+}
+
+// renumber leases another subnet in the world just looked at.
+func (k *Keeper) renumber(ctx context.Context) event {
+	c := k.o.Claim
+	c.Previous = append([]Subnet{k.m.lease.Subnet}, c.Previous...)
+	l, err := Acquire(ctx, k.o.Store, k.world, c)
+	var exhausted *ExhaustedError
+	var foreigner *ForeignInstanceError
+	switch {
+	case errors.As(err, &foreigner):
+		return event{kind: evFatal, err: err}
+	case errors.As(err, &exhausted), errors.Is(err, ErrNoConfig):
+		return event{kind: evRefused, err: err}
+	case err == nil && l.TTL == 0:
+		return event{kind: evUpdated, lease: l}
+	}
+	return outcome(evCreated, l, err)
+}
+
+// describeLease names a lease in the words of an error.
+func describeLease(l Lease) string {
+	owner := "host"
+	if l.Attrs.Owner != "" {
+		owner = "node " + string(l.Attrs.Owner)
+	}
+	return fmt.Sprintf("%s at %s (%s)", owner, showAddrs(l.Attrs.PublicIP), l.Subnet)
+}
+
+// publish shows the machine to others, and wakes them when it matters.
+func (k *Keeper) publish() {
+	old := k.Status()
+	s := k.describe(old.changed)
+	same := s.State == old.State && s.Why == old.Why && s.Lease == old.Lease && s.Identity == old.Identity
+	if same {
+		k.status.Store(s)
+		return
+	}
+	s.changed = make(chan struct{})
+	k.status.Store(s)
+	close(old.changed)
+	if s.State != old.State || s.Lease.Subnet != old.Lease.Subnet {
+		k.log(s, old)
+	}
+}
+
+func (k *Keeper) log(s, old *KeeperStatus) {
+	level := slog.LevelWarn
+	if slices.Contains([]State{StateValid, StateEnded}, s.State) {
+		level = slog.LevelInfo
+	}
+	k.o.Log.Log(context.Background(), level, "lease state changed",
+		"state", s.State.String(), "before", old.State.String(), "subnet", s.Lease.Subnet.String(), "reason", s.Why)
+}
+
+// describe is the machine as others see it.
+func (k *Keeper) describe(changed chan struct{}) *KeeperStatus {
+	s := &KeeperStatus{
+		State:    k.m.state,
+		Since:    k.o.Clock.Now().Add(k.m.since - k.o.Clock.Uptime()),
+		Lease:    k.m.lease,
+		Identity: k.world.Identity,
+		Withdraw: k.m.state == StateConflict && k.m.policy == Fence,
+		changed:  changed,
+	}
+	if at, ok := k.m.expiry(); ok {
+		s.Expires = at
+	}
+	if k.m.why != nil {
+		s.Why = k.m.why.Error()
+	}
+	return s
+}

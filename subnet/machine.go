@@ -1,0 +1,389 @@
+package subnet
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// State is where a lease stands.
+type State uint8
+
+// The states of a lease; [Keeper] draws what leads from one to another.
+const (
+	// StateUnproven: the lease's time is over and the store has not confirmed
+	// it since, or it comes from a cache and was never confirmed at all. The
+	// data path stays: peers route only to the owner whom the store names.
+	StateUnproven State = iota
+	// StateValid: the store confirmed the lease.
+	StateValid
+	// StateDegraded: the store cannot be asked, but the lease's time is not
+	// over.
+	StateDegraded
+	// StateLost: the key is not what it was, and is being looked at, taken
+	// back or created again.
+	StateLost
+	// StateConflict: another owner holds the subnet, or the config no longer
+	// allows it.
+	StateConflict
+	// StateEnded: Run has returned.
+	StateEnded
+)
+
+// String returns the state in lower case.
+func (s State) String() string {
+	switch s {
+	case StateUnproven:
+		return "unproven"
+	case StateValid:
+		return "valid"
+	case StateDegraded:
+		return "degraded"
+	case StateLost:
+		return "lost"
+	case StateConflict:
+		return "conflict"
+	case StateEnded:
+		return "ended"
+	}
+	return fmt.Sprintf("state(%d)", uint8(s))
+}
+
+// OnConflict is what a host does whose subnet another owner holds.
+type OnConflict uint8
+
+// The policies, the default first.
+const (
+	// Renumber leases another subnet.
+	Renumber OnConflict = iota
+	// Fence withdraws the data path and waits until the subnet is free.
+	Fence
+	// Keep goes on as if nothing had happened, and says so.
+	Keep
+)
+
+// String returns the policy as the option spells it.
+func (o OnConflict) String() string {
+	switch o {
+	case Renumber:
+		return "renumber"
+	case Fence:
+		return "fence"
+	case Keep:
+		return "keep"
+	}
+	return fmt.Sprintf("policy(%d)", uint8(o))
+}
+
+// ParseOnConflict reads what String writes.
+func ParseOnConflict(s string) (OnConflict, error) {
+	for _, o := range []OnConflict{Renumber, Fence, Keep} {
+		if s == o.String() {
+			return o, nil
+		}
+	}
+	return 0, fmt.Errorf("%q: must be renumber, fence or keep", s)
+}
+
+// deed is what the keeper does next; each ends in one event.
+type deed uint8
+
+const (
+	// doWait until machine.wake; ends in evTick, evNudge, evWant or evStop.
+	doWait deed = iota
+	// doRenew by Store.Renew; ends in evRenewed, evLost or evFailed.
+	doRenew
+	// doLook by Store.Load at what became of the key; ends in evAbsent,
+	// evOurs, evTaken, evBlocked, evFatal or evFailed.
+	doLook
+	// doCreate the same subnet in the world looked at; ends in evCreated,
+	// evLost or evFailed.
+	doCreate
+	// doUpdate by Store.Update to the attributes wanted, which also takes a
+	// key back; ends in evUpdated, evLost or evFailed.
+	doUpdate
+	// doRenumber by Load and Acquire; ends in evCreated, evUpdated, evLost,
+	// evFailed, evRefused or evFatal.
+	doRenumber
+	// doStop ends Run.
+	doStop
+)
+
+type eventKind uint8
+
+const (
+	// evTick: time has passed.
+	evTick eventKind = iota
+	// evNudge: somebody saw our key change.
+	evNudge
+	// evWant: the attributes wanted have changed.
+	evWant
+	// evStop: the context ended.
+	evStop
+	// evRenewed: the key is as it was and its time begins anew.
+	evRenewed
+	// evCreated: the key is ours with its full time.
+	evCreated
+	// evUpdated: the key is ours, with whatever time it had.
+	evUpdated
+	// evLost: the key, the config or the store is not what was assumed.
+	evLost
+	// evFailed: the store could not be asked; what was to be written may be.
+	evFailed
+	// evAbsent: our subnet is free and may be created.
+	evAbsent
+	// evOurs: the key is there and belongs to us.
+	evOurs
+	// evTaken: another owner holds the subnet, or the config rules it out.
+	evTaken
+	// evBlocked: the subnet is free, but the store holds no valid config.
+	evBlocked
+	// evRefused: no other subnet can be had.
+	evRefused
+	// evFatal: the operator must decide.
+	evFatal
+)
+
+// event is the outcome of a deed. A lease comes with the events that say what
+// the key is now, an error with those that went wrong.
+type event struct {
+	kind  eventKind
+	lease Lease
+	want  Attrs
+	err   error
+	// sent is when the request was sent that the event answers: time that the
+	// store grants counts from then at the latest.
+	sent time.Duration
+}
+
+// input is one event, when it came, and a random number of [0, 1) for it.
+type input struct {
+	event
+	now    time.Duration
+	random float64
+}
+
+// rules are what a machine is made with.
+type rules struct {
+	// ttl stands in for a lease's own where that is not known.
+	ttl    time.Duration
+	margin time.Duration
+	policy OnConflict
+}
+
+// machine is the keeper's whole memory. It is a value: step makes another.
+type machine struct {
+	rules
+	state State
+	since time.Duration
+	// why explains every state but valid.
+	why   error
+	lease Lease
+	want  Attrs
+	// renewed is when the lease's time began.
+	renewed time.Duration
+	// confirmed: the store has answered to this process that the lease is ours.
+	confirmed bool
+	do        deed
+	// next is when to act again, failures how often in a row it went wrong.
+	next     time.Duration
+	failures int
+}
+
+const (
+	// renewJitter is the part of an interval by which renewals come earlier at
+	// most, so that hosts which started together drift apart.
+	renewJitter = 0.1
+	retryFirst  = 500 * time.Millisecond
+	retryLast   = 30 * time.Second
+	// hotRetries is how often in a row a lost lease is looked at without a
+	// pause: races are over after one or two.
+	hotRetries = 3
+)
+
+var errExpired = errors.New("the lease's time is over")
+
+// step is the whole behaviour: what to do and be after an event. It is pure.
+func (m machine) step(in input) machine {
+	if in.kind == evStop || in.kind == evFatal {
+		m.why = in.err
+		return m.enter(StateEnded, in.now, doStop)
+	}
+	switch in.kind {
+	case evTick, evNudge, evWant:
+		return m.woken(in)
+	case evRenewed, evCreated, evUpdated:
+		return m.holds(in)
+	case evFailed:
+		return m.failed(in)
+	case evLost:
+		return m.lost(in)
+	default:
+		return m.looked(in)
+	}
+}
+
+// woken decides what a wake-up is for.
+func (m machine) woken(in input) machine {
+	if in.kind == evWant {
+		m.want = in.want
+	}
+	m = m.expire(in.now)
+	due := in.now >= m.next || in.kind == evNudge
+	switch m.state {
+	case StateValid, StateDegraded, StateUnproven:
+		m.do = doWait
+		if due {
+			m.do = doRenew
+		} else if in.kind == evWant && m.lease.Attrs != m.want {
+			m.do = doUpdate
+		}
+	case StateLost, StateConflict:
+		m.do = doWait
+		if due {
+			m.do = doLook
+		}
+	case StateEnded:
+		m.do = doStop
+	}
+	return m
+}
+
+// holds takes in that the lease is ours.
+func (m machine) holds(in input) machine {
+	in.lease.TTL = m.ttlOf(in.lease)
+	m.lease, m.confirmed, m.why = in.lease, true, nil
+	if m.lease.Attrs == m.want {
+		// Otherwise an update that keeps failing would never slow down.
+		m.failures = 0
+	}
+	if in.kind != evUpdated {
+		m.renewed = in.sent
+	}
+	m = m.enter(StateValid, in.now, doWait)
+	m.next = in.sent + m.interval(in.random)
+	switch {
+	case m.lease.Attrs != m.want:
+		m.do = doUpdate
+	case in.kind == evUpdated:
+		// How much time an updated key has left is not known, and a key that
+		// was taken over may be about to expire.
+		m.do = doRenew
+	}
+	return m
+}
+
+// failed takes in that the store could not be asked.
+func (m machine) failed(in input) machine {
+	m.why = in.err
+	if m.state == StateValid {
+		m = m.enter(StateDegraded, in.now, doWait)
+	}
+	return m.expire(in.now).retry(in)
+}
+
+// lost takes in that an assumption did not hold: look what is true now.
+func (m machine) lost(in input) machine {
+	m.why = in.err
+	if m.state != StateConflict {
+		m = m.enter(StateLost, in.now, doLook)
+	}
+	if m.failures++; m.failures > hotRetries {
+		return m.retry(in)
+	}
+	m.do = doLook
+	return m
+}
+
+// looked takes in what became of the key.
+func (m machine) looked(in input) machine {
+	switch in.kind {
+	case evAbsent:
+		m.do = doCreate
+	case evOurs:
+		in.lease.TTL = m.ttlOf(in.lease)
+		m.lease = in.lease
+		m.do = doUpdate
+		if m.lease.Attrs == m.want {
+			m.do = doRenew
+		}
+	case evTaken:
+		m.why = in.err
+		m = m.enter(StateConflict, in.now, doRenumber)
+		if m.policy != Renumber {
+			return m.retry(in)
+		}
+	default: // evBlocked, evRefused
+		m.why = in.err
+		return m.retry(in)
+	}
+	return m
+}
+
+// ttlOf is l's TTL, which only a creation or a renewal tells.
+func (m machine) ttlOf(l Lease) time.Duration {
+	if l.TTL == 0 && l.ID == m.lease.ID {
+		return m.lease.TTL
+	}
+	return l.TTL
+}
+
+// enter changes the state; since stays when it is the same one.
+func (m machine) enter(s State, now time.Duration, do deed) machine {
+	if m.state != s {
+		m.state, m.since = s, now
+	}
+	m.do = do
+	return m
+}
+
+// retry waits for longer and longer, between half of the pause and all of it.
+func (m machine) retry(in input) machine {
+	pause := min(retryFirst<<min(m.failures, 16), retryLast, max(m.ttlOr()/6, retryFirst))
+	m.failures++
+	m.next = in.now + pause/2 + time.Duration(in.random*float64(pause/2))
+	m.do = doWait
+	return m
+}
+
+// expire notices that the lease's time is over.
+func (m machine) expire(now time.Duration) machine {
+	if at, ok := m.expiry(); ok && now >= at && (m.state == StateValid || m.state == StateDegraded) {
+		if m.why == nil {
+			m.why = errExpired
+		}
+		m = m.enter(StateUnproven, now, m.do)
+	}
+	return m
+}
+
+// expiry is when the lease's time is over; false: never.
+func (m machine) expiry() (time.Duration, bool) {
+	return m.renewed + m.ttlOr(), !m.lease.Reservation()
+}
+
+// wake is when a waiting machine must be stepped at the latest.
+func (m machine) wake() time.Duration {
+	if at, ok := m.expiry(); ok && (m.state == StateValid || m.state == StateDegraded) {
+		return min(m.next, at)
+	}
+	return m.next
+}
+
+func (m machine) ttlOr() time.Duration {
+	if m.lease.TTL > 0 {
+		return m.lease.TTL
+	}
+	return m.ttl
+}
+
+// interval is the time between renewals: a third of the TTL, so that two may
+// fail, or less when the margin before the end asks for it.
+func (m machine) interval(random float64) time.Duration {
+	ttl := m.ttlOr()
+	d := ttl / 3
+	if m.margin > 0 {
+		d = min(d, max(ttl-m.margin, min(time.Second, ttl/3)))
+	}
+	return d - time.Duration(random*renewJitter*float64(d))
+}

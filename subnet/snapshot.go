@@ -1,0 +1,259 @@
+package subnet
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Snapshot is what a [View] knew at one revision. It does not change, and may
+// be read by any number of goroutines for as long as they like.
+type Snapshot struct {
+	Revision Revision
+	// Identity is the store's.
+	Identity string
+	Config   Document
+	// Bad are the keys that cannot be read, sorted by key.
+	Bad []BadKey
+	// Synced: the store is being followed. Since when it is or is not, by the
+	// wall clock of then, and why not.
+	Synced bool
+	Since  time.Time
+	Why    string
+
+	list    leaseList
+	changed chan struct{}
+	once    sync.Once
+	flat    []Lease
+}
+
+// Changed is closed when there is a newer snapshot that shows something else,
+// so a reader waits without missing any, and sees a burst as one:
+//
+//	for s := view.Snapshot(); ; s = view.Snapshot() {
+//		use(s)
+//		select {
+//		case <-s.Changed():
+//		case <-ctx.Done():
+//			return
+//		}
+//	}
+func (s *Snapshot) Changed() <-chan struct{} { return s.changed }
+
+// Leases are the leases in effect, sorted by subnet: those in the store, those
+// deleted a moment ago and still held, and the last readable ones of keys that
+// became unreadable. The slice is made at the first call and shared by all
+// callers, who must not change it.
+func (s *Snapshot) Leases() []Lease {
+	s.once.Do(func() {
+		s.flat = make([]Lease, 0, s.list.len)
+		for e := range s.list.all() {
+			s.flat = append(s.flat, e.lease)
+		}
+	})
+	return s.flat
+}
+
+// Len is the number of leases in effect.
+func (s *Snapshot) Len() int { return s.list.len }
+
+// Stored returns the lease of exactly this subnet as the store had it at the
+// snapshot's revision; false: there was none that could be read.
+func (s *Snapshot) Stored(x Subnet) (Lease, bool) {
+	e := s.list.get(x)
+	if e == nil || e.gone || e.unreadable {
+		return Lease{}, false
+	}
+	return e.lease, true
+}
+
+// projection turns loads and batches into the leases in effect. It belongs to
+// one goroutine and knows no clock: times are handed in.
+type projection struct {
+	hold, ttl time.Duration
+
+	revision Revision
+	identity string
+	config   Document
+	leases   leaseList
+	index    overlapIndex
+	bad      map[string]BadKey
+	// held are the deleted leases that still are in effect, and until when.
+	held map[Subnet]time.Duration
+	// distrusted: the store has lost its past since the last load.
+	distrusted bool
+}
+
+func newProjection(hold, ttl time.Duration) projection {
+	return projection{hold: hold, ttl: ttl, index: newOverlapIndex(), bad: map[string]BadKey{}, held: map[Subnet]time.Duration{}}
+}
+
+// distrust makes the next load a list that deletes no peer for one TTL.
+func (p *projection) distrust() { p.distrusted = true }
+
+// patience is how long a lease that is deleted now stays in effect. A store that
+// lost its past, or has no config, has lost leases that live on: their
+// owners will create them again.
+func (p *projection) patience() time.Duration {
+	if p.distrusted || p.config.Text == "" {
+		return p.ttl
+	}
+	return p.hold
+}
+
+// load makes w the truth. What it lacks is treated as deleted at this moment.
+func (p *projection) load(w World, now time.Duration) {
+	if p.identity != "" && (w.Identity != p.identity || w.Revision < p.revision) {
+		p.distrusted = true
+	}
+	p.revision, p.identity, p.config = w.Revision, w.Identity, w.Config
+	patience := p.patience()
+	p.distrusted = false
+
+	entries := make(map[Subnet]*entry, max(p.leases.len, len(w.Leases)))
+	for e := range p.leases.all() {
+		if !e.gone {
+			e = &entry{lease: e.lease, gone: true, until: now + patience}
+		}
+		entries[e.lease.Subnet] = e
+	}
+	p.bad = make(map[string]BadKey, len(w.Bad))
+	for _, b := range w.Bad {
+		p.bad[b.Key] = b
+		if e := entries[b.Occupies]; e != nil {
+			entries[b.Occupies] = &entry{lease: e.lease, unreadable: true}
+		}
+	}
+	index := newOverlapIndex()
+	for _, l := range w.Leases {
+		entries[l.Subnet] = &entry{lease: l}
+		index.add(l.Subnet)
+	}
+	p.rebuild(entries, index)
+}
+
+// rebuild makes the list anew. Live is the index of the leases in the store:
+// what is gone and overlaps one of them goes at once.
+func (p *projection) rebuild(entries map[Subnet]*entry, live overlapIndex) {
+	clear(p.held)
+	for s, e := range entries {
+		switch {
+		case !e.gone:
+		case len(live.overlapping(s)) > 0:
+			delete(entries, s)
+		default:
+			p.held[s] = e.until
+		}
+	}
+	sorted := slices.SortedFunc(maps.Values(entries), func(a, b *entry) int { return a.lease.Subnet.Compare(b.lease.Subnet) })
+	for _, e := range sorted {
+		live.add(e.lease.Subnet)
+	}
+	p.leases, p.index = listOf(sorted), live
+}
+
+// apply follows one batch, and reports whether anything but the revision
+// changed.
+func (p *projection) apply(b Batch, now time.Duration) bool {
+	changed := b.Config != nil || len(b.Put)+len(b.Deleted)+len(b.Bad) > 0
+	p.revision = b.Revision
+	if b.Config != nil {
+		p.config = *b.Config
+	}
+	for _, key := range b.Deleted {
+		p.delete(key, now)
+	}
+	for _, bad := range b.Bad {
+		p.bad[bad.Key] = bad
+		if e := p.leases.get(bad.Occupies); e != nil {
+			delete(p.held, bad.Occupies)
+			p.leases = p.leases.put(&entry{lease: e.lease, unreadable: true})
+		}
+	}
+	for _, l := range b.Put {
+		p.put(l)
+	}
+	return changed
+}
+
+// put takes in a lease that was created or changed. It ends what is held of
+// others in its place at once.
+func (p *projection) put(l Lease) {
+	delete(p.bad, l.Subnet.Key())
+	delete(p.held, l.Subnet)
+	for _, s := range p.index.overlapping(l.Subnet) {
+		if _, held := p.held[s]; held {
+			p.drop(s)
+		}
+	}
+	p.leases = p.leases.put(&entry{lease: l})
+	p.index.add(l.Subnet)
+}
+
+// delete takes in that a key was deleted: its lease is held, unless another
+// covers its subnet already.
+func (p *projection) delete(key string, now time.Duration) {
+	delete(p.bad, key)
+	s, err := ParseSubnet(key)
+	if err != nil {
+		return
+	}
+	e := p.leases.get(s)
+	if e == nil || e.gone {
+		return
+	}
+	for _, other := range p.index.overlapping(s) {
+		if _, held := p.held[other]; !held {
+			p.drop(s)
+			return
+		}
+	}
+	until := now + p.patience()
+	p.held[s] = until
+	p.leases = p.leases.put(&entry{lease: e.lease, gone: true, until: until})
+}
+
+// drop ends a lease's effect.
+func (p *projection) drop(s Subnet) {
+	delete(p.held, s)
+	p.leases = p.leases.remove(s)
+	p.index.remove(s)
+}
+
+// release ends the held leases whose time has come, and reports whether there
+// were any.
+func (p *projection) release(now time.Duration) bool {
+	ended := false
+	for s, until := range p.held {
+		if now >= until {
+			p.drop(s)
+			ended = true
+		}
+	}
+	return ended
+}
+
+// nextRelease is when the next held lease ends; false: none is held.
+func (p *projection) nextRelease() (time.Duration, bool) {
+	var next time.Duration
+	found := false
+	for _, until := range p.held {
+		if !found || until < next {
+			next, found = until, true
+		}
+	}
+	return next, found
+}
+
+// snapshot shows the projection as it is.
+func (p *projection) snapshot() *Snapshot {
+	return &Snapshot{
+		Revision: p.revision,
+		Identity: p.identity,
+		Config:   p.config,
+		Bad:      slices.SortedFunc(maps.Values(p.bad), func(a, b BadKey) int { return cmp.Compare(a.Key, b.Key) }),
+		list:     p.leases,
+	}
+}

@@ -1,0 +1,313 @@
+package subnet
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// defaultHold is how long a deleted lease stays in view: time enough for
+	// its owner to create it again (decision 6 of the design).
+	defaultHold = 2 * time.Second
+	// defaultProgress is how long a watch may be silent. A store reports
+	// progress every 10 s, so a longer silence is a dead connection.
+	defaultProgress = 30 * time.Second
+	reconnectFirst  = 200 * time.Millisecond
+	reconnectLast   = 10 * time.Second
+	// fullLoadLeast and fullLoadPerHost say how often everything is read
+	// again although nothing seems wrong, at a cost that stays the same however many
+	// hosts do it.
+	fullLoadLeast   = 10 * time.Minute
+	fullLoadPerHost = 500 * time.Millisecond
+)
+
+var (
+	errSilent   = errors.New("the watch made no progress")
+	errFullLoad = errors.New("time for a full load")
+)
+
+// ViewOptions is what a [View] is made of. Store and Clock are needed.
+type ViewOptions struct {
+	Store Store
+	Clock Clock
+	// World, when its Identity is set, is where the view starts: the one
+	// Load that Acquire needed as well. Cached: it comes from a file.
+	World  World
+	Cached bool
+	// TTL is how long deletions are held back after the store lost its past,
+	// and while there is no config; zero: [DefaultTTL].
+	TTL time.Duration
+	// Hold is how long other deletions are; zero: 2 s.
+	Hold time.Duration
+	// Progress is how long a watch may be silent; zero: 30 s.
+	Progress time.Duration
+	// Log, when set, is told when the view loses and finds the store.
+	Log *slog.Logger
+	// Random returns numbers of [0, 1) for jitter; nil: math/rand.
+	Random func() float64
+}
+
+// View follows the store: it loads all, watches from there, and shows the result
+// as one [Snapshot] after the other.
+//
+//	       Load                  Watch: batches
+//	         |                        |
+//	         v                        v
+//	  [ difference ]------->[ leases, deleted ones held ]---> Snapshot --> readers
+//	         ^                        |                      (atomic)
+//	         '--- compacted, store changed, disconnected,
+//	              silent for 30 s, or time for a full load
+//
+// One goroutine owns what changes. Readers take the latest snapshot and never
+// make it wait.
+type View struct {
+	o       ViewOptions
+	current atomic.Pointer[Snapshot]
+	ready   chan struct{}
+	isReady sync.Once
+
+	// What follows belongs to Run.
+
+	p projection
+	// failures counts failed attempts since the last batch.
+	failures int
+}
+
+// NewView returns a view; it does nothing before Run.
+func NewView(o ViewOptions) *View {
+	o.TTL = cmp.Or(o.TTL, DefaultTTL)
+	o.Hold = cmp.Or(o.Hold, defaultHold)
+	o.Progress = cmp.Or(o.Progress, defaultProgress)
+	if o.Random == nil {
+		o.Random = rand.Float64
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	v := &View{o: o, ready: make(chan struct{}), p: newProjection(o.Hold, o.TTL)}
+	s := &Snapshot{Since: o.Clock.Now(), Why: "the store has not been read yet", changed: make(chan struct{})}
+	if o.World.Identity != "" {
+		v.p.load(o.World, o.Clock.Uptime())
+		s = v.p.snapshot()
+		s.Synced, s.Since, s.changed = !o.Cached, o.Clock.Now(), make(chan struct{})
+		if o.Cached {
+			s.Why = "this comes from the cache"
+		}
+		v.isReady.Do(func() { close(v.ready) })
+	}
+	v.current.Store(s)
+	return v
+}
+
+// String names the task.
+func (v *View) String() string { return "lease view" }
+
+// Ready is closed when there is something to see.
+func (v *View) Ready() <-chan struct{} { return v.ready }
+
+// Snapshot returns the latest state, never nil; it does not block.
+func (v *View) Snapshot() *Snapshot { return v.current.Load() }
+
+// Run follows the store until ctx ends, and returns nil then. It runs once.
+func (v *View) Run(ctx context.Context) error {
+	loaded := v.Snapshot().Synced
+	for ctx.Err() == nil {
+		err := error(nil)
+		if !loaded {
+			err = v.load(ctx)
+		}
+		if err == nil {
+			err = v.follow(ctx)
+		}
+		loaded = false
+		if errors.Is(err, errFullLoad) || ctx.Err() != nil {
+			continue
+		}
+		if errors.Is(err, ErrStoreChanged) {
+			v.p.distrust()
+		}
+		v.stale(err)
+		v.pause(ctx, v.backoff())
+	}
+	return nil
+}
+
+// load reads everything and shows what is different.
+func (v *View) load(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	w, err := v.o.Store.Load(ctx)
+	if err != nil {
+		return fmt.Errorf("load leases: %w", err)
+	}
+	v.p.load(w, v.o.Clock.Uptime())
+	v.publish(loud)
+	return nil
+}
+
+// follow watches from where the view is, until that ends for any reason. The
+// watch runs in a goroutine of its own, since held leases run out and progress is
+// missed while it is silent; it has ended when follow returns.
+func (v *View) follow(ctx context.Context) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	batches, end := make(chan Batch), make(chan error, 1)
+	go func() {
+		end <- v.watch(ctx, v.p.revision, batches)
+		close(end)
+	}()
+	defer func() {
+		cancel()
+		for range end { //nolint:revive // until it is closed
+		}
+	}()
+	clock := v.o.Clock
+	silent := clock.Uptime() + v.o.Progress
+	reload := clock.Uptime() + v.fullLoadEvery()
+	for {
+		timer := clock.Timer(v.wake(min(silent, reload)) - clock.Uptime())
+		select {
+		case b := <-batches:
+			silent = clock.Uptime() + v.o.Progress
+			v.take(b)
+		case err := <-end:
+			timer.Stop()
+			return err
+		case <-timer.C:
+		}
+		timer.Stop()
+		now := clock.Uptime()
+		if v.p.release(now) {
+			v.publish(loud)
+		}
+		switch {
+		case now >= silent:
+			return fmt.Errorf("%w for %s", errSilent, v.o.Progress)
+		case now >= reload:
+			return errFullLoad
+		}
+	}
+}
+
+// watch hands the store's batches over until the stream or ctx ends.
+func (v *View) watch(ctx context.Context, after Revision, to chan<- Batch) error {
+	for b, err := range v.o.Store.Watch(ctx, after) {
+		if err != nil {
+			return fmt.Errorf("watch leases: %w", err)
+		}
+		select {
+		case to <- b:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return errors.New("watch leases: the stream ended without a reason")
+}
+
+// take shows what a batch changed.
+func (v *View) take(b Batch) {
+	v.failures = 0
+	if v.p.apply(b, v.o.Clock.Uptime()) {
+		v.publish(loud)
+		return
+	}
+	v.publish(quiet)
+}
+
+// wake is the earlier of at and the end of the next held lease.
+func (v *View) wake(at time.Duration) time.Duration {
+	if next, ok := v.p.nextRelease(); ok {
+		return min(at, next)
+	}
+	return at
+}
+
+// fullLoadEvery grows with the number of hosts, all of which do it, and is
+// shortened by up to a fifth so that they do not do it together.
+func (v *View) fullLoadEvery() time.Duration {
+	d := max(fullLoadLeast, time.Duration(v.p.leases.len)*fullLoadPerHost)
+	return d - time.Duration(v.o.Random()*float64(d)/5)
+}
+
+// backoff is how long to leave the store alone after a failure.
+func (v *View) backoff() time.Duration {
+	d := min(reconnectFirst<<min(v.failures, 16), reconnectLast)
+	v.failures++
+	return d/2 + time.Duration(v.o.Random()*float64(d/2))
+}
+
+// pause waits, and goes on ending held leases meanwhile. While the store cannot
+// be asked only those end that it had deleted before.
+func (v *View) pause(ctx context.Context, d time.Duration) {
+	clock := v.o.Clock
+	for until := clock.Uptime() + d; clock.Uptime() < until; {
+		timer := clock.Timer(v.wake(until) - clock.Uptime())
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+		if v.p.release(clock.Uptime()) {
+			v.publishAs(v.Snapshot())
+		}
+	}
+}
+
+// volume says whether a new snapshot wakes who waits for a change.
+type volume uint8
+
+const (
+	// loud snapshots differ from the last in what they show.
+	loud volume = iota
+	// quiet ones differ in their revision alone.
+	quiet
+)
+
+// publish shows the projection as it is now, in sync with the store.
+func (v *View) publish(how volume) {
+	old, s := v.Snapshot(), v.p.snapshot()
+	s.Synced, s.Since, s.changed = true, old.Since, old.changed
+	if !old.Synced {
+		s.Since, how = v.o.Clock.Now(), loud
+		v.o.Log.Info("leases in sync", "revision", int64(s.Revision), "leases", s.Len())
+	}
+	v.replace(old, s, how)
+	v.isReady.Do(func() { close(v.ready) })
+}
+
+// publishAs shows the projection as it is now, in sync or not as old was.
+func (v *View) publishAs(old *Snapshot) {
+	s := v.p.snapshot()
+	s.Synced, s.Since, s.Why = old.Synced, old.Since, old.Why
+	v.replace(old, s, loud)
+}
+
+// stale shows that the store is not followed at the moment.
+func (v *View) stale(why error) {
+	old := v.Snapshot()
+	s := v.p.snapshot()
+	s.Synced, s.Since, s.Why = false, old.Since, why.Error()
+	if old.Synced {
+		s.Since = v.o.Clock.Now()
+		v.o.Log.Warn("leases out of sync", "error", why)
+	}
+	v.replace(old, s, loud)
+}
+
+func (v *View) replace(old, s *Snapshot, how volume) {
+	if how == quiet {
+		s.changed = old.changed
+		v.current.Store(s)
+		return
+	}
+	s.changed = make(chan struct{})
+	v.current.Store(s)
+	close(old.changed)
+}
