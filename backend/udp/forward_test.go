@@ -1,0 +1,403 @@
+package udp
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// lab is one path between a device and a conn in memory.
+type lab struct {
+	path
+	device, conn *pipe
+	told         injected
+	cancel       context.CancelFunc
+	ended        chan error
+}
+
+func newLab() *lab {
+	l := &lab{device: newMemoryDevice(), conn: newMemoryConn(), ended: make(chan error, 1)}
+	l.path = path{
+		devices: newSlot(), conn: l.conn, world: new(atomic.Pointer[world]), answers: &answers{out: &l.told},
+		mtu: 1472, out: new(counters), in: new(counters), log: slog.New(slog.DiscardHandler),
+	}
+	l.world.Store(testWorld())
+	l.devices.put(l.device)
+	return l
+}
+
+// start runs the path in a synctest bubble.
+func (l *lab) start(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	l.cancel = cancel
+	go func() {
+		l.ended <- l.run(ctx, func() error {
+			if d := l.devices.get(); d != nil {
+				d.Close()
+			}
+			return l.conn.Close()
+		})
+	}()
+	synctest.Wait()
+}
+
+// stop ends the path and expects no error.
+func (l *lab) stop(t *testing.T) {
+	t.Helper()
+	l.cancel()
+	if err := <-l.ended; err != nil {
+		t.Errorf("run: %v", err)
+	}
+}
+
+func out(dst string, n byte) flow {
+	return flow{src: "10.5.1.2", dst: dst, hops: 64, proto: 17, payload: []byte{n, 0, 0, 0, 0, 0, 0, 0}}
+}
+
+func in(src string, n byte) flow {
+	return flow{src: src, dst: "10.5.1.2", hops: 64, proto: 17, payload: []byte{n, 0, 0, 0, 0, 0, 0, 0}}
+}
+
+// after is f one hop later.
+func (f flow) after() []byte { f.hops--; return f.packet() }
+
+func TestForwardBothWays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab()
+		l.start(t)
+		var want []Packet
+		var feed [][]byte
+		for i := range byte(200) { // several batches, in order
+			dst, to := "10.5.2.9", "198.18.0.2:8285"
+			if i%3 == 0 {
+				dst, to = "10.5.3.9", "198.18.0.3:8290"
+			}
+			feed = append(feed, out(dst, i).packet())
+			want = append(want, Packet{out(dst, i).after(), netip.MustParseAddrPort(to)})
+		}
+		l.device.feed("", feed...)
+		l.conn.feed("198.18.0.2:61000", in("10.5.2.9", 1).packet(), in("10.5.2.0", 2).packet())
+		synctest.Wait()
+		if diff := cmp.Diff(want, l.conn.taken(), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+			t.Errorf("sent (-want +got):\n%s", diff)
+		}
+		var got [][]byte
+		for _, p := range l.device.taken() {
+			got = append(got, p.Data)
+		}
+		if diff := cmp.Diff([][]byte{in("10.5.2.9", 1).after(), in("10.5.2.0", 2).after()}, got); diff != "" {
+			t.Errorf("delivered (-want +got):\n%s", diff)
+		}
+		l.stop(t)
+		if got := l.path.out.snapshot(); got.Packets != (ByVerdict{Forwarded: 200}) || got.Bytes != 200*28 {
+			t.Errorf("counted %+v out", got)
+		}
+		if got := l.path.in.snapshot(); got.Packets != (ByVerdict{Forwarded: 2}) || got.Bytes != 2*28 {
+			t.Errorf("counted %+v in", got)
+		}
+	})
+}
+
+func TestDropsAreCountedAndTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab()
+		l.start(t)
+		expired, big := out("10.5.2.9", 2), out("10.5.2.9", 3)
+		expired.hops, big.whole, big.payload = 1, true, make([]byte, 1453)
+		late := in("10.5.2.9", 4)
+		late.hops = 1
+		l.device.feed("", out("10.5.9.9", 1).packet(), expired.packet(), big.packet(), out("224.0.0.1", 1).packet(), []byte{0x45})
+		synctest.Wait()
+		l.conn.feed("198.18.0.2:8285", late.packet(), in("10.5.3.9", 5).packet(), in("192.0.2.1", 5).packet(), nil)
+		synctest.Wait()
+		l.stop(t)
+		if diff := cmp.Diff(ByVerdict{NoPeer: 1, Expired: 1, TooBig: 1, Multicast: 1, Malformed: 1}, l.path.out.snapshot().Packets); diff != "" {
+			t.Errorf("out (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff(ByVerdict{Expired: 1, WrongSender: 1, UnknownSource: 1, Malformed: 1}, l.path.in.snapshot().Packets); diff != "" {
+			t.Errorf("in (-want +got):\n%s", diff)
+		}
+		if n := len(l.conn.taken()) + len(l.device.taken()); n != 0 {
+			t.Errorf("%d dropped packets were forwarded", n)
+		}
+		type told struct {
+			To        string
+			Type, Arg byte
+			Quoted    []byte
+		}
+		want := []told{
+			{"10.5.1.2", 3, 0, out("10.5.9.9", 1).packet()},
+			{"10.5.1.2", 11, 0, expired.packet()},
+			{"10.5.1.2", 3, 4, big.packet()[:548]},
+			{"10.5.2.9", 11, 0, late.packet()},
+		}
+		var got []told
+		for i, p := range l.told.packets {
+			got = append(got, told{l.told.to[i].String(), p[20], p[21], p[28:]})
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("told (-want +got):\n%s", diff)
+		}
+		if n := l.answers.sent.Load(); n != 4 {
+			t.Errorf("counted %d answers, want 4", n)
+		}
+	})
+}
+
+func TestAnswersAreLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab()
+		l.start(t)
+		l.device.feed("", slices.Repeat([][]byte{out("10.5.9.9", 1).packet()}, 200)...)
+		synctest.Wait()
+		l.stop(t)
+		if sent, not := l.answers.sent.Load(), l.answers.suppressed.Load(); sent != answersBurst || not != 200-answersBurst {
+			t.Errorf("sent %d answers, suppressed %d", sent, not)
+		}
+	})
+}
+
+// TestFailedWritesAreSkipped: what one packet meets, the others do not.
+func TestFailedWritesAreSkipped(t *testing.T) {
+	for _, cause := range []error{unix.ECONNREFUSED, unix.ENETUNREACH, unix.EPERM, unix.ENOBUFS, unix.EMSGSIZE, unix.EINVAL} {
+		t.Run(cause.Error(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLab()
+				every3rd := func(n int, _ Packet) error {
+					if n%3 == 0 {
+						return cause
+					}
+					return nil
+				}
+				l.conn.refuse, l.device.refuse = every3rd, every3rd
+				l.start(t)
+				for i := range byte(100) {
+					l.device.feed("", out("10.5.2.9", i).packet())
+					l.conn.feed("198.18.0.2:8285", in("10.5.2.9", i).packet())
+				}
+				synctest.Wait()
+				l.stop(t)
+				if got := l.path.out.snapshot().Packets; got != (ByVerdict{Forwarded: 66, SendFailed: 34}) {
+					t.Errorf("out: %v", got)
+				}
+				if got := l.path.in.snapshot().Packets; got != (ByVerdict{Forwarded: 66, NotDelivered: 34}) {
+					t.Errorf("in: %v", got)
+				}
+				for _, q := range []*pipe{l.conn, l.device} {
+					for i, p := range q.taken() {
+						if n := byte(i/2*3 + i%2 + 1); p.Data[20] != n {
+							t.Fatalf("packet %d is number %d, want %d", i, p.Data[20], n)
+						}
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestRunFollowsTheDevice: the device is deleted, packets come in meanwhile,
+// another takes its place.
+func TestRunFollowsTheDevice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab()
+		l.start(t)
+		l.device.Close()
+		synctest.Wait()
+		l.conn.feed("198.18.0.2:8285", in("10.5.2.9", 1).packet())
+		synctest.Wait()
+		l.devices.put(nil)
+		l.conn.feed("198.18.0.2:8285", in("10.5.2.9", 2).packet())
+		synctest.Wait()
+		second := newMemoryDevice()
+		l.devices.put(second)
+		second.feed("", out("10.5.2.9", 3).packet())
+		l.conn.feed("198.18.0.2:8285", in("10.5.2.9", 4).packet())
+		synctest.Wait()
+		if got := l.conn.taken(); len(got) != 1 || got[0].Data[20] != 3 {
+			t.Errorf("sent from the second device: %v", got)
+		}
+		if got := second.taken(); len(got) != 1 || got[0].Data[20] != 4 {
+			t.Errorf("delivered to the second device: %v", got)
+		}
+		l.stop(t)
+		if got := l.path.in.snapshot().Packets; got != (ByVerdict{Forwarded: 1, NotDelivered: 2}) {
+			t.Errorf("in: %v", got)
+		}
+	})
+}
+
+func TestReadErrorsPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab()
+		l.start(t)
+		for range 5 {
+			l.conn.fail(unix.ECONNREFUSED)
+			l.device.fail(unix.EIO)
+			time.Sleep(time.Second)
+		}
+		l.device.feed("", out("10.5.2.9", 1).packet())
+		l.conn.feed("198.18.0.2:8285", in("10.5.2.9", 2).packet())
+		synctest.Wait()
+		if len(l.conn.taken()) != 1 || len(l.device.taken()) != 1 {
+			t.Error("the path did not go on")
+		}
+		l.stop(t)
+	})
+}
+
+// stubborn fails every read.
+type stubborn struct{ *pipe }
+
+func (s stubborn) Read([]Packet) (int, error) {
+	if s.gone() {
+		return 0, s.closed
+	}
+	return 0, unix.EIO
+}
+func (s stubborn) ReadBatch(b []Packet) (int, error) { return s.Read(b) }
+
+func TestRunEndsWhenReadsFailForGood(t *testing.T) {
+	for name, tc := range map[string]struct {
+		spoil func(*lab)
+		want  error
+	}{
+		"device":        {func(l *lab) { l.devices.put(stubborn{l.device}) }, unix.EIO},
+		"socket":        {func(l *lab) { l.path.conn = stubborn{l.conn} }, unix.EIO},
+		"socket closed": {func(l *lab) { l.conn.Close() }, net.ErrClosed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLab()
+				tc.spoil(l)
+				begin := time.Now()
+				l.start(t)
+				defer l.cancel()
+				if err := <-l.ended; !errors.Is(err, tc.want) {
+					t.Errorf("run: %v, want %v", err, tc.want)
+				}
+				if took := time.Since(begin); took > 2*time.Second {
+					t.Errorf("gave up after %v", took)
+				}
+			})
+		})
+	}
+}
+
+func TestRunEndsWithContext(t *testing.T) {
+	for name, spoil := range map[string]func(*lab){
+		"while reads block": func(*lab) {},
+		"without a device":  func(l *lab) { l.devices.put(nil) },
+		"while reads fail":  func(l *lab) { l.devices.put(stubborn{l.device}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLab()
+				spoil(l)
+				l.start(t)
+				l.stop(t)
+			})
+		})
+	}
+}
+
+// TestPacketPathDoesNotAllocate covers forwarding and drops both ways; the
+// kernel's half is in kernel_test.go.
+func TestPacketPathDoesNotAllocate(t *testing.T) {
+	l := newLab()
+	l.told.err = errNoRaw // a recorder would allocate
+	sink := discard{}
+	l.path.conn = sink
+	l.devices.put(sink)
+	packets := map[string][]byte{
+		"forwarded": out("10.5.2.9", 1).packet(), "no peer": out("10.5.9.9", 1).packet(),
+		"ipv6": flow{src: "fd05:0:0:2::9", dst: "fd05:0:0:2::8", hops: 9}.packet(), "malformed": {1, 2, 3},
+		"both ways": flow{src: "10.5.2.9", dst: "10.5.3.9", hops: 200}.packet(),
+	}
+	batch, scratch := newBatch(batchSize), make([]Packet, 0, batchSize)
+	for name, b := range packets {
+		fill := func() {
+			for i := range batch {
+				batch[i].Data = batch[i].Data[:copy(batch[i].Data[:cap(batch[i].Data)], b)]
+				batch[i].Outer = netip.MustParseAddrPort("198.18.0.2:8285")
+			}
+		}
+		if n := testing.AllocsPerRun(20, func() { fill(); l.send(batch, scratch) }); n != 0 {
+			t.Errorf("%s: send allocates %v times per batch", name, n)
+		}
+		if n := testing.AllocsPerRun(20, func() { fill(); l.receive(batch, scratch) }); n != 0 {
+			t.Errorf("%s: receive allocates %v times per batch", name, n)
+		}
+	}
+}
+
+type discard struct{}
+
+func (discard) Read([]Packet) (int, error)         { return 0, errGone }
+func (discard) Write(b []Packet) (int, error)      { return len(b), nil }
+func (discard) ReadBatch([]Packet) (int, error)    { return 0, net.ErrClosed }
+func (discard) WriteBatch(b []Packet) (int, error) { return len(b), nil }
+func (discard) Close() error                       { return nil }
+
+// TestWorldChangesUnderLoad is for the race detector: peers come and go while
+// packets pass, and each packet meets one world or the other.
+func TestWorldChangesUnderLoad(t *testing.T) {
+	l := newLab()
+	l.devices.put(discard{})
+	l.path.conn = discard{}
+	empty := &world{table: newTable(nil)}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range 2000 {
+			l.world.Store([]*world{empty, testWorld()}[i%2])
+		}
+	}()
+	batch, scratch := newBatch(4), make([]Packet, 0, 4)
+	total := uint64(0)
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+		for i := range batch {
+			b := batch[i].Data[:cap(batch[i].Data)]
+			batch[i].Data = b[:copy(b, out("10.5.2.9", 1).packet())]
+		}
+		l.send(batch, scratch)
+		total += uint64(len(batch))
+	}
+	if got := l.path.out.snapshot().Packets; got[Forwarded]+got[NoPeer] != total {
+		t.Errorf("%d packets, counted %v", total, got)
+	}
+}
+
+func TestVerdictsHaveNames(t *testing.T) {
+	seen := map[string]bool{}
+	for v := range verdicts {
+		name := v.String()
+		if name == "" || name == "unknown" || seen[name] {
+			t.Errorf("verdict %d is called %q", v, name)
+		}
+		seen[name] = true
+	}
+}
+
+func TestTableKeepsFamiliesApart(t *testing.T) {
+	table := newTable([]peer{{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParseAddrPort("198.18.0.2:1")}})
+	if to, ok := table.lookup(subnet.IPv6, addressOf(netip.MustParseAddr("fd05::1"))); ok {
+		t.Errorf("an IPv6 address was found at %v", to)
+	}
+}
