@@ -1,0 +1,122 @@
+package etcdtest
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// child is a server in a process of its own.
+type child struct {
+	cmd *exec.Cmd
+	// exited is closed when the process is gone; err is its end, valid then.
+	exited chan struct{}
+	err    error
+}
+
+func (s *Server) startBinary(ctx context.Context) (_ instance, err error) {
+	// The process outlives ctx, which is about its start.
+	cmd := exec.Command(s.opts.Binary,
+		"--name", "default",
+		"--data-dir", s.data(),
+		"--heartbeat-interval", strconv.Itoa(heartbeatMillis),
+		"--election-timeout", strconv.Itoa(electionMillis),
+		"--listen-client-urls", s.client.String(), "--advertise-client-urls", s.client.String(),
+		"--listen-peer-urls", s.peer.String(), "--initial-advertise-peer-urls", s.peer.String(),
+		"--initial-cluster", "default="+s.peer.String(),
+		"--bcrypt-cost", "4",
+		"--logger", "zap", "--log-outputs", "stderr",
+		"--cert-file", s.opts.Cert, "--key-file", s.opts.Key, "--trusted-ca-file", s.opts.ClientCA,
+		"--client-cert-auth="+strconv.FormatBool(s.opts.ClientCA != ""),
+	)
+	cmd.Stdout, cmd.Stderr = s.opts.Log, s.opts.Log
+	// Settings for a production etcd of this machine must not leak in.
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "ETCD_UNSUPPORTED_ARCH=" + os.Getenv("ETCD_UNSUPPORTED_ARCH")}
+	// It must not survive us, however we end.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	c := &child{cmd: cmd, exited: make(chan struct{})}
+	go func() {
+		c.err = cmd.Wait()
+		close(c.exited)
+	}()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.stop())
+		}
+	}()
+	return c, s.await(ctx, c)
+}
+
+// await returns when the server accepts connections, which it does once it has a
+// leader.
+func (s *Server) await(ctx context.Context, c *child) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if s.serves(ctx) {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-c.exited:
+			return fmt.Errorf("%s: %w", s.opts.Binary, c.err)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// serves reports whether somebody answers on the client port. etcd opens it
+// early and serves when there is a leader: a connection alone says little.
+func (s *Server) serves(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", s.client.Host)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return false
+	}
+	if s.client.Scheme == "https" {
+		// Whom it trusts and whom we trust is not the question.
+		conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // see above
+	}
+	if _, err := conn.Write([]byte("GET /health HTTP/1.0\r\n\r\n")); err != nil {
+		return false
+	}
+	var answer [1]byte
+	_, err = conn.Read(answer[:])
+	var alert tls.AlertError
+	return err == nil || errors.As(err, &alert)
+}
+
+func (c *child) stop() error {
+	if err := c.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	grace := time.NewTimer(5 * time.Second)
+	defer grace.Stop()
+	select {
+	case <-c.exited:
+		return nil
+	case <-grace.C:
+	}
+	if err := c.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-c.exited
+	return nil
+}

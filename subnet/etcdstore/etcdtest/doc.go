@@ -1,0 +1,11 @@
+// Package etcdtest runs an etcd server for tests and for the lab: embedded in
+// the process, or as a child from another binary, on any address.
+//
+//	Start --> [ Server ] --Stop--> down, data kept --Restart--> the same again
+//	              |
+//	              +--Wipe--> the same address and flags, all data lost
+//	              +--Close-> gone, and its folder if it was a temporary one
+//
+// It never syncs its files to the disk, and is no place for data that matters.
+// The package does not depend on testing, and the daemon does not depend on it.
+package etcdtest

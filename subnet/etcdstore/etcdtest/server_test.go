@@ -1,0 +1,96 @@
+package etcdtest
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestServer(t *testing.T) {
+	for name, binary := range map[string]string{"embedded": "", "debian": "/usr/bin/etcd"} {
+		t.Run(name, func(t *testing.T) {
+			if binary != "" {
+				if _, err := exec.LookPath(binary); err != nil {
+					t.Skipf("needs package etcd-server: %v", err)
+				}
+			}
+			testServer(t, Options{Binary: binary})
+		})
+	}
+}
+
+func testServer(t *testing.T, opts Options) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s, err := Start(ctx, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	client, err := clientv3.New(clientv3.Config{Endpoints: s.Endpoints(), Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := client.Put(ctx, "k", "v"); err != nil {
+		t.Fatal(err)
+	}
+	count := func() int64 {
+		resp, err := client.Get(ctx, "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Count
+	}
+	endpoint := s.Endpoint()
+	if err := s.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := count(); got != 1 {
+		t.Errorf("%d keys after a restart, want 1", got)
+	}
+	if err := s.Wipe(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := count(); got != 0 {
+		t.Errorf("%d keys after a wipe, want 0", got)
+	}
+	if s.Endpoint() != endpoint {
+		t.Errorf("endpoint %s, was %s", s.Endpoint(), endpoint)
+	}
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	}
+	if _, err := os.Stat(s.opts.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("data folder %s is left: %v", s.opts.Dir, err)
+	}
+}
+
+func TestStartFails(t *testing.T) {
+	s, err := Start(t.Context(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for name, opts := range map[string]Options{
+		"port taken":          {Listen: s.Endpoint()},
+		"no such binary":      {Binary: "/nonexistent/etcd"},
+		"https without files": {Listen: "https://127.0.0.1:0"},
+	} {
+		if other, err := Start(t.Context(), opts); err == nil {
+			t.Errorf("%s: started on %s", name, other.Endpoint())
+			other.Close()
+		}
+	}
+}
