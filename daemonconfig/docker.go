@@ -199,6 +199,8 @@ func (m *merge) set(v value) error {
 	before := have
 	if r, ok := m.memory.Keys[v.key]; ok && r.ours(have) {
 		before = r.Before // what stood there before us, not before this change
+	} else if _, ok := decode(have, v.want); !ok {
+		before = "" // "mtu": "1450": dockerd would not start with it, so it never comes back
 	}
 	m.memory.Keys[v.key] = Remembered{Before: before, Wrote: []string{string(text)}}
 	return m.put(v.key, string(text))
@@ -248,11 +250,17 @@ func (m *merge) result(old []byte) Merged {
 
 // means reports whether JSON text holds want, in whatever spelling.
 func means(text string, want any) bool {
-	if text == "" || text == "null" {
-		return false
+	have, ok := decode(text, want)
+	return ok && have == want && text != "null"
+}
+
+// decode reads JSON text as a value of like's type; null reads as zero.
+func decode(text string, like any) (value any, ok bool) {
+	v := reflect.New(reflect.TypeOf(like))
+	if err := json.Unmarshal([]byte(text), v.Interface()); err != nil {
+		return nil, false
 	}
-	have := reflect.New(reflect.TypeOf(want))
-	return json.Unmarshal([]byte(text), have.Interface()) == nil && have.Elem().Interface() == want
+	return v.Elem().Interface(), true
 }
 
 // clone keeps a caller's Memory from changing under him.
