@@ -2,6 +2,7 @@ package lab
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,12 +14,11 @@ import (
 
 func TestLabsSideBySide(t *testing.T) {
 	needsRoot(t)
-	a, b := testName(t), testName(t)+"b"
-	first, err := New(t.Context(), Options{Name: a, Hosts: 2})
+	first, err := New(t.Context(), Options{Hosts: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := New(t.Context(), Options{Name: b, Hosts: 2})
+	second, err := New(t.Context(), Options{Name: first.Name + "b", Hosts: 2})
 	if err != nil {
 		t.Fatal(errors.Join(err, first.Close()))
 	}
@@ -32,7 +32,7 @@ func TestLabsSideBySide(t *testing.T) {
 	if err := second.Close(); err != nil {
 		t.Error(err)
 	}
-	if left := append(traces(t, a), traces(t, b)...); len(left) > 0 {
+	if left := append(traces(t, first.Name), traces(t, second.Name)...); len(left) > 0 {
 		t.Errorf("left behind: %s", left)
 	}
 }
@@ -66,14 +66,14 @@ func abandon(t *testing.T, l *Lab) {
 
 func TestStaleLabIsReplacedOnRequest(t *testing.T) {
 	needsRoot(t)
-	name := testName(t)
-	stale, err := New(t.Context(), Options{Name: name, Hosts: 2, Daemon: writeScript(t, "exec sleep 600")})
+	stale, err := New(t.Context(), Options{Hosts: 2, Daemon: writeScript(t, "exec sleep 600")})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := stale.Hosts[0].StartDaemon(); err != nil {
 		t.Fatal(err)
 	}
+	name := stale.Name
 	// Somebody's own process in a namespace of the lab.
 	guest, err := stale.Hosts[1].start("", Spec{Path: "/bin/sleep", Args: []string{"600"}, Log: filepath.Join(t.TempDir(), "log")})
 	if err != nil {
@@ -112,7 +112,7 @@ func TestStaleLabIsReplacedOnRequest(t *testing.T) {
 
 func TestForeignNamespaceIsLeftAlone(t *testing.T) {
 	needsRoot(t)
-	name := testName(t)
+	name := fmt.Sprintf("lab%d-foreign", os.Getpid())
 	// As `ip netns add` would make it, or a lab of another name.
 	foreign, err := newNode(name+"-h1", "another")
 	if err != nil {
@@ -135,11 +135,11 @@ func TestForeignNamespaceIsLeftAlone(t *testing.T) {
 
 func TestKeptFiles(t *testing.T) {
 	needsRoot(t)
-	name := testName(t)
-	l, err := New(t.Context(), Options{Name: name, Hosts: 1})
+	l, err := New(t.Context(), Options{Hosts: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
+	name := l.Name
 	l.KeepFiles()
 	if err := l.Close(); err != nil {
 		t.Fatal(err)

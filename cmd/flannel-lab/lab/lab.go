@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -13,8 +14,10 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// Options describe a lab. Name and Hosts are needed.
+// Options describe a lab. Hosts is needed.
 type Options struct {
+	// Name is what everything of the lab begins with; when empty, one that
+	// no other lab has.
 	Name  string
 	Hosts int
 	// Replace removes what a killed lab of the name left.
@@ -52,6 +55,9 @@ type Lab struct {
 // New makes the switch and the hosts, with nothing running on them. Nothing is
 // left after an error.
 func New(ctx context.Context, o Options) (_ *Lab, err error) {
+	if o.Name == "" {
+		o.Name = fmt.Sprintf("lab%d-%x", os.Getpid(), rand.Uint32())
+	}
 	if err := checkName(o.Name); err != nil {
 		return nil, err
 	}

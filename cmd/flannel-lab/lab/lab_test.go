@@ -31,7 +31,7 @@ func needsRoot(t *testing.T) {
 func newTestLab(t *testing.T, hosts int, script string) *Lab {
 	t.Helper()
 	needsRoot(t)
-	l, err := New(t.Context(), Options{Name: testName(t), Hosts: hosts, Daemon: writeScript(t, script)})
+	l, err := New(t.Context(), Options{Hosts: hosts, Daemon: writeScript(t, script)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,11 +41,6 @@ func newTestLab(t *testing.T, hosts int, script string) *Lab {
 		}
 	})
 	return l
-}
-
-// testName is a lab's name that no other test of the machine uses.
-func testName(t *testing.T) string {
-	return fmt.Sprintf("lt%d-%x", os.Getpid(), time.Now().UnixNano()&0xffffff)
 }
 
 func writeScript(t *testing.T, script string) string {
@@ -72,8 +67,7 @@ func traces(t *testing.T, name string) []string {
 
 func TestHostsReachEachOtherAndLeaveNoTrace(t *testing.T) {
 	needsRoot(t)
-	name := testName(t)
-	l, err := New(t.Context(), Options{Name: name, Hosts: 3})
+	l, err := New(t.Context(), Options{Hosts: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,13 +81,13 @@ func TestHostsReachEachOtherAndLeaveNoTrace(t *testing.T) {
 			}
 		}
 	}
-	if got := len(traces(t, name)); got != 5 {
+	if got := len(traces(t, l.Name)); got != 5 {
 		t.Errorf("%d traces of a running lab, want 4 namespaces and a folder", got)
 	}
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
-	if left := traces(t, name); len(left) > 0 {
+	if left := traces(t, l.Name); len(left) > 0 {
 		t.Errorf("left behind: %s", left)
 	}
 }

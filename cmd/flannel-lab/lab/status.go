@@ -1,0 +1,76 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+)
+
+// Status asks the daemon for its state.
+func (h *Host) Status(ctx context.Context) (status.Status, error) {
+	var s status.Status
+	// A unix socket is a file: it is reached from any network namespace.
+	client := &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", h.Socket())
+		},
+		DisableKeepAlives: true,
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://flanneld-go/v1/status", http.NoBody)
+	if err != nil {
+		return s, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return s, fmt.Errorf("ask %s for its status: %w", h.Name, err)
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+		return s, fmt.Errorf("read %s's status: %w", h.Name, err)
+	}
+	return s, nil
+}
+
+// WaitStatus waits until the running daemon's state is as wanted; what is the
+// want in words.
+func (h *Host) WaitStatus(ctx context.Context, what string, wanted func(status.Status) bool) (status.Status, error) {
+	var s status.Status
+	err := h.waitDaemon(ctx, what, func() (bool, error) {
+		var err error
+		s, err = h.Status(ctx)
+		// Until it listens, or while an earlier process's answer is read.
+		if err != nil || s.PID != h.Daemon.PID() {
+			return false, nil
+		}
+		return wanted(s), nil
+	})
+	return s, err
+}
+
+// WaitReady waits until the daemon says that traffic flows, to a number of peers.
+func (h *Host) WaitReady(ctx context.Context, peers int) (status.Status, error) {
+	return h.WaitStatus(ctx, fmt.Sprintf("readiness with %d peers", peers), func(s status.Status) bool {
+		return s.Ready && len(s.Peers) == peers
+	})
+}
+
+// WaitProblem waits until the daemon reports a problem of a component whose
+// message contains a text.
+func (h *Host) WaitProblem(ctx context.Context, component, text string) (status.Problem, error) {
+	var found status.Problem
+	_, err := h.WaitStatus(ctx, fmt.Sprintf("the %s problem %q", component, text), func(s status.Status) bool {
+		for _, p := range s.Problems {
+			if p.Component == component && strings.Contains(p.Message, text) {
+				found = p
+				return true
+			}
+		}
+		return false
+	})
+	return found, err
+}
