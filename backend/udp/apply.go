@@ -147,8 +147,8 @@ func (b *Backend) bringUp(ctx context.Context, link kernel.Link) error {
 	return nil
 }
 
-// addresses gives the device the first address of each own subnet, alone: a /32
-// or /128. All addresses of the device are ours.
+// addresses gives the device the first address of each own subnet, as a /32 or
+// /128. Of others it removes those of an earlier subnet.
 func (b *Backend) addresses(link kernel.Link, d backend.Desired) reconcile.Step {
 	var want []kernel.Addr
 	for _, p := range d.Own.Subnet {
@@ -157,7 +157,10 @@ func (b *Backend) addresses(link kernel.Link, d backend.Desired) reconcile.Step 
 			want = append(want, kernel.Addr{Link: link.Index, Prefix: netip.PrefixFrom(a, a.BitLen())})
 		}
 	}
-	return reconcile.NewStep("address", b.params.Kernel.Addrs(link.Index), want, nil)
+	return reconcile.NewStep("address", b.params.Kernel.Addrs(link.Index), want, func(a kernel.Addr) bool {
+		network := d.Config.Ranges[subnet.FamilyOf(a.Prefix.Addr())].Network
+		return a.Prefix.IsSingleIP() && network.IsValid() && network.Contains(a.Prefix.Addr())
+	})
 }
 
 // applyRoutes leads the whole network into the device. What other routes are ours

@@ -1,0 +1,472 @@
+package udp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
+	"github.com/flanneld-go/flanneld-go/backend/reconcile"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// host is a Backend on a kernel in memory, with TUN devices in memory and real
+// sockets on loopback.
+type host struct {
+	*Backend
+	fake   *kerneltest.Fake
+	opened []*pipe
+	made   []reconcile.Result
+}
+
+func testConfig(options string) *subnet.Config {
+	c := &subnet.Config{BackendType: "udp", Backend: subnet.RawJSON(options)}
+	c.Ranges[subnet.IPv4] = subnet.Range{Network: netip.MustParsePrefix("10.5.0.0/16"), SubnetLen: 24}
+	return c
+}
+
+// freePort finds a UDP port on loopback that nobody has.
+func freePort(t *testing.T) uint16 {
+	t.Helper()
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	return netip.MustParseAddrPort(c.LocalAddr().String()).Port()
+}
+
+func newHost(t *testing.T) *host {
+	t.Helper()
+	h := &host{fake: kerneltest.New()}
+	made, err := New(backend.Params{
+		Config: testConfig(fmt.Sprintf(`{"Port":%d}`, freePort(t))),
+		Kernel: h.fake,
+		Uplink: testUplink("127.0.0.1"),
+		Observe: func(r reconcile.Result) {
+			h.made = append(h.made, r)
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Backend = made.(*Backend)
+	h.open = h.plug
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+// plug does to the fake what TUNSETIFF does to the kernel.
+func (h *host) plug(name string, multiQueue bool) (tunnel, error) {
+	link, err := h.fake.LinkByName(context.Background(), name)
+	if errors.Is(err, kernel.ErrNotFound) {
+		link = h.fake.Plug(kernel.Link{Name: name, Type: "tun", TxQueueLen: 500, Tun: kernel.Tun{MultiQueue: multiQueue}})
+		down := false
+		if err := h.fake.SetLink(context.Background(), link.Index, kernel.LinkChange{Up: &down}); err != nil {
+			return nil, err
+		}
+		h.fake.ResetOps()
+	}
+	if link.Tun.MultiQueue != multiQueue {
+		return nil, errors.New("attached with the wrong flags")
+	}
+	device := newMemoryDevice()
+	h.opened = append(h.opened, device)
+	return device, nil
+}
+
+func testUplink(addr string) backend.Uplink {
+	u := backend.Uplink{Link: kernel.Link{Index: 9, Name: "eth0", MTU: 1500}}
+	a := netip.MustParseAddr(addr)
+	u.Addr[subnet.FamilyOf(a)], u.Public[subnet.FamilyOf(a)] = a, a
+	return u
+}
+
+func lease(prefix, public string) subnet.Lease {
+	var l subnet.Lease
+	p, a := netip.MustParsePrefix(prefix), netip.MustParseAddr(public)
+	l.Subnet[subnet.FamilyOf(p.Addr())] = p
+	l.Attrs.PublicIP[subnet.FamilyOf(a)] = a
+	return l
+}
+
+func desired(c *subnet.Config, own string, peers ...subnet.Lease) backend.Desired {
+	return backend.Desired{Config: c, Own: lease(own, "127.0.0.1"), Peers: peers}
+}
+
+func (h *host) desired() backend.Desired {
+	return desired(h.params.Config, "10.5.1.0/24", lease("10.5.2.0/24", "198.18.0.2"))
+}
+
+// state prints everything of flannel0 in the fake.
+func (h *host) state(t *testing.T) []string {
+	t.Helper()
+	link, err := h.fake.LinkByName(t.Context(), device)
+	if err != nil {
+		return nil
+	}
+	got := []string{fmt.Sprintf("%s type %s alias %s mtu %d qlen %d up %v", link.Name, link.Type, link.Alias, link.MTU, link.TxQueueLen, link.Up)}
+	addrs, _ := h.fake.Addrs(link.Index).List(t.Context())
+	for _, a := range addrs {
+		got = append(got, a.Prefix.String())
+	}
+	routes, _ := h.fake.Routes().List(t.Context())
+	for _, r := range routes {
+		got = append(got, fmt.Sprintf("%s own device %v proto %d", r.Dst, r.Link == link.Index, r.Protocol))
+	}
+	return got
+}
+
+func whole(own string) []string {
+	return []string{
+		"flannel0 type tun alias flanneld-go mtu 1472 qlen 2000 up true",
+		own + "/32",
+		"10.5.0.0/16 own device true proto 158",
+	}
+}
+
+func (h *host) ops() (verbs []string) {
+	for _, o := range h.fake.Ops() {
+		verbs = append(verbs, o.Verb+" "+o.Kind)
+	}
+	h.fake.ResetOps()
+	return verbs
+}
+
+func TestApplyFromNothingAndAgain(t *testing.T) {
+	h := newHost(t)
+	for i := range 2 {
+		if err := h.Apply(t.Context(), h.desired()); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(whole("10.5.1.0"), h.state(t)); diff != "" {
+			t.Errorf("state after %d (-want +got):\n%s", i, diff)
+		}
+		want := [][]string{{"set link", "put addr", "set link", "put route"}, nil}[i]
+		if diff := cmp.Diff(want, h.ops()); diff != "" {
+			t.Errorf("operations of %d (-want +got):\n%s", i, diff)
+		}
+	}
+	if diff := cmp.Diff([]reconcile.Result{{Put: 2}, {}}, h.made); diff != "" {
+		t.Errorf("observed (-want +got):\n%s", diff)
+	}
+	if len(h.opened) != 1 || h.devices.get() != Device(h.opened[0]) {
+		t.Errorf("%d devices opened, current is %v", len(h.opened), h.devices.get())
+	}
+}
+
+func TestApplyAnotherSubnet(t *testing.T) {
+	h := newHost(t)
+	for _, own := range []string{"10.5.1.0", "10.5.7.0"} {
+		if err := h.Apply(t.Context(), desired(h.params.Config, own+"/24")); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(whole(own), h.state(t)); diff != "" {
+			t.Errorf("state (-want +got):\n%s", diff)
+		}
+		if got := h.world.Load().own[subnet.IPv4].String(); got != own {
+			t.Errorf("errors are sent from %s, want %s", got, own)
+		}
+	}
+}
+
+// TestApplyAfterDeletion: Apply finds the device deleted, or renamed, and makes
+// another.
+func TestApplyAfterDeletion(t *testing.T) {
+	h := newHost(t)
+	for range 3 {
+		if err := h.Apply(t.Context(), h.desired()); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(whole("10.5.1.0"), h.state(t)); diff != "" {
+			t.Errorf("state (-want +got):\n%s", diff)
+		}
+		link, err := h.fake.LinkByName(t.Context(), device)
+		if err == nil {
+			err = h.fake.DeleteLink(t.Context(), link.Index)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.opened[len(h.opened)-1].Close()
+	}
+	if len(h.opened) != 3 || h.devices.get() != Device(h.opened[2]) {
+		t.Errorf("%d devices opened, current is %v", len(h.opened), h.devices.get())
+	}
+}
+
+// TestApplyAdopts: a free TUN device of an earlier run is taken as it is, a
+// multi-queue one too.
+func TestApplyAdopts(t *testing.T) {
+	h := newHost(t)
+	before := h.fake.Plug(kernel.Link{Name: device, Type: "tun", MTU: 1400, TxQueueLen: 5000, Tun: kernel.Tun{Persist: true, MultiQueue: true}},
+		netip.MustParsePrefix("10.5.9.0/32"), netip.MustParsePrefix("192.0.2.1/24"))
+	if err := h.Apply(t.Context(), h.desired()); err != nil {
+		t.Fatal(err)
+	}
+	after, err := h.fake.LinkByName(t.Context(), device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after.Index != before.Index {
+		t.Error("the device was replaced")
+	}
+	want := []string{
+		"flannel0 type tun alias flanneld-go mtu 1472 qlen 5000 up true",
+		"10.5.1.0/32", "192.0.2.1/24", "10.5.0.0/16 own device true proto 158",
+	}
+	if diff := cmp.Diff(want, h.state(t)); diff != "" {
+		t.Errorf("state (-want +got):\n%s", diff)
+	}
+}
+
+func TestApplyRefusesForeignDevice(t *testing.T) {
+	h := newHost(t)
+	h.fake.Plug(kernel.Link{Name: device, Type: "bridge"})
+	err := h.Apply(t.Context(), h.desired())
+	if !errors.Is(err, ErrForeignDevice) {
+		t.Errorf("apply: %v", err)
+	}
+	const want = "open device flannel0: not a tun device but of type bridge: it is not flannel's; rename or delete it (ip link del flannel0)"
+	if err != nil && err.Error() != want {
+		t.Errorf("got  %s\nwant %s", err, want)
+	}
+	if ops := h.ops(); ops != nil || len(h.opened) != 0 {
+		t.Errorf("touched: %v, %d opened", ops, len(h.opened))
+	}
+}
+
+func TestApplyPortTaken(t *testing.T) {
+	h := newHost(t)
+	other, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: int(h.port)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = h.Apply(t.Context(), h.desired())
+	other.Close()
+	want := fmt.Sprintf("udp port is taken: 127.0.0.1:%d: stop the program that has it (`ss -lunp sport = :%d` shows it;", h.port, h.port)
+	if !errors.Is(err, ErrPortTaken) || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("apply: %v", err)
+	}
+	if ops := h.ops(); ops != nil || len(h.opened) != 0 {
+		t.Errorf("touched: %v, %d opened", ops, len(h.opened))
+	}
+	if err := h.Apply(t.Context(), h.desired()); err != nil {
+		t.Errorf("apply once the port is free: %v", err)
+	}
+}
+
+// TestApplyGoesOnAfterAnyFailure refuses each kernel operation once, in turn.
+func TestApplyGoesOnAfterAnyFailure(t *testing.T) {
+	refusal := errors.New("refused")
+	for n := 1; ; n++ {
+		h := newHost(t)
+		h.fake.Plug(kernel.Link{Name: "eth0"})
+		refused := false
+		fail := kerneltest.FailNth(n, refusal, func(o kerneltest.Op) bool { return o.Kind != "link" || o.Verb != "list" })
+		first := true
+		h.fake.OnOp(func(o kerneltest.Op) error {
+			down := o.Verb == "set" && o.Value != nil && o.Value.(kernel.LinkChange).Up != nil && !*o.Value.(kernel.LinkChange).Up
+			if first && down { // plug's own
+				return nil
+			}
+			err := fail(o)
+			refused = refused || err != nil
+			return err
+		})
+		err := h.Apply(t.Context(), h.desired())
+		if !refused {
+			if n < 6 {
+				t.Fatalf("only %d operations were seen", n-1)
+			}
+			return
+		}
+		if err == nil || !strings.Contains(err.Error(), "refused") {
+			t.Errorf("operation %d was refused, apply says %v", n, err)
+		}
+		if d := h.devices.get(); d == nil && len(h.opened) > 0 && !h.opened[0].gone() {
+			t.Errorf("operation %d was refused: the device was left open", n)
+		}
+		first = false
+		if err := h.Apply(t.Context(), h.desired()); err != nil {
+			t.Errorf("apply after operation %d was refused once: %v", n, err)
+		}
+		if diff := cmp.Diff(whole("10.5.1.0"), h.state(t)); diff != "" {
+			t.Errorf("state (-want +got):\n%s", diff)
+		}
+	}
+}
+
+func TestApplyLeavesForeignRoute(t *testing.T) {
+	h := newHost(t)
+	eth := h.fake.Plug(kernel.Link{Name: "eth0"})
+	foreign := kernel.Route{Dst: netip.MustParsePrefix("10.5.0.0/16"), Link: eth.Index, Protocol: 4}
+	if err := h.fake.Routes().Put(t.Context(), []kernel.Route{foreign}); err != nil {
+		t.Fatal(err)
+	}
+	err := h.Apply(t.Context(), h.desired())
+	if err == nil || !strings.Contains(err.Error(), "route 10.5.0.0/16: foreign") {
+		t.Errorf("apply: %v", err)
+	}
+	var one *backend.PeerError
+	if errors.As(err, &one) {
+		t.Errorf("the error is about one peer: %v", one)
+	}
+	routes, _ := h.fake.Routes().List(t.Context())
+	if len(routes) != 1 || routes[0] != foreign {
+		t.Errorf("routes: %v", routes)
+	}
+}
+
+func TestApplyPeers(t *testing.T) {
+	h := newHost(t)
+	peer := func(prefix, public string, change func(*subnet.Attrs)) subnet.Lease {
+		l := lease(prefix, public)
+		change(&l.Attrs)
+		return l
+	}
+	data := func(s subnet.RawJSON) func(*subnet.Attrs) {
+		return func(a *subnet.Attrs) { a.BackendData[subnet.IPv4] = s }
+	}
+	err := h.Apply(t.Context(), desired(h.params.Config, "10.5.1.0/24",
+		lease("10.5.2.0/24", "198.18.0.2"),
+		peer("10.5.3.0/24", "198.18.0.3", data(`{"Port":8290}`)),
+		peer("10.5.4.0/24", "198.18.0.4", data(`null`)),
+		peer("10.5.5.0/24", "198.18.0.5", data(`{"Port":0}`)),
+		peer("10.5.6.0/24", "198.18.0.6", data(`{"Port":65536}`)),
+		peer("10.5.7.0/24", "198.18.0.7", func(a *subnet.Attrs) { a.BackendType = "vxlan" }),
+		peer("10.5.8.0/24", "198.18.0.8", func(a *subnet.Attrs) { a.PublicIP[subnet.IPv4] = netip.Addr{} }),
+		lease("10.5.9.0/24", "10.5.2.1"),
+		lease("10.5.10.0/23", "198.18.0.10"),
+	))
+	for prefix, want := range map[string]string{
+		"10.5.5.0/24": "Port is 0",
+		"10.5.6.0/24": "cannot unmarshal",
+		"10.5.7.0/24": "its backend is another",
+		"10.5.8.0/24": "it has no public IPv4 address",
+		"10.5.9.0/24": "inside the network 10.5.0.0/16",
+	} {
+		found := false
+		for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {
+			for _, e := range e.(interface{ Unwrap() []error }).Unwrap() {
+				var pe *backend.PeerError
+				if errors.As(e, &pe) && pe.Subnet[subnet.IPv4].String() == prefix {
+					found = strings.Contains(pe.Err.Error(), want)
+				}
+			}
+		}
+		if !found {
+			t.Errorf("no error of %s that says %q in:\n%v", prefix, want, err)
+		}
+	}
+	port := fmt.Sprint(h.port)
+	got := map[string]string{}
+	for _, a := range []string{"10.5.2.9", "10.5.3.9", "10.5.4.9", "10.5.5.9", "10.5.6.9", "10.5.7.9", "10.5.8.9", "10.5.9.9", "10.5.10.9", "10.5.11.9"} {
+		if to, ok := h.world.Load().table.lookup(subnet.IPv4, v4(a)); ok {
+			got[a] = to.String()
+		}
+	}
+	want := map[string]string{
+		"10.5.2.9": "198.18.0.2:" + port, "10.5.3.9": "198.18.0.3:8290", "10.5.4.9": "198.18.0.4:" + port,
+		"10.5.10.9": "198.18.0.10:" + port, "10.5.11.9": "198.18.0.10:" + port,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("endpoints (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(whole("10.5.1.0"), h.state(t)); diff != "" {
+		t.Errorf("state (-want +got):\n%s", diff)
+	}
+	before := h.world.Load()
+	if err := h.Apply(t.Context(), desired(h.params.Config, "10.5.1.0/24", lease("10.5.3.0/24", "198.18.0.4"))); err != nil {
+		t.Fatal(err)
+	}
+	after := h.world.Load()
+	if _, ok := after.table.lookup(subnet.IPv4, v4("10.5.2.9")); ok || after == before {
+		t.Error("a removed peer is still there")
+	}
+}
+
+func TestCleanup(t *testing.T) {
+	for name, tc := range map[string]struct {
+		link kernel.Link
+		gone bool
+	}{
+		"ours":                {kernel.Link{Name: device, Type: "tun", Alias: kernel.Alias}, true},
+		"flannel's, in use":   {kernel.Link{Name: device, Type: "tun"}, false},
+		"foreign by its kind": {kernel.Link{Name: device, Type: "bridge", Alias: kernel.Alias}, false},
+		"foreign by its name": {kernel.Link{Name: "tun0", Type: "tun", Alias: kernel.Alias}, false},
+		"nothing":             {kernel.Link{Name: "eth0"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			link := h.fake.Plug(tc.link)
+			for range 2 {
+				if err := h.Cleanup(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := h.fake.LinkByName(t.Context(), link.Name); errors.Is(err, kernel.ErrNotFound) != tc.gone {
+				t.Errorf("link: %v", err)
+			}
+		})
+	}
+	t.Run("after Apply", func(t *testing.T) {
+		h := newHost(t)
+		if err := errors.Join(h.Apply(t.Context(), h.desired()), h.Cleanup(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		if state := h.state(t); state != nil || !h.opened[0].gone() {
+			t.Errorf("left: %v", state)
+		}
+	})
+}
+
+func TestNew(t *testing.T) {
+	both := testConfig("{}")
+	both.Ranges[subnet.IPv6].Network = netip.MustParsePrefix("fd05::/48")
+	small := testUplink("198.18.0.1")
+	small.Link.MTU = 1300
+	for name, tc := range map[string]struct {
+		config *subnet.Config
+		uplink backend.Uplink
+		want   string
+	}{
+		"default":        {testConfig(""), testUplink("198.18.0.1"), "port 8285 mtu 1472 ip 198.18.0.1,invalid IP"},
+		"port":           {testConfig(`{"Type":"udp","port":9000}`), testUplink("198.18.0.1"), "port 9000 mtu 1472 ip 198.18.0.1,invalid IP"},
+		"over ipv6":      {both, testUplink("fd00::1"), "port 8285 mtu 1452 ip invalid IP,fd00::1"},
+		"port 0":         {testConfig(`{"Port":0}`), testUplink("198.18.0.1"), "Backend.Port: 0: must be between 1 and 65535"},
+		"port text":      {testConfig(`{"Port":"8285"}`), testUplink("198.18.0.1"), "Backend.Port: 8285: must be an integer"},
+		"no address":     {testConfig(""), backend.Uplink{Link: kernel.Link{Name: "eth0"}}, "uplink eth0 has no address to bind the tunnel to"},
+		"small MTU":      {testConfig(""), small, "port 8285 mtu 1272 ip 198.18.0.1,invalid IP"},
+		"small for IPv6": {both, small, "uplink eth0 has MTU 1300: IPv6 over UDP needs at least 1308"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, err := New(backend.Params{Config: tc.config, Uplink: tc.uplink})
+			var got string
+			if err != nil {
+				got = err.Error()
+			} else {
+				a, _ := b.Attrs()
+				got = fmt.Sprintf("port %d mtu %d ip %v,%v", b.Tunnel().Port, b.MTU(), a.PublicIP[0], a.PublicIP[1])
+				if a.BackendType != "" || a.BackendData != (subnet.ByFamily[subnet.RawJSON]{}) {
+					t.Errorf("attributes %+v", a)
+				}
+			}
+			if got != tc.want {
+				t.Errorf("got  %s\nwant %s", got, tc.want)
+			}
+		})
+	}
+}
