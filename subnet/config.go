@@ -151,15 +151,20 @@ func parseRange(o *Object, f Family) Range {
 		r.Max = last
 	}
 	if r.Min.IsValid() && r.Max.IsValid() && r.Max.Less(r.Min) {
-		o.Fail(k.low, fmt.Sprintf("must not be above %s %s", k.high, r.Max))
+		rule := fmt.Sprintf("must not be above %s %s", k.high, r.Max)
+		if !o.Has(k.low) {
+			rule = fmt.Sprintf("is %s then, and %s", r.Min, rule)
+		}
+		o.Fail(k.low, rule)
 	}
 	return r
 }
 
 // parseLen reads the subnets' length; 0: it is wrong or cannot be known.
 func (r Range) parseLen(o *Object, k rangeKeys) int {
+	before := len(o.problems)
 	n := o.Int(k.length, 0, math.MinInt, math.MaxInt)
-	if !r.Network.IsValid() {
+	if !r.Network.IsValid() || len(o.problems) > before {
 		return 0
 	}
 	shortest := r.Network.Bits() + 2

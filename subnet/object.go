@@ -203,6 +203,9 @@ func (o *Object) Int(key string, def, low, high int) int {
 	case errors.Is(err, strconv.ErrRange), err == nil && (n < low || n > high):
 		o.Fail(key, rule)
 		return def
+	case err != nil && raw[0] == '"':
+		o.Fail(key, "must be an integer without quotes")
+		return def
 	case err != nil:
 		o.Fail(key, "must be an integer")
 		return def

@@ -80,8 +80,10 @@ type projection struct {
 	leases   leaseList
 	index    overlapIndex
 	bad      map[string]BadKey
-	// held are the deleted leases that still are in effect, and until when.
+	// held are the deleted leases that still are in effect, and until when;
+	// none of them ends before due.
 	held map[Subnet]time.Duration
+	due  time.Duration
 	// distrusted: the store has lost its past since the last load.
 	distrusted bool
 }
@@ -122,7 +124,7 @@ func (p *projection) load(w World, now time.Duration) {
 	p.bad = make(map[string]BadKey, len(w.Bad))
 	for _, b := range w.Bad {
 		p.bad[b.Key] = b
-		if e := entries[b.Occupies]; e != nil {
+		if e := entries[b.Occupies]; e != nil && b.Key == b.Occupies.Key() {
 			entries[b.Occupies] = &entry{lease: e.lease, unreadable: true}
 		}
 	}
@@ -144,7 +146,7 @@ func (p *projection) rebuild(entries map[Subnet]*entry, live overlapIndex) {
 		case len(live.overlapping(s)) > 0:
 			delete(entries, s)
 		default:
-			p.held[s] = e.until
+			p.keep(s, e.until)
 		}
 	}
 	sorted := slices.SortedFunc(maps.Values(entries), func(a, b *entry) int { return a.lease.Subnet.Compare(b.lease.Subnet) })
@@ -167,7 +169,7 @@ func (p *projection) apply(b Batch, now time.Duration) bool {
 	}
 	for _, bad := range b.Bad {
 		p.bad[bad.Key] = bad
-		if e := p.leases.get(bad.Occupies); e != nil {
+		if e := p.leases.get(bad.Occupies); e != nil && bad.Key == bad.Occupies.Key() {
 			delete(p.held, bad.Occupies)
 			p.leases = p.leases.put(&entry{lease: e.lease, unreadable: true})
 		}
@@ -211,7 +213,7 @@ func (p *projection) delete(key string, now time.Duration) {
 		}
 	}
 	until := now + p.patience()
-	p.held[s] = until
+	p.keep(s, until)
 	p.leases = p.leases.put(&entry{lease: e.lease, gone: true, until: until})
 }
 
@@ -222,29 +224,36 @@ func (p *projection) drop(s Subnet) {
 	p.index.remove(s)
 }
 
-// release ends the held leases whose time has come, and reports whether there
-// were any.
-func (p *projection) release(now time.Duration) bool {
-	ended := false
-	for s, until := range p.held {
-		if now >= until {
-			p.drop(s)
-			ended = true
-		}
+// keep holds a deleted lease.
+func (p *projection) keep(s Subnet, until time.Duration) {
+	if len(p.held) == 0 || until < p.due {
+		p.due = until
 	}
-	return ended
+	p.held[s] = until
 }
 
-// nextRelease is when the next held lease ends; false: none is held.
-func (p *projection) nextRelease() (time.Duration, bool) {
-	var next time.Duration
-	found := false
-	for _, until := range p.held {
-		if !found || until < next {
-			next, found = until, true
-		}
+// release ends the held leases whose time has come, and reports whether there
+// were any. It looks at them only when one may be due: after a disaster
+// thousands are held, and every batch asks.
+func (p *projection) release(now time.Duration) bool {
+	if len(p.held) == 0 || now < p.due {
+		return false
 	}
-	return next, found
+	old := p.held
+	p.held = make(map[Subnet]time.Duration, len(old))
+	for s, until := range old {
+		if now >= until {
+			p.drop(s)
+			continue
+		}
+		p.keep(s, until)
+	}
+	return len(p.held) < len(old)
+}
+
+// nextRelease is when to call release again; false: nothing is held.
+func (p *projection) nextRelease() (time.Duration, bool) {
+	return p.due, len(p.held) > 0
 }
 
 // snapshot shows the projection as it is.

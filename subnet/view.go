@@ -57,13 +57,13 @@ type ViewOptions struct {
 // View follows the store: it loads all, watches from there, and shows the result
 // as one [Snapshot] after the other.
 //
-//	       Load                  Watch: batches
-//	         |                        |
-//	         v                        v
-//	  [ difference ]------->[ leases, deleted ones held ]---> Snapshot --> readers
-//	         ^                        |                      (atomic)
-//	         '--- compacted, store changed, disconnected,
-//	              silent for 30 s, or time for a full load
+//	     Load                  Watch: batches
+//	       |                        |
+//	       v                        v
+//	[ difference ]------->[ leases, deleted ones held ]---> Snapshot --> readers
+//	       ^                        |                      (atomic)
+//	       '--- compacted, store changed, disconnected,
+//	            silent for 30 s, or time for a full load
 //
 // One goroutine owns what changes. Readers take the latest snapshot and never
 // make it wait.
@@ -155,17 +155,16 @@ func (v *View) load(ctx context.Context) error {
 // follow watches from where the view is, until that ends for any reason. The
 // watch runs in a goroutine of its own, since held leases run out and progress is
 // missed while it is silent; it has ended when follow returns.
-func (v *View) follow(ctx context.Context) (err error) {
+func (v *View) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	batches, end := make(chan Batch), make(chan error, 1)
-	go func() {
-		end <- v.watch(ctx, v.p.revision, batches)
+	go func(after Revision) {
+		end <- v.watch(ctx, after, batches)
 		close(end)
-	}()
+	}(v.p.revision)
 	defer func() {
 		cancel()
-		for range end { //nolint:revive // until it is closed
-		}
+		<-end
 	}()
 	clock := v.o.Clock
 	silent := clock.Uptime() + v.o.Progress
