@@ -180,6 +180,7 @@ func (f *Fake) Events(ctx context.Context) (<-chan kernel.Event, error) {
 	f.mu.Unlock()
 	out := make(chan kernel.Event)
 	go func() {
+		defer close(out)
 		sub.Run(ctx, out)
 		f.mu.Lock()
 		defer f.mu.Unlock()

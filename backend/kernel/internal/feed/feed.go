@@ -48,9 +48,8 @@ func (f *Feed[E]) add(e E) {
 	}
 }
 
-// Run sends what is added to out until ctx ends, and closes out then.
+// Run sends what is added to out until ctx ends. It does not close out.
 func (f *Feed[E]) Run(ctx context.Context, out chan<- E) {
-	defer close(out)
 	for {
 		select {
 		case <-ctx.Done():

@@ -27,7 +27,10 @@ func TestFeed(t *testing.T) {
 				}
 				ctx, cancel := context.WithCancel(t.Context())
 				out := make(chan string)
-				go f.Run(ctx, out)
+				go func() {
+					defer close(out)
+					f.Run(ctx, out)
+				}()
 				var got []string
 				for range tc.want {
 					got = append(got, <-out)

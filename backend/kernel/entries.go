@@ -1,0 +1,184 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/flanneld-go/flanneld-go/backend/reconcile"
+)
+
+// Addrs implements Host.
+func (n *Netlink) Addrs(link int) reconcile.Table[Addr] {
+	ask := func(family byte) dump {
+		return dump{family, func(e *encoder) { e.begin(unix.RTM_GETADDR, 0, ifaddr(family, 0, link)...) }}
+	}
+	return &table[Addr]{
+		n:     n,
+		dumps: []dump{ask(unix.AF_INET), ask(unix.AF_INET6)},
+		parse: func(m message) (Addr, bool, error) {
+			a, ok, err := parseAddr(m)
+			return a, ok && (link == 0 || a.Link == link), err
+		},
+		link: func(a Addr) int { return a.Link },
+		encodePut: func(e *encoder, a Addr) {
+			encodeAddr(e, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, a)
+			if a.Prefix.Addr().Is6() {
+				// Nobody else can have an address out of our own subnet, and
+				// a tentative one cannot be used for a second.
+				e.u32(unix.IFA_FLAGS, unix.IFA_F_NODAD)
+			}
+		},
+		encodeDelete: func(e *encoder, a Addr) { encodeAddr(e, unix.RTM_DELADDR, 0, a) },
+	}
+}
+
+// ifaddr is the fixed header of address messages (struct ifaddrmsg).
+func ifaddr(family byte, bits, link int) []byte {
+	b := []byte{family, byte(bits), 0, unix.RT_SCOPE_UNIVERSE} //nolint:gosec // up to 128
+	return binary.NativeEndian.AppendUint32(b, uint32(link))   //nolint:gosec // the kernel's own index
+}
+
+func encodeAddr(e *encoder, typ, flags uint16, a Addr) {
+	ip := a.Prefix.Addr()
+	e.begin(typ, flags, ifaddr(family(ip), a.Prefix.Bits(), a.Link)...)
+	e.addr(unix.IFA_LOCAL, ip)
+	e.addr(unix.IFA_ADDRESS, ip)
+}
+
+// parseAddr reads an RTM_NEWADDR and leaves out what the kernel derives.
+func parseAddr(m message) (a Addr, ok bool, err error) {
+	if m.typ != unix.RTM_NEWADDR {
+		return a, false, nil
+	}
+	if len(m.data) < unix.SizeofIfAddrmsg {
+		return a, false, fmt.Errorf("%w: short address", errMalformed)
+	}
+	bits, scope := int(m.data[1]), m.data[3]
+	a.Link = u32(m.data[4:])
+	var local, address netip.Addr
+	err = eachAttr(m.data[unix.SizeofIfAddrmsg:], func(typ uint16, v []byte) {
+		switch typ {
+		case unix.IFA_LOCAL: // with a peer, IFA_ADDRESS is the peer's
+			local = ip(v)
+		case unix.IFA_ADDRESS:
+			address = ip(v)
+		}
+	})
+	if err != nil || scope == unix.RT_SCOPE_LINK {
+		return a, false, err
+	}
+	if !local.IsValid() {
+		local = address
+	}
+	a.Prefix = netip.PrefixFrom(local, bits)
+	if !a.Prefix.IsValid() {
+		return a, false, fmt.Errorf("%w: address %v/%d", errMalformed, local, bits)
+	}
+	return a, true, nil
+}
+
+// Neighbours implements Host.
+func (n *Netlink) Neighbours(link int) reconcile.Table[Neighbour] {
+	encode := func(e *encoder, typ, flags uint16, nb Neighbour) {
+		e.begin(typ, flags, ndmsg(family(nb.Addr), nb.Link, unix.NUD_PERMANENT, 0)...)
+		e.addr(unix.NDA_DST, nb.Addr)
+	}
+	return &table[Neighbour]{
+		n:     n,
+		dumps: []dump{{encode: encodeNeighbourDump(unix.AF_UNSPEC, link)}},
+		parse: func(m message) (Neighbour, bool, error) {
+			nb, ok, err := parseNeighbour(m)
+			if err != nil || !ok || nb.link != link || nb.bridge() || !nb.permanent() {
+				return Neighbour{}, false, err
+			}
+			return Neighbour{Link: nb.link, Addr: nb.dst, MAC: nb.mac}, nb.dst.IsValid(), nil
+		},
+		link: func(nb Neighbour) int { return nb.Link },
+		encodePut: func(e *encoder, nb Neighbour) {
+			encode(e, unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, nb)
+			e.bytes(unix.NDA_LLADDR, nb.MAC[:])
+		},
+		encodeDelete: func(e *encoder, nb Neighbour) { encode(e, unix.RTM_DELNEIGH, 0, nb) },
+	}
+}
+
+// FDB implements Host.
+func (n *Netlink) FDB(link int) reconcile.Table[FDB] {
+	encode := func(e *encoder, typ, flags uint16, f FDB) {
+		e.begin(typ, flags, ndmsg(unix.AF_BRIDGE, f.Link, unix.NUD_PERMANENT, unix.NTF_SELF)...)
+		e.bytes(unix.NDA_LLADDR, f.MAC[:])
+		e.addr(unix.NDA_DST, f.Dst)
+	}
+	return &table[FDB]{
+		n:     n,
+		dumps: []dump{{encode: encodeNeighbourDump(unix.AF_BRIDGE, link)}},
+		parse: func(m message) (FDB, bool, error) {
+			nb, ok, err := parseNeighbour(m)
+			if err != nil || !ok || nb.link != link || !nb.bridge() || !nb.permanent() {
+				return FDB{}, false, err
+			}
+			return FDB{Link: nb.link, MAC: nb.mac, Dst: nb.dst}, nb.dst.IsValid(), nil
+		},
+		link: func(f FDB) int { return f.Link },
+		// Replace, not append: a MAC has one VTEP, and appending would send
+		// each frame to both.
+		encodePut: func(e *encoder, f FDB) {
+			encode(e, unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, f)
+		},
+		encodeDelete: func(e *encoder, f FDB) { encode(e, unix.RTM_DELNEIGH, 0, f) },
+	}
+}
+
+// ndmsg is the fixed header of neighbour messages (struct ndmsg).
+func ndmsg(family byte, link int, state uint16, flags byte) []byte {
+	b := []byte{family, 0, 0, 0}
+	b = binary.NativeEndian.AppendUint32(b, uint32(link)) //nolint:gosec // the kernel's own index
+	b = binary.NativeEndian.AppendUint16(b, state)
+	return append(b, flags, 0)
+}
+
+func encodeNeighbourDump(family byte, link int) func(*encoder) {
+	return func(e *encoder) {
+		e.begin(unix.RTM_GETNEIGH, 0, ndmsg(family, 0, 0, 0)...)
+		e.u32(unix.NDA_IFINDEX, link)
+	}
+}
+
+// neighbour is what a neighbour message says, of whatever table.
+type neighbour struct {
+	family byte
+	link   int
+	state  int
+	flags  byte
+	dst    netip.Addr
+	mac    MAC
+}
+
+func (n neighbour) bridge() bool    { return n.family == unix.AF_BRIDGE }
+func (n neighbour) permanent() bool { return n.state&unix.NUD_PERMANENT != 0 }
+
+// parseNeighbour reads an RTM_NEWNEIGH or RTM_DELNEIGH.
+func parseNeighbour(m message) (n neighbour, ok bool, err error) {
+	if m.typ != unix.RTM_NEWNEIGH && m.typ != unix.RTM_DELNEIGH {
+		return n, false, nil
+	}
+	if len(m.data) < unix.SizeofNdMsg {
+		return n, false, fmt.Errorf("%w: short neighbour", errMalformed)
+	}
+	n.family = m.data[0]
+	n.link = u32(m.data[4:])
+	n.state = int(binary.NativeEndian.Uint16(m.data[8:]))
+	n.flags = m.data[10]
+	err = eachAttr(m.data[unix.SizeofNdMsg:], func(typ uint16, v []byte) {
+		switch typ {
+		case unix.NDA_DST:
+			n.dst = ip(v)
+		case unix.NDA_LLADDR:
+			n.mac = mac(v)
+		}
+	})
+	return n, err == nil, err
+}

@@ -1,0 +1,178 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/flanneld-go/flanneld-go/backend/kernel/internal/feed"
+)
+
+// waitingEvents is how many different events may wait for their reader.
+const waitingEvents = 1024
+
+// Events implements Host. Equal events that were not taken yet are one. Two
+// goroutines work until ctx ends: one empties the socket, whatever the reader
+// does, and one serves the channel. Should the socket break, the channel is
+// closed early.
+func (n *Netlink) Events(ctx context.Context) (<-chan Event, error) {
+	sock, err := n.subscribe()
+	if err != nil {
+		return nil, fmt.Errorf("subscribe to kernel events: %w", err)
+	}
+	links, err := n.Links(ctx)
+	if err != nil {
+		_ = sock.Close() // nothing was written
+		return nil, fmt.Errorf("subscribe to kernel events: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	sub := feed.New(Event{Topic: TopicOverrun}, waitingEvents)
+	out := make(chan Event)
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = sock.SetReadDeadline(time.Unix(1, 0)) // wakes the reader; fails only on a closed socket
+	})
+	go func() {
+		defer close(ended)
+		defer cancel()
+		readEvents(ctx, sock, newClassifier(links), sub.Add)
+		stop()
+		_ = sock.Close() // nothing was written
+	}()
+	go func() {
+		defer close(out)
+		sub.Run(ctx, out)
+		<-ended
+	}()
+	return out, nil
+}
+
+// subscribe opens a socket in the multicast groups of what can drift.
+func (n *Netlink) subscribe() (sock *os.File, err error) {
+	fd := -1
+	err = n.inside(func() (err error) {
+		fd, err = openSocket(unix.SOCK_NONBLOCK)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, group := range []int{
+		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+		unix.RTNLGRP_NEXTHOP,
+	} {
+		err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group)
+		if err != nil && group != unix.RTNLGRP_NEXTHOP { // which came with Linux 5.3
+			_ = unix.Close(fd)
+			return nil, os.NewSyscallError("setsockopt", err)
+		}
+	}
+	return os.NewFile(uintptr(fd), "rtnetlink"), nil
+}
+
+// readEvents reads until ctx ends or the socket fails for good.
+func readEvents(ctx context.Context, sock *os.File, class classifier, add func(Event)) {
+	buf := make([]byte, datagram)
+	for ctx.Err() == nil {
+		n, err := sock.Read(buf)
+		switch {
+		case errors.Is(err, unix.ENOBUFS):
+			add(Event{Topic: TopicOverrun})
+			continue
+		case err != nil:
+			return
+		}
+		for b := buf[:n]; len(b) > 0; {
+			var m message
+			if m, b, err = nextMessage(b); err != nil {
+				add(Event{Topic: TopicOverrun}) // something happened
+				break
+			}
+			if e, ok := class.event(m); ok {
+				add(e)
+			}
+		}
+	}
+}
+
+// classifier tells what concerns us from noise. Every ARP exchange of every
+// container is a neighbour message; only entries that do not age are ours. But
+// an entry that is deleted or loses its permanence says so in its new state, so
+// on VXLAN links, where no other entries live, all states count.
+type classifier struct {
+	// others are the links that are known not to be VXLAN. A link of which
+	// nothing is known may be one.
+	others map[int]bool
+}
+
+func newClassifier(links []Link) classifier {
+	c := classifier{others: map[int]bool{}}
+	for _, l := range links {
+		c.note(l)
+	}
+	return c
+}
+
+func (c classifier) note(l Link) {
+	if l.Type == "vxlan" {
+		delete(c.others, l.Index)
+	} else {
+		c.others[l.Index] = true
+	}
+}
+
+// event is what a message means; not ok: nothing. A message that cannot be read
+// means that anything may have changed.
+func (c classifier) event(m message) (e Event, ok bool) {
+	var err error
+	switch m.typ {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		e, ok, err = c.linkEvent(m)
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		m.typ = unix.RTM_NEWADDR
+		var a Addr
+		a, ok, err = parseAddr(m)
+		e = Event{TopicAddr, a.Link}
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		var r listed
+		r, ok, err = parseRoute(m)
+		ok = ok && r.Protocol != unix.RTPROT_KERNEL
+		e = Event{TopicRoute, r.Link}
+	case unix.RTM_DELNEXTHOP: // takes its routes along without a word
+		e, ok = Event{Topic: TopicRoute}, true
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		e, ok, err = c.neighbourEvent(m)
+	}
+	if err != nil {
+		return Event{Topic: TopicOverrun}, true
+	}
+	return e, ok
+}
+
+func (c classifier) linkEvent(m message) (e Event, ok bool, err error) {
+	deleted := m.typ == unix.RTM_DELLINK
+	m.typ = unix.RTM_NEWLINK
+	l, ok, err := parseLink(m)
+	switch {
+	case !ok:
+	case deleted:
+		delete(c.others, l.Index)
+	default:
+		c.note(l)
+	}
+	return Event{TopicLink, l.Index}, ok, err
+}
+
+func (c classifier) neighbourEvent(m message) (e Event, ok bool, err error) {
+	n, ok, err := parseNeighbour(m)
+	if n.bridge() {
+		return Event{TopicFDB, n.link}, ok && n.permanent() && n.flags&unix.NTF_SELF != 0, err
+	}
+	return Event{TopicNeighbour, n.link}, ok && (n.permanent() || !c.others[n.link]), err
+}
