@@ -125,8 +125,8 @@ func showAround(o demoOptions, l *lab.Lab, out io.Writer) {
 	h, peer := l.Hosts[0], l.Hosts[1]
 	fmt.Fprintf(out, `The lab runs until Ctrl-C. To look around, in another terminal:
 
-  %[1]s --socket=%[2]s status
-  ip netns exec %[3]s %[1]s --etcd-endpoints=%[4]s leases
+  %[1]s status --socket=%[2]s
+  ip netns exec %[3]s %[1]s leases --etcd-endpoints=%[4]s
   ip netns exec %[5]s ip route
   ip netns exec %[6]s ping %[7]s
   tail -f %[8]s

@@ -288,3 +288,14 @@ func waitLog(t *testing.T, h *Host, text string, times int) {
 		t.Fatal(err)
 	}
 }
+
+func TestRun(t *testing.T) {
+	l := newTestLab(t, 1, "sleep 60")
+	out, err := l.Hosts[0].Run(t.Context(), "/bin/sh", "-c", "cat /proc/net/dev")
+	if err != nil || !strings.Contains(out, "eth0") {
+		t.Errorf("got %v and:\n%s", err, out)
+	}
+	if _, err := l.Hosts[0].Run(t.Context(), "/bin/sh", "-c", "echo why; exit 4"); err == nil || !strings.Contains(err.Error(), "why") {
+		t.Errorf("a program that fails: %v", err)
+	}
+}

@@ -58,6 +58,23 @@ func (n *Node) start(lab string, s Spec) (*Process, error) {
 	return p, nil
 }
 
+// Run runs a program inside the namespace to its end and returns what it
+// printed, with an error when that was not status 0.
+func (n *Node) Run(ctx context.Context, path string, args ...string) (string, error) {
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = cleanEnv(os.Environ())
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := n.Do(cmd.Start)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		return out.String(), fmt.Errorf("run %s in %s: %w: %s", strings.Join(cmd.Args, " "), n.Name, err, strings.TrimSpace(out.String()))
+	}
+	return out.String(), nil
+}
+
 // cleanEnv drops what would configure the daemon behind the lab's back.
 func cleanEnv(env []string) []string {
 	var kept []string

@@ -11,9 +11,15 @@ import (
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 )
 
+// Status is the daemon's state as its socket serves it, Problem a part of it.
+type (
+	Status  = status.Status
+	Problem = status.Problem
+)
+
 // Status asks the daemon for its state.
-func (h *Host) Status(ctx context.Context) (status.Status, error) {
-	var s status.Status
+func (h *Host) Status(ctx context.Context) (Status, error) {
+	var s Status
 	// A unix socket is a file: it is reached from any network namespace.
 	client := &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -38,8 +44,8 @@ func (h *Host) Status(ctx context.Context) (status.Status, error) {
 
 // WaitStatus waits until the running daemon's state is as wanted; what is the
 // want in words.
-func (h *Host) WaitStatus(ctx context.Context, what string, wanted func(status.Status) bool) (status.Status, error) {
-	var s status.Status
+func (h *Host) WaitStatus(ctx context.Context, what string, wanted func(Status) bool) (Status, error) {
+	var s Status
 	err := h.waitDaemon(ctx, what, func() (bool, error) {
 		var err error
 		s, err = h.Status(ctx)
@@ -53,17 +59,17 @@ func (h *Host) WaitStatus(ctx context.Context, what string, wanted func(status.S
 }
 
 // WaitReady waits until the daemon says that traffic flows, to a number of peers.
-func (h *Host) WaitReady(ctx context.Context, peers int) (status.Status, error) {
-	return h.WaitStatus(ctx, fmt.Sprintf("readiness with %d peers", peers), func(s status.Status) bool {
+func (h *Host) WaitReady(ctx context.Context, peers int) (Status, error) {
+	return h.WaitStatus(ctx, fmt.Sprintf("readiness with %d peers", peers), func(s Status) bool {
 		return s.Ready && len(s.Peers) == peers
 	})
 }
 
 // WaitProblem waits until the daemon reports a problem of a component whose
 // message contains a text.
-func (h *Host) WaitProblem(ctx context.Context, component, text string) (status.Problem, error) {
-	var found status.Problem
-	_, err := h.WaitStatus(ctx, fmt.Sprintf("the %s problem %q", component, text), func(s status.Status) bool {
+func (h *Host) WaitProblem(ctx context.Context, component, text string) (Problem, error) {
+	var found Problem
+	_, err := h.WaitStatus(ctx, fmt.Sprintf("the %s problem %q", component, text), func(s Status) bool {
 		for _, p := range s.Problems {
 			if p.Component == component && strings.Contains(p.Message, text) {
 				found = p
