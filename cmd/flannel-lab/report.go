@@ -42,36 +42,48 @@ func showHosts(l *lab.Lab, out io.Writer) error {
 // returns how many packets were lost.
 func showMesh(l *lab.Lab, mesh [][]lab.PingResult, count int, out io.Writer) (lost int) {
 	fmt.Fprintf(out, "  ping between containers, %d each way: median round trip, loss\n", count)
+	if len(l.Hosts) > widestTable {
+		showLossyPairs(l, mesh, out)
+	} else {
+		showPairs(l, mesh, out)
+	}
+	var all meshSummary
+	for _, row := range mesh {
+		for _, r := range row {
+			all.add(r)
+		}
+	}
+	fmt.Fprintf(out, "  %s\n", all)
+	return all.sent - all.received
+}
+
+func showPairs(l *lab.Lab, mesh [][]lab.PingResult, out io.Writer) {
 	t := newTable(out)
-	wide := len(l.Hosts) > widestTable
-	if !wide {
-		fmt.Fprint(t, "  from \\ to")
-		for _, to := range l.Hosts {
-			fmt.Fprintf(t, "\t%s", to.Container.Name)
+	fmt.Fprint(t, "  from \\ to")
+	for _, to := range l.Hosts {
+		fmt.Fprintf(t, "\t%s", to.Container.Name)
+	}
+	fmt.Fprintln(t)
+	for i, from := range l.Hosts {
+		fmt.Fprintf(t, "  %s", from.Container.Name)
+		for j := range l.Hosts {
+			fmt.Fprintf(t, "\t%s", meshCell(mesh[i][j]))
 		}
 		fmt.Fprintln(t)
 	}
-	var all meshSummary
+	t.Flush()
+}
+
+func showLossyPairs(l *lab.Lab, mesh [][]lab.PingResult, out io.Writer) {
+	t := newTable(out)
 	for i, from := range l.Hosts {
-		if !wide {
-			fmt.Fprintf(t, "  %s", from.Container.Name)
-		}
 		for j, to := range l.Hosts {
-			all.add(mesh[i][j])
-			switch {
-			case !wide:
-				fmt.Fprintf(t, "\t%s", meshCell(mesh[i][j]))
-			case mesh[i][j].Lost() > 0:
-				fmt.Fprintf(t, "  %s\t%s\t%s\n", from.Container.Name, to.Container.Name, meshCell(mesh[i][j]))
+			if mesh[i][j].Lost() > 0 {
+				fmt.Fprintf(t, "  %s -> %s\t%s\n", from.Container.Name, to.Container.Name, meshCell(mesh[i][j]))
 			}
-		}
-		if !wide {
-			fmt.Fprintln(t)
 		}
 	}
 	t.Flush()
-	fmt.Fprintf(out, "  %s\n", all)
-	return all.sent - all.received
 }
 
 // meshCell reads as "42 µs", or with loss "42 µs, 3 % lost".
@@ -112,6 +124,9 @@ func (s meshSummary) String() string {
 }
 
 func micros(d time.Duration) string {
+	if d == 0 {
+		return "-"
+	}
 	return fmt.Sprintf("%d µs", d.Microseconds())
 }
 

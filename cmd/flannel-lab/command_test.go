@@ -1,0 +1,101 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
+)
+
+func TestParseDemo(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Dir(self)
+	with := func(change func(*demoOptions)) demoOptions {
+		o := demoOptions{
+			name: "demo", hosts: 3, backends: backends,
+			daemon: filepath.Join(dir, "flanneld-go"), ctl: filepath.Join(dir, "flannelctl"),
+		}
+		change(&o)
+		return o
+	}
+	for _, tc := range []struct {
+		name string
+		args []string
+		want demoOptions
+	}{
+		{"nothing", nil, with(func(*demoOptions) {})},
+		{"one backend", []string{"--backend", "host-gw"}, with(func(o *demoOptions) { o.backends = []string{"host-gw"} })},
+		{"keep", []string{"--keep"}, with(func(o *demoOptions) { o.keep, o.backends = true, []string{"vxlan"} })},
+		{"keep one", []string{"--keep", "--backend=udp"}, with(func(o *demoOptions) { o.keep, o.backends = true, []string{"udp"} })},
+		{"everything", []string{"--hosts=9", "--daemon=/d", "--name=x", "--replace"}, with(func(o *demoOptions) {
+			o.hosts, o.daemon, o.name, o.replace = 9, "/d", "x", true
+		})},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := parseDemo(tc.args, &bytes.Buffer{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(demoOptions{})); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestUsageErrors(t *testing.T) {
+	for name, tc := range map[string]struct {
+		args []string
+		says string
+	}{
+		"no command":      {nil, "no command"},
+		"unknown command": {[]string{"dance"}, `"dance" is no command`},
+		"unknown flag":    {[]string{"demo", "--colour"}, "--colour"},
+		"an argument":     {[]string{"demo", "vxlan"}, `"vxlan": takes flags only`},
+		"one host":        {[]string{"demo", "--hosts=1"}, "--hosts: 1: must be between 2 and 1000"},
+		"too many hosts":  {[]string{"demo", "--hosts=1001"}, "--hosts: 1001: must be between 2 and 1000"},
+		"unknown backend": {[]string{"demo", "--backend=pigeon"}, `--backend: "pigeon": must be one of udp, vxlan, host-gw`},
+		"etcd at nothing": {[]string{"etcd"}, "--dir"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := run(t.Context(), tc.args, &bytes.Buffer{}, &bytes.Buffer{})
+			var usage *cli.UsageError
+			if !errors.As(err, &usage) || !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("got %v, want a usage error with %q", err, tc.says)
+			}
+		})
+	}
+}
+
+func TestHelp(t *testing.T) {
+	for _, args := range [][]string{{"help"}, {"--help"}, {"demo", "--help"}} {
+		var out bytes.Buffer
+		if err := run(t.Context(), args, &out, &out); err != nil && !errors.Is(err, cli.ErrHelp) {
+			t.Errorf("%s: %v", args, err)
+		}
+		if !strings.HasPrefix(out.String(), "usage: flannel-lab") {
+			t.Errorf("%s prints:\n%s", args, out.String())
+		}
+	}
+}
+
+func TestDemoSaysWhatIsMissing(t *testing.T) {
+	err := demo(t.Context(), demoOptions{daemon: "/nonexistent/flanneld-go"}, &bytes.Buffer{})
+	want, says := lab.ErrNoBinary, "make build"
+	if os.Geteuid() != 0 {
+		want, says = lab.ErrNotRoot, "sudo make demo"
+	}
+	if !errors.Is(err, want) || !strings.Contains(err.Error(), says) {
+		t.Errorf("got %v, want %v with %q", err, want, says)
+	}
+}
