@@ -97,11 +97,12 @@ func (c Claim) relate(l Lease) relation {
 	return disputed
 }
 
-// attrs is the value that the claimant's lease shall have.
+// attrs is the value that the claimant's lease shall have, as it will be read
+// back.
 func (c Claim) attrs() Attrs {
 	a := c.Attrs
 	a.Owner, a.Instance = c.Node, c.Instance
-	return a
+	return a.canonical()
 }
 
 // Acquire leases a subnet for c, having read w: a lease of its own that fits

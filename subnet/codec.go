@@ -195,6 +195,18 @@ func (a *Attrs) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
+// canonical is a as it reads after a round through the store, so that what is
+// wanted compares with what is there. What cannot be encoded stays as it is: the
+// store will refuse it.
+func (a Attrs) canonical() Attrs {
+	var c Attrs
+	text, err := json.Marshal(a)
+	if err != nil || json.Unmarshal(text, &c) != nil {
+		return a
+	}
+	return c
+}
+
 // parsePublicIP reads an address; flannel's zero value is none.
 func parsePublicIP(text *string, f Family) (netip.Addr, error) {
 	if text == nil || f == IPv4 && *text == noPublicIP {

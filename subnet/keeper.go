@@ -167,6 +167,7 @@ func (k *Keeper) Nudge() {
 // ctx ends first the keeper goes on trying.
 func (k *Keeper) UpdateAttrs(ctx context.Context, a Attrs) error {
 	a.Owner, a.Instance = k.o.Claim.Node, k.o.Claim.Instance
+	a = a.canonical()
 	select {
 	case k.wants <- a:
 	case <-k.done:

@@ -1,0 +1,328 @@
+package subnet
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+// script runs events through a machine and tells what it became, one line each:
+// "kind: state deed [wake in ...] [why]".
+type script struct {
+	m   machine
+	now time.Duration
+	log strings.Builder
+}
+
+func (s *script) step(name string, after time.Duration, ev event) {
+	s.now += after
+	ev.sent = s.now
+	s.m = s.m.step(input{event: ev, now: s.now, random: 0.5})
+	deeds := [...]string{"wait", "renew", "look", "create", "update", "renumber", "stop"}
+	fmt.Fprintf(&s.log, "%s: %s %s", name, s.m.state, deeds[s.m.do])
+	if s.m.do == doWait {
+		fmt.Fprintf(&s.log, " %s", (s.m.wake() - s.now).Round(time.Millisecond))
+	}
+	if s.m.why != nil {
+		fmt.Fprintf(&s.log, " (%v)", s.m.why)
+	}
+	s.log.WriteByte('\n')
+}
+
+func TestMachine(t *testing.T) {
+	const ttl = 24 * time.Hour
+	mine := Attrs{Owner: "n", Instance: "i"}
+	held := Lease{Subnet: numbered(1, 24), Attrs: mine, ID: 1, TTL: ttl, Modified: 5}
+	bare := held
+	bare.ID, bare.TTL = 0, 0
+	old := held
+	old.Attrs.Instance = "before"
+	down := errors.New("down")
+	renewed, created := event{kind: evRenewed, lease: held}, event{kind: evCreated, lease: held}
+	tick, failed := event{}, event{kind: evFailed, err: down}
+	lost := event{kind: evLost, err: ErrLeaseLost}
+	type stage struct {
+		name  string
+		after time.Duration
+		ev    event
+	}
+	for _, tt := range []struct {
+		name   string
+		start  Lease
+		policy OnConflict
+		margin time.Duration
+		stages []stage
+		want   string
+	}{
+		{
+			name: "renews at a third", start: held,
+			stages: []stage{{"renewed", 0, renewed}, {"early", time.Hour, tick}, {"due", 7 * time.Hour, tick}},
+			want: `renewed: valid wait 7h36m0s
+early: valid wait 6h36m0s
+due: valid renew
+`,
+		},
+		{
+			name: "a margin shortens", start: held, margin: 23 * time.Hour,
+			stages: []stage{{"renewed", 0, renewed}},
+			want:   "renewed: valid wait 57m0s\n",
+		},
+		{
+			name: "a margin does not lengthen", start: held, margin: time.Hour,
+			stages: []stage{{"renewed", 0, renewed}},
+			want:   "renewed: valid wait 7h36m0s\n",
+		},
+		{
+			name: "store away and back", start: held,
+			stages: []stage{
+				{"renewed", 0, renewed},
+				{"due", 8 * time.Hour, tick},
+				{"failed", 10 * time.Second, failed},
+				{"due", time.Second, tick},
+				{"failed", 10 * time.Second, failed},
+				{"renewed", time.Second, renewed},
+			},
+			want: `renewed: valid wait 7h36m0s
+due: valid renew
+failed: degraded wait 375ms (down)
+due: degraded renew (down)
+failed: degraded wait 750ms (down)
+renewed: valid wait 7h36m0s
+`,
+		},
+		{
+			name: "past its time", start: held,
+			stages: []stage{
+				{"renewed", 0, renewed},
+				{"failed", 23*time.Hour + 59*time.Minute + 59*time.Second + 900*time.Millisecond, failed},
+				{"expired", 100 * time.Millisecond, tick},
+				{"due", time.Second, tick},
+				{"failed", 0, failed},
+				{"renewed", time.Hour, renewed},
+			},
+			want: `renewed: valid wait 7h36m0s
+failed: degraded wait 100ms (down)
+expired: unproven wait 275ms (down)
+due: unproven renew (down)
+failed: unproven wait 750ms (down)
+renewed: valid wait 7h36m0s
+`,
+		},
+		{
+			name: "slept past its time", start: held,
+			stages: []stage{{"renewed", 0, renewed}, {"awake", 30 * time.Hour, tick}, {"lost", 0, lost}},
+			want: `renewed: valid wait 7h36m0s
+awake: unproven renew (the lease's time is over)
+lost: lost look (lease was lost)
+`,
+		},
+		{
+			name: "a reservation does not expire", start: bare,
+			stages: []stage{{"renewed", 0, event{kind: evRenewed, lease: bare}}, {"failed", 30 * time.Hour, failed}, {"due", 30 * time.Hour, tick}},
+			want: `renewed: valid wait 7h36m0s
+failed: degraded wait 375ms (down)
+due: degraded renew (down)
+`,
+		},
+		{
+			name: "deleted and created again", start: held,
+			stages: []stage{{"renewed", 0, renewed}, {"nudge", time.Minute, event{kind: evNudge}}, {"lost", 0, lost}, {"absent", 0, event{kind: evAbsent}}, {"created", 0, created}},
+			want: `renewed: valid wait 7h36m0s
+nudge: valid renew
+lost: lost look (lease was lost)
+absent: lost create (lease was lost)
+created: valid wait 7h36m0s
+`,
+		},
+		{
+			name: "overwritten and taken back", start: held,
+			stages: []stage{{"lost", 0, lost}, {"ours", 0, event{kind: evOurs, lease: old}}, {"updated", 0, event{kind: evUpdated, lease: held}}, {"renewed", 0, renewed}},
+			want: `lost: lost look (lease was lost)
+ours: lost update (lease was lost)
+updated: valid renew
+renewed: valid wait 7h36m0s
+`,
+		},
+		{
+			name: "our own write whose answer was lost", start: held,
+			stages: []stage{{"lost", 0, lost}, {"ours", 0, event{kind: evOurs, lease: held}}, {"renewed", 0, renewed}},
+			want: `lost: lost look (lease was lost)
+ours: lost renew (lease was lost)
+renewed: valid wait 7h36m0s
+`,
+		},
+		{
+			name: "races that do not end slow down", start: held,
+			stages: []stage{{"lost", 0, lost}, {"lost", 0, lost}, {"lost", 0, lost}, {"lost", 0, lost}, {"early", time.Second, tick}, {"due", 4 * time.Second, tick}},
+			want: `lost: lost look (lease was lost)
+lost: lost look (lease was lost)
+lost: lost look (lease was lost)
+lost: lost wait 6s (lease was lost)
+early: lost wait 5s (lease was lost)
+due: lost wait 1s (lease was lost)
+`,
+		},
+		{
+			name: "conflict: renumber", start: held,
+			stages: []stage{
+				{"lost", 0, lost},
+				{"taken", 0, event{kind: evTaken, err: errors.New("node b holds it")}},
+				{"exhausted", 0, event{kind: evRefused, err: errors.New("full")}},
+				{"due", 10 * time.Second, tick},
+				{"taken", 0, event{kind: evTaken, err: errors.New("node b holds it")}},
+				{"created", 0, created},
+			},
+			want: `lost: lost look (lease was lost)
+taken: conflict renumber (node b holds it)
+exhausted: conflict wait 750ms (full)
+due: conflict look (full)
+taken: conflict renumber (node b holds it)
+created: valid wait 7h36m0s
+`,
+		},
+		{
+			name: "conflict: fence until it is free", start: held, policy: Fence,
+			stages: []stage{
+				{"lost", 0, lost},
+				{"taken", 0, event{kind: evTaken, err: errors.New("node b holds it")}},
+				{"nudge", 0, event{kind: evNudge}},
+				{"absent", 0, event{kind: evAbsent}},
+				{"raced", 0, event{kind: evLost, err: ErrTaken}},
+				{"absent", 0, event{kind: evAbsent}},
+				{"created", 0, created},
+			},
+			want: `lost: lost look (lease was lost)
+taken: conflict wait 750ms (node b holds it)
+nudge: conflict look (node b holds it)
+absent: conflict create (node b holds it)
+raced: conflict look (subnet is taken)
+absent: conflict create (subnet is taken)
+created: valid wait 7h36m0s
+`,
+		},
+		{
+			name: "no config", start: held,
+			stages: []stage{{"lost", 0, lost}, {"blocked", 0, event{kind: evBlocked, err: ErrNoConfig}}, {"due", time.Second, tick}},
+			want: `lost: lost look (lease was lost)
+blocked: lost wait 750ms (no network config)
+due: lost look (no network config)
+`,
+		},
+		{
+			name: "other attributes", start: held,
+			stages: []stage{
+				{"renewed", 0, renewed},
+				{"want", time.Hour, event{kind: evWant, want: old.Attrs}},
+				{"failed", 0, failed},
+				{"due", time.Second, tick},
+				{"renewed", 0, renewed},
+				{"failed", 0, failed},
+				{"due", time.Second, tick},
+				{"renewed", 0, renewed},
+				{"updated", 0, event{kind: evUpdated, lease: old}},
+			},
+			want: `renewed: valid wait 7h36m0s
+want: valid update
+failed: degraded wait 375ms (down)
+due: degraded renew (down)
+renewed: valid update
+failed: degraded wait 750ms (down)
+due: degraded renew (down)
+renewed: valid update
+updated: valid renew
+`,
+		},
+		{
+			name: "superseded", start: held,
+			stages: []stage{{"lost", 0, lost}, {"fatal", 0, event{kind: evFatal, err: errors.New("another daemon")}}},
+			want: `lost: lost look (lease was lost)
+fatal: ended stop (another daemon)
+`,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := script{m: machine{
+				rules: rules{ttl: ttl, margin: tt.margin, policy: tt.policy},
+				state: StateValid, lease: tt.start, want: mine, confirmed: true,
+			}}
+			for _, st := range tt.stages {
+				s.step(st.name, st.after, st.ev)
+			}
+			if d := cmp.Diff(tt.want, s.log.String()); d != "" {
+				t.Errorf("-want +got\n%s", d)
+			}
+		})
+	}
+}
+
+// Whatever happens, in any order: only the store's word makes a lease valid, a
+// lease past its time does not pass for valid, and failures never make the
+// machine spin.
+func TestMachineRandomWalk(t *testing.T) {
+	const ttl = time.Minute
+	answers := map[deed][]eventKind{
+		doWait:     {evTick, evNudge, evWant},
+		doRenew:    {evRenewed, evLost, evFailed},
+		doLook:     {evAbsent, evOurs, evTaken, evBlocked, evFailed},
+		doCreate:   {evCreated, evLost, evFailed},
+		doUpdate:   {evUpdated, evLost, evFailed},
+		doRenumber: {evCreated, evUpdated, evLost, evFailed, evRefused},
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		m := machine{
+			rules: rules{ttl: ttl, policy: rapid.SampledFrom([]OnConflict{Renumber, Fence, Keep}).Draw(t, "policy")},
+			state: StateValid, lease: Lease{ID: 1, TTL: ttl}, do: doRenew,
+		}
+		now, granted, busy := time.Duration(0), time.Duration(0), 0
+		for range rapid.IntRange(1, 200).Draw(t, "steps") {
+			before := m
+			ev := event{kind: rapid.SampledFrom(answers[m.do]).Draw(t, "event"), sent: now, err: errors.New("x")}
+			passed := time.Duration(0)
+			if m.do == doWait {
+				passed = max(0, rapid.SampledFrom([]time.Duration{m.wake() - now, 10 * time.Second, 2 * ttl}).Draw(t, "passes"))
+				busy = 0
+			} else {
+				busy++
+			}
+			now += passed
+			id := LeaseID(rapid.IntRange(0, 2).Draw(t, "lease"))
+			ev.lease = Lease{ID: id}
+			switch ev.kind {
+			case evRenewed, evCreated:
+				if id != 0 {
+					ev.lease.TTL = ttl
+				}
+				granted = ev.sent
+			case evWant:
+				ev.want = Attrs{BackendType: rapid.SampledFrom([]string{"a", ""}).Draw(t, "type")}
+			default:
+			}
+			if rapid.Bool().Draw(t, "as wanted") {
+				ev.lease.Attrs = m.want
+			}
+			m = m.step(input{event: ev, now: now, random: rapid.Float64Range(0, 0.999).Draw(t, "random")})
+			if m.state == StateValid && before.state != StateValid && ev.kind != evRenewed && ev.kind != evCreated && ev.kind != evUpdated {
+				t.Fatalf("event %d made %s valid", ev.kind, before.state)
+			}
+			if m.state == StateValid && m.do == doWait && !m.lease.Reservation() && now >= granted+ttl {
+				t.Fatalf("valid %s after the store granted %s", now-granted, ttl)
+			}
+			if m.do == doWait && m.wake() <= now {
+				t.Fatalf("waits until %s at %s", m.wake(), now)
+			}
+			if m.state != before.state && m.since != now || m.state == before.state && m.since != before.since {
+				t.Fatalf("since %s, from %s to %s at %s", m.since, before.state, m.state, now)
+			}
+			// Updates that succeed with the wrong content are no fault of the
+			// machine; failures are what must slow it down.
+			if busy > 40 && m.failures > 20 {
+				t.Fatalf("%d deeds without a pause", busy)
+			}
+		}
+	})
+}
