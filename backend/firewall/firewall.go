@@ -64,13 +64,14 @@ func (f *Firewall) Apply(ctx context.Context, d Desired) error {
 		errs = append(errs, ErrNoUplink)
 	}
 	for _, family := range subnet.Families() {
-		wanted := slices.ContainsFunc(compile(d, family, false), func(t tableSpec) bool { return len(t.chains) > 0 })
+		specs := map[bool][]tableSpec{true: compile(d, family, true), false: compile(d, family, false)}
+		wanted := slices.ContainsFunc(specs[false], func(t tableSpec) bool { return len(t.chains) > 0 })
 		if !wanted && f.clean[family] {
 			continue
 		}
 		f.clean[family] = false
 		err := f.converge(ctx, family, func(v Variant) intent {
-			return intent{specs: compile(d, family, v.RandomFully), network: d.Networks[family]}
+			return intent{specs: specs[v.RandomFully], network: d.Networks[family]}
 		})
 		if !wanted {
 			// Nothing can be there without the tools to put it there.

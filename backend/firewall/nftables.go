@@ -38,7 +38,7 @@ func (e *Exec) RemoveTable(_ context.Context, v Variant, table string) error {
 	if err != nil {
 		return fmt.Errorf("open nfnetlink: %w", err)
 	}
-	defer syscall.Close(fd)
+	defer func() { _ = syscall.Close(fd) }()
 	// The kernel answers before the send returns; this is for a kernel that
 	// does not answer at all.
 	if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &syscall.Timeval{Sec: 1}); err != nil {

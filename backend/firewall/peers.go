@@ -11,7 +11,7 @@ import (
 )
 
 // leafSize is how many accepts one chain may hold before it is cut into a tree.
-const leafSize = 32
+const leafSize = 64
 
 // nibble is by how many address bits a chain is cut.
 const nibble = 4
@@ -109,6 +109,6 @@ func commonBits(peers []netip.Prefix) int {
 // room for in either family.
 func hashName(p netip.Prefix) string {
 	h := fnv.New64a()
-	h.Write([]byte(p.String())) // never fails
+	_, _ = h.Write([]byte(p.String())) // never fails
 	return base32.HexEncoding.EncodeToString(h.Sum(nil))[:12]
 }

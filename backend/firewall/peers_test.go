@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
@@ -111,12 +112,12 @@ func TestPeerChainsAcceptPeersOnly(t *testing.T) {
 	})
 }
 
-// The figures of doc.go: 10,000 peers that no prefix can sum up.
-func TestTenThousandPeers(t *testing.T) {
+// scattered makes n addresses that no prefix can sum up, always the same.
+func scattered(n int) []netip.Addr {
 	random := rand.New(rand.NewPCG(1, 2))
 	seen := map[netip.Addr]bool{}
 	var all []netip.Addr
-	for len(all) < 10000 {
+	for len(all) < n {
 		v4 := [4]byte{10}
 		v := random.Uint32()
 		v4[1], v4[2], v4[3] = byte(v>>16), byte(v>>8), byte(v)
@@ -125,6 +126,12 @@ func TestTenThousandPeers(t *testing.T) {
 			all = append(all, a)
 		}
 	}
+	return all
+}
+
+// The figures of doc.go: 10,000 peers that no prefix can sum up.
+func TestTenThousandPeers(t *testing.T) {
+	all := scattered(10000)
 	specs := peerChains(chainInput, peersOf(all, subnet.IPv4))
 	chains := byName(t, specs)
 	worst, sum := 0, 0
@@ -154,4 +161,34 @@ func TestTenThousandPeers(t *testing.T) {
 	if len(lines) == 0 || len(lines) > 2*(leafSize+16+3) {
 		t.Errorf("one more peer costs %d lines, want a few dozen", len(lines))
 	}
+}
+
+// The real programs take as many, and read them back as they were written.
+func TestManyPeersForReal(t *testing.T) {
+	onEach(t, func(t *testing.T, b *bench) {
+		b.others(t, docker20)
+		before := b.save(t)
+		d := vxlanDesired()
+		d.Peers = scattered(10000)
+		steps := []struct {
+			name string
+			do   func()
+		}{
+			{"10,000 peers", func() { b.apply(t, d) }},
+			{"nothing to do", func() { b.apply(t, d) }},
+			{"one peer more", func() {
+				d.Peers = append(d.Peers, netip.MustParseAddr("10.77.88.99"))
+				b.apply(t, d)
+			}},
+			{"cleanup", func() { b.cleanup(t) }},
+		}
+		for _, s := range steps {
+			start := time.Now()
+			s.do()
+			t.Logf("%s: %v", s.name, time.Since(start).Round(time.Millisecond))
+		}
+		if diff := cmp.Diff(before, b.save(t)); diff != "" {
+			t.Errorf("after Cleanup (-before +after):\n%s", diff)
+		}
+	})
 }

@@ -1,0 +1,135 @@
+package firewall
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// TestThousandRounds lets others do whatever they like to their rules and ours,
+// a thousand times: after each Apply ours are there once and in their places, and
+// what others have is what they made it.
+func TestThousandRounds(t *testing.T) {
+	const rounds = 1000
+	rapid.Check(t, func(t *rapid.T) {
+		tools := newFakeTools()
+		f := New(Options{Log: quiet(), Tools: tools})
+		v := tools.variants[subnet.IPv4][0]
+		for _, name := range tableNames() {
+			tools.sets[v.Command] = append(tools.sets[v.Command], newTable(name))
+		}
+		// All checks of rapid together make the thousand.
+		for range rounds / 100 {
+			for _, tab := range tools.sets[v.Command] {
+				disturb(t, tab)
+			}
+			var before [][]string
+			for _, tab := range tools.sets[v.Command] {
+				before = append(before, foreign(tab))
+			}
+			if err := f.Apply(t.Context(), vxlanDesired()); err != nil {
+				t.Fatal(err)
+			}
+			for i, tab := range tools.sets[v.Command] {
+				if diff := cmp.Diff(before[i], foreign(tab)); diff != "" {
+					t.Fatalf("others' rules (-before +after):\n%s", diff)
+				}
+				checkHooks(t, tab)
+			}
+		}
+	})
+}
+
+// disturb does something to a table that another program could do.
+func disturb(t *rapid.T, tab *table) {
+	pick := func(label string, ours bool) *chain {
+		var names []*chain
+		for _, c := range tab.chains {
+			if isOurs(c.name) == ours {
+				names = append(names, c)
+			}
+		}
+		if len(names) == 0 {
+			return &chain{}
+		}
+		return rapid.SampledFrom(names).Draw(t, label)
+	}
+	do := func(format string, args ...any) {
+		// What a real program would be refused is refused here.
+		_ = tab.do(fmt.Sprintf(format, args...))
+	}
+	switch rapid.IntRange(0, 7).Draw(t, "what") {
+	case 0:
+		do("-F %s", pick("flush", false).name)
+	case 1:
+		do("-F %s", pick("flush ours", true).name)
+	case 2:
+		c := pick("chain", false)
+		spec := rapid.SampledFrom([]string{
+			"-j DROP", "-j DOCKER-USER", "-j RETURN", "-i eth0 -j ACCEPT", "-i eth0 -j DOCKER-USER", "-j FLANNELD-GO-FWD",
+			"-m comment --comment flanneld-go -j FLANNELD-GO-FWD", "-j FLANNELD-GO-NAT", "-j FLANNELD-GO-INPUT",
+		}).Draw(t, "rule")
+		do("-I %s %d %s", c.name, 1+rapid.IntRange(0, len(c.rules)).Draw(t, "at"), spec)
+	case 3:
+		do("-A %s -j ACCEPT", pick("widen", true).name)
+	case 4:
+		do(":DOCKER-USER - [0:0]")
+	case 5:
+		do("-X DOCKER-USER")
+	case 6:
+		do(":FLANNELD-GO-OLD - [0:0]")
+		do("-A %s -j FLANNELD-GO-OLD", pick("refer", true).name)
+	case 7:
+		if c := pick("delete", false); len(c.rules) > 0 {
+			i := rapid.IntRange(0, len(c.rules)-1).Draw(t, "index")
+			c.rules = slices.Delete(c.rules, i, i+1)
+		}
+	}
+}
+
+// checkHooks states the places of our jumps in other words than plan does.
+func checkHooks(t *rapid.T, tab *table) {
+	for _, c := range tab.chains {
+		if isOurs(c.name) {
+			continue
+		}
+		var at []int
+		for i, l := range c.rules {
+			if jumpsToUs(l) {
+				at = append(at, i)
+			}
+		}
+		hooked := map[string]bool{
+			"filter INPUT": true, "filter FORWARD": true, "filter DOCKER-USER": true, "nat POSTROUTING": true,
+		}[tab.name+" "+c.name]
+		if hooked != (len(at) == 1) || len(at) > 1 {
+			t.Fatalf("%s %s has jumps of ours at %v of %d rules", tab.name, c.name, at, len(c.rules))
+		}
+		if !hooked {
+			continue
+		}
+		before, after := c.rules[:at[0]], c.rules[at[0]+1:]
+		isReturn := func(l line) bool { return l.spec == "-j RETURN" }
+		isUser := func(l line) bool { return l.spec == "-j DOCKER-USER" }
+		switch c.name {
+		case dockerUser:
+			if slices.ContainsFunc(before, isReturn) || len(after) > 0 && !isReturn(after[0]) {
+				t.Fatalf("DOCKER-USER: not between the user's rules and the RETURN: %v", c.rules)
+			}
+		case "FORWARD":
+			behind := len(before) > 0 && isUser(before[len(before)-1])
+			if !behind && (len(before) > 0 || slices.ContainsFunc(after, isUser)) {
+				t.Fatalf("FORWARD: neither behind the jump to DOCKER-USER nor first: %v", c.rules)
+			}
+		default:
+			if len(before) > 0 {
+				t.Fatalf("%s: not first: %v", c.name, c.rules)
+			}
+		}
+	}
+}

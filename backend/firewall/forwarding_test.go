@@ -1,0 +1,98 @@
+package firewall
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+const (
+	forward4 = "net/ipv4/ip_forward"
+	forward6 = "net/ipv6/conf/all/forwarding"
+	acceptRA = "net/ipv6/conf/eth0.7/accept_ra"
+)
+
+// sysctlHost has the parameters it was given and no others.
+type sysctlHost struct {
+	*kerneltest.Fake
+	has map[string]string
+}
+
+func newSysctlHost(has map[string]string) *sysctlHost {
+	h := &sysctlHost{kerneltest.New(), has}
+	for name, value := range has {
+		h.DefineSysctl(name, value)
+	}
+	return h
+}
+
+func (h *sysctlHost) Sysctl(name string) (string, error) {
+	if _, ok := h.has[name]; !ok {
+		return "", kernel.ErrNotFound
+	}
+	return h.Fake.Sysctl(name)
+}
+
+func TestEnsureForwarding(t *testing.T) {
+	both := []subnet.Family{subnet.IPv4, subnet.IPv6}
+	cases := []struct {
+		name     string
+		families []subnet.Family
+		before   map[string]string
+		want     []SysctlChange
+		err      error
+	}{
+		{"off", both[:1], map[string]string{forward4: "0"}, []SysctlChange{{forward4, "0", "1"}}, nil},
+		{"on", both[:1], map[string]string{forward4: "1"}, nil, nil},
+		{"IPv6 is not asked for", both[:1], map[string]string{forward4: "1", forward6: "0"}, nil, nil},
+		{
+			"both, the uplink lives on advertisements", both,
+			map[string]string{forward4: "0", forward6: "0", acceptRA: "1"},
+			[]SysctlChange{{forward4, "0", "1"}, {acceptRA, "1", "2"}, {forward6, "0", "1"}},
+			nil,
+		},
+		{"IPv6 forwards already", both, map[string]string{forward4: "1", forward6: "1", acceptRA: "1"}, nil, nil},
+		{"the uplink takes none", both, map[string]string{forward4: "1", forward6: "0", acceptRA: "0"}, []SysctlChange{{forward6, "0", "1"}}, nil},
+		{"no IPv6 in the kernel", both, map[string]string{forward4: "0"}, []SysctlChange{{forward4, "0", "1"}}, kernel.ErrNotFound},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			host := newSysctlHost(c.before)
+			got, err := EnsureForwarding(host, c.families, "eth0.7")
+			if !errors.Is(err, c.err) {
+				t.Errorf("error %v, want %v", err, c.err)
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Errorf("changes (-want +got):\n%s", diff)
+			}
+			if again, _ := EnsureForwarding(host, c.families, "eth0.7"); len(again) > 0 {
+				t.Errorf("the second time it changes %v", again)
+			}
+			if err := RestoreForwarding(host, got); err != nil {
+				t.Errorf("restore: %v", err)
+			}
+			for name, want := range c.before {
+				if value, _ := host.Sysctl(name); value != want {
+					t.Errorf("%s is %s after restore, want %s", name, value, want)
+				}
+			}
+		})
+	}
+}
+
+// What somebody else has set since stays.
+func TestRestoreForwardingKeepsOthers(t *testing.T) {
+	host := newSysctlHost(map[string]string{acceptRA: "0"})
+	err := RestoreForwarding(host, []SysctlChange{{acceptRA, "1", "2"}, {forward4, "0", "1"}})
+	if err != nil {
+		t.Errorf("restore: %v", err)
+	}
+	if value, _ := host.Sysctl(acceptRA); value != "0" {
+		t.Errorf("accept_ra is %s, want 0", value)
+	}
+}

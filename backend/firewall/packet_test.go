@@ -1,0 +1,348 @@
+package firewall
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netns"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// space is a network namespace without a name: it ends with its handle and its
+// processes, of which there are none.
+type space struct{ handle netns.NsHandle }
+
+func newSpace(t *testing.T) *space {
+	t.Helper()
+	s := &space{netns.None()}
+	err := make(chan error)
+	go func() {
+		// The thread is not given back: it ends with the goroutine.
+		runtime.LockOSThread()
+		var e error
+		s.handle, e = netns.New()
+		err <- e
+	}()
+	if e := <-err; e != nil {
+		t.Fatalf("make network namespace: %v", e)
+	}
+	t.Cleanup(func() { s.handle.Close() })
+	s.ip(t, "link set lo up")
+	return s
+}
+
+// do runs fn on a thread inside.
+func (s *space) do(t *testing.T, fn func() error) {
+	t.Helper()
+	err := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if e := netns.Set(s.handle); e != nil {
+			err <- e
+			return
+		}
+		err <- fn()
+	}()
+	if e := <-err; e != nil {
+		t.Fatal(e)
+	}
+}
+
+// ip runs ip commands, one per line.
+func (s *space) ip(t *testing.T, commands string) {
+	t.Helper()
+	s.do(t, func() error {
+		cmd := exec.Command("ip", "-batch", "-")
+		cmd.Stdin = strings.NewReader(commands)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("ip: %w: %s in:\n%s", err, out, commands)
+		}
+		return nil
+	})
+}
+
+func (s *space) sysctl(t *testing.T, name, value string) {
+	t.Helper()
+	s.do(t, func() error { return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0) })
+}
+
+// plug joins eth0 of s with a link of that name in to.
+func (s *space) plug(t *testing.T, to *space, name string) {
+	t.Helper()
+	s.ip(t, fmt.Sprintf("link add eth0 type veth peer name %s netns /proc/%d/fd/%d\nlink set eth0 up", name, os.Getpid(), to.handle))
+	to.ip(t, "link set "+name+" up")
+}
+
+// answer listens on TCP port 7000 and tells every caller who it is.
+func (s *space) answer(t *testing.T) {
+	t.Helper()
+	s.do(t, func() error {
+		l, err := net.Listen("tcp4", ":7000")
+		if err != nil {
+			return err
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				fmt.Fprint(c, netip.MustParseAddrPort(c.RemoteAddr().String()).Addr())
+				c.Close()
+			}
+		}()
+		t.Cleanup(func() {
+			l.Close()
+			<-done
+		})
+		return nil
+	})
+}
+
+// call returns what the callee says of who called, or "unreachable".
+func (s *space) call(t *testing.T, from, to string) string {
+	t.Helper()
+	seen := "unreachable"
+	s.do(t, func() error {
+		d := net.Dialer{Timeout: 600 * time.Millisecond}
+		if from != "" {
+			d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 0))
+		}
+		c, err := d.Dial("tcp4", to+":7000")
+		if err != nil {
+			return nil
+		}
+		defer c.Close()
+		text, err := io.ReadAll(c)
+		seen = string(text)
+		return err
+	})
+	return seen
+}
+
+// machine is a host with a container.
+type machine struct {
+	host, container *space
+	// n makes its addresses: 198.18.77.n and 10.5.n.0/24.
+	n int
+	b *bench
+	d Desired
+}
+
+func (m *machine) subnet() string    { return fmt.Sprintf("10.5.%d.0/24", m.n) }
+func (m *machine) public() string    { return fmt.Sprintf("198.18.77.%d", m.n) }
+func (m *machine) gateway() string   { return fmt.Sprintf("10.5.%d.1", m.n) }
+func (m *machine) contained() string { return fmt.Sprintf("10.5.%d.2", m.n) }
+func (m *machine) vtep() string      { return fmt.Sprintf("10.5.%d.0", m.n) }
+func (m *machine) mac() string       { return fmt.Sprintf("02:00:00:00:00:%02x", m.n) }
+
+func newMachine(t *testing.T, net *space, n int) *machine {
+	t.Helper()
+	m := &machine{host: newSpace(t), container: newSpace(t), n: n}
+	m.host.plug(t, net, fmt.Sprintf("h%d", n))
+	net.ip(t, fmt.Sprintf("link set h%d master switch", n))
+	m.host.ip(t, fmt.Sprintf("addr add %s/24 dev eth0\nlink add docker0 type bridge\naddr add %s/24 dev docker0\nlink set docker0 up", m.public(), m.gateway()))
+	m.container.plug(t, m.host, "c1")
+	m.host.ip(t, "link set c1 master docker0")
+	m.container.ip(t, fmt.Sprintf("addr add %s/24 dev eth0\nroute add default via %s", m.contained(), m.gateway()))
+	// What is dropped must be dropped by rules.
+	m.host.sysctl(t, "net/ipv4/conf/all/rp_filter", "0")
+	m.host.sysctl(t, "net/ipv4/conf/eth0/rp_filter", "0")
+	m.host.sysctl(t, "net/ipv4/conf/default/rp_filter", "0")
+	m.host.sysctl(t, "net/ipv4/ip_forward", "1")
+	m.container.answer(t)
+	return m
+}
+
+// join makes one of two data paths to a peer.
+func (m *machine) join(t *testing.T, peer *machine, tunnel backend.Tunnel) {
+	t.Helper()
+	if tunnel.Direct {
+		m.host.ip(t, fmt.Sprintf("route add %s via %s", peer.subnet(), peer.public()))
+		return
+	}
+	m.host.do(t, func() error {
+		if _, err := net.InterfaceByName("flannel.1"); err == nil {
+			return nil
+		}
+		out, err := exec.Command("ip", "link", "add", "flannel.1", "address", m.mac(), "type", "vxlan", "id", "1",
+			"local", m.public(), "dev", "eth0", "dstport", "8472", "nolearning").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		out, err = exec.Command("sh", "-c", "ip addr add "+m.vtep()+"/32 dev flannel.1 && ip link set flannel.1 up").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	m.host.ip(t, fmt.Sprintf("neigh add %s lladdr %s dev flannel.1 nud permanent\nroute add %s via %s dev flannel.1 onlink",
+		peer.vtep(), peer.mac(), peer.subnet(), peer.vtep()))
+	m.host.do(t, func() error {
+		out, err := exec.Command("bridge", "fdb", "append", peer.mac(), "dev", "flannel.1", "dst", peer.public()).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+}
+
+// protect gives the host Docker's rules and a firewall of ours that is not
+// applied yet.
+func (m *machine) protect(t *testing.T, variant string, tunnel backend.Tunnel, peers ...string) {
+	t.Helper()
+	m.d = Desired{
+		Networks: subnet.ByFamily[netip.Prefix]{netip.MustParsePrefix("10.5.0.0/16")},
+		Own:      subnet.Subnet{netip.MustParsePrefix(m.subnet())},
+		Tunnel:   tunnel, Uplink: "eth0", Peers: addrs(peers...), ForwardRules: true,
+	}
+	m.host.do(t, func() error {
+		tools := &Exec{}
+		variants, err := tools.Variants(t.Context(), subnet.IPv4)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(variants, func(v Variant) bool { return v.Command == variant })
+		if i < 0 {
+			return fmt.Errorf("no %s in PATH", variant)
+		}
+		m.b = &bench{tools, variants[i], New(Options{Log: quiet(), Tools: tools})}
+		rules := strings.ReplaceAll(docker20, "10.5.3.0/24", m.subnet())
+		for _, table := range strings.SplitAfter(strings.TrimLeft(rules, "\n"), "COMMIT\n") {
+			if table == "" {
+				continue
+			}
+			if err := tools.Restore(t.Context(), m.b.v, table); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (m *machine) apply(t *testing.T) {
+	t.Helper()
+	m.host.do(t, func() error { return m.b.f.Apply(t.Context(), m.d) })
+}
+
+func (m *machine) others(t *testing.T, script string) {
+	t.Helper()
+	m.host.do(t, func() error { return m.b.tools.Restore(t.Context(), m.b.v, script) })
+}
+
+func wantCall(t *testing.T, what, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: the callee saw %s, want %s", what, got, want)
+	}
+}
+
+// Three real hosts with the rules of Docker, FORWARD's and INPUT's policies DROP,
+// and Docker's masquerade: packets of every kind, over a tunnel and plainly.
+func TestPackets(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces")
+	}
+	tunnels := map[string]backend.Tunnel{
+		"vxlan":   {Devices: []string{"flannel.1"}, Port: 8472},
+		"host-gw": {Direct: true},
+	}
+	for _, variant := range []string{"iptables-nft", "iptables-legacy"} {
+		for name, tunnel := range tunnels {
+			t.Run(variant+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				if _, err := exec.LookPath(variant); err != nil {
+					t.Skip("needs program: " + variant)
+				}
+				testPackets(t, variant, tunnel)
+			})
+		}
+	}
+}
+
+func testPackets(t *testing.T, variant string, tunnel backend.Tunnel) {
+	lan := newSpace(t)
+	lan.ip(t, "link add switch type bridge\nlink set switch up")
+	a, b, c := newMachine(t, lan, 1), newMachine(t, lan, 2), newMachine(t, lan, 3)
+	a.join(t, b, tunnel)
+	b.join(t, a, tunnel)
+	a.join(t, c, tunnel)
+	c.join(t, a, tunnel)
+	a.protect(t, variant, tunnel, b.public())
+	b.protect(t, variant, tunnel, a.public())
+
+	wantCall(t, "container to container without us", a.container.call(t, "", b.contained()), "unreachable")
+	a.apply(t)
+	b.apply(t)
+	wantCall(t, "container to container", a.container.call(t, "", b.contained()), a.contained())
+	wantCall(t, "container to container, back", b.container.call(t, "", a.contained()), b.contained())
+
+	// The host itself: by a tunnel it has an address of the network, plainly
+	// it gets one.
+	ownName := a.vtep()
+	if tunnel.Direct {
+		ownName = a.gateway()
+	}
+	wantCall(t, "host to container", a.host.call(t, "", b.contained()), ownName)
+	wantCall(t, "host's uplink address to container", a.host.call(t, a.public(), b.contained()), a.gateway())
+	testStranger(t, a, c, tunnel)
+	testForged(t, a, b)
+	testOutside(t, a, lan)
+}
+
+// testStranger: c is no peer of a yet and has no firewall at all.
+func testStranger(t *testing.T, a, c *machine, tunnel backend.Tunnel) {
+	t.Helper()
+	if !tunnel.Direct {
+		wantCall(t, "tunnel of a stranger", c.container.call(t, "", a.contained()), "unreachable")
+		a.d.Peers = append(a.d.Peers, netip.MustParseAddr(c.public()))
+		a.apply(t)
+	}
+	wantCall(t, "tunnel of a new peer", c.container.call(t, "", a.contained()), c.contained())
+}
+
+// testForged lets b send a source outside of the network in by the overlay. Answers
+// would find their way: only rules can drop it.
+func testForged(t *testing.T, a, b *machine) {
+	t.Helper()
+	const foreign = "198.51.100.7"
+	b.host.do(t, func() error { return b.b.f.Cleanup(t.Context()) })
+	b.host.ip(t, "addr add "+foreign+"/32 dev lo")
+	a.host.ip(t, "route add "+foreign+" via "+b.public())
+	wantCall(t, "foreign source by the overlay", b.host.call(t, foreign, a.contained()), "unreachable")
+	a.others(t, "*filter\n:FORWARD ACCEPT [0:0]\n-I DOCKER-ISOLATION-STAGE-1 1 -o docker0 -j ACCEPT\nCOMMIT\n")
+	if got := b.host.call(t, foreign, a.contained()); got != foreign {
+		t.Errorf("the forged packet does not arrive with an open firewall either (%s): the test proves nothing", got)
+	}
+	a.others(t, "*filter\n:FORWARD DROP [0:0]\n-D DOCKER-ISOLATION-STAGE-1 -o docker0 -j ACCEPT\nCOMMIT\n")
+	b.apply(t)
+}
+
+// testOutside: first Docker masquerades, then we do, then nobody.
+func testOutside(t *testing.T, a *machine, lan *space) {
+	t.Helper()
+	lan.ip(t, "addr add 198.18.77.250/24 dev switch")
+	lan.answer(t)
+	const outside = "198.18.77.250"
+	wantCall(t, "to the outside by Docker's masquerade", a.container.call(t, "", outside), a.public())
+	a.others(t, "*nat\n-D POSTROUTING -s "+a.subnet()+" ! -o docker0 -j MASQUERADE\nCOMMIT\n")
+	wantCall(t, "to the outside without masquerade", a.container.call(t, "", outside), "unreachable")
+	a.d.Masquerade, a.d.RandomFully = true, true
+	a.apply(t)
+	wantCall(t, "to the outside by our masquerade", a.container.call(t, "", outside), a.public())
+	wantCall(t, "container to container, still", a.container.call(t, "", "10.5.2.2"), a.contained())
+}
