@@ -92,7 +92,7 @@ func TestParseEnv(t *testing.T) {
 		{"quotes", "FLANNEL_SUBNET=\"10.5.6.1/24\"\nFLANNEL_MTU='1450'", daemonconfig.Env{Subnets: subnet.Subnets, MTU: 1450}},
 		{"export", "export FLANNEL_SUBNET=10.5.6.1/24\n  export\tFLANNEL_MTU=9000", daemonconfig.Env{Subnets: subnet.Subnets, MTU: 9000}},
 		{"comments", "# by hand\n\nFLANNEL_SUBNET=10.5.6.1/24 # ours\nFLANNEL_MTU=\"1\" # and this", daemonconfig.Env{Subnets: subnet.Subnets, MTU: 1}},
-		{"unknown variables", "exportX=1\nFLANNEL_COLOUR=blue\nFLANNEL_SUBNET=10.5.6.1/24", subnet},
+		{"unknown variables", "exportFLANNEL_MTU=1\nFLANNEL_COLOUR=blue\nFLANNEL_SUBNET=10.5.6.1/24", subnet},
 		{"the last one wins", "FLANNEL_SUBNET=10.5.9.1/24\nFLANNEL_SUBNET=10.5.6.1/24", subnet},
 		{"network address as subnet", "FLANNEL_SUBNET=10.5.6.0/24", subnet},
 	}

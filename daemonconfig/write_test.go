@@ -79,13 +79,15 @@ func TestWriteNewFile(t *testing.T) {
 	}{
 		{"default mode", daemonconfig.WriteOptions{}, 0o644, "f", ""},
 		{"own mode", daemonconfig.WriteOptions{Perm: 0o600}, 0o600, "f", ""},
+		{"no text", daemonconfig.WriteOptions{}, 0o644, "empty", ""},
 		{"directories", daemonconfig.WriteOptions{DirPerm: 0o755}, 0o644, "a/b/f", "a"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
 			path := filepath.Join(dir, tt.path)
-			changed, err := daemonconfig.Write(path, []byte("x"), tt.opts)
+			text := strings.TrimPrefix(filepath.Base(path), "empty")
+			changed, err := daemonconfig.Write(path, []byte(text), tt.opts)
 			if err != nil || !changed {
 				t.Fatalf("changed %t, error %v", changed, err)
 			}
@@ -93,7 +95,7 @@ func TestWriteNewFile(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if info.Mode() != tt.wantMode || read(t, path) != "x" {
+			if info.Mode() != tt.wantMode || read(t, path) != text {
 				t.Errorf("mode %v, want %v; text %q", info.Mode(), tt.wantMode, read(t, path))
 			}
 			if got := names(t, filepath.Dir(path)); len(got) != 1 {
