@@ -20,8 +20,13 @@ import (
 	"github.com/flanneld-go/flanneld-go/subnet/memstore"
 )
 
+// attrs is the value of another host's key; without an owner: flannel's.
 func attrs(owner, ip string) subnet.Attrs {
-	return subnet.Attrs{PublicIP: addr4(ip), Owner: subnet.NodeID(owner), Instance: "theirs"}
+	a := subnet.Attrs{PublicIP: addr4(ip), Owner: subnet.NodeID(owner)}
+	if owner != "" {
+		a.Instance = "theirs"
+	}
+	return a
 }
 
 // prior is a key that is there before Acquire; ttl 0: a reservation.

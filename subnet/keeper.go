@@ -345,7 +345,7 @@ func (k *Keeper) judge(l Lease, sameStore bool) event {
 		return event{kind: evTaken, err: errors.New(describeLease(l) + " holds it")}
 	case own:
 	}
-	another := l.Attrs.Instance != "" && l.Attrs.Instance != k.o.Claim.Instance
+	another := l.Attrs.Owner == k.o.Claim.Node && l.Attrs.Instance != "" && l.Attrs.Instance != k.o.Claim.Instance
 	if another && sameStore && k.m.confirmed && l.Modified > k.m.lease.Modified {
 		return event{kind: evFatal, err: &SupersededError{l}}
 	}

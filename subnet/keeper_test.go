@@ -1,0 +1,547 @@
+package subnet_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/memstore"
+)
+
+// host is a keeper at work in a bubble, on its own Store of shared data.
+type host struct {
+	t      *testing.T
+	data   *memstore.Store
+	store  *memstore.Store
+	clock  *bubbleClock
+	keeper *subnet.Keeper
+	view   *subnet.View
+	result chan error
+	stop   context.CancelFunc
+	// requests counts the calls of the keeper's store, by method.
+	requests map[string]*atomic.Int64
+	// fail, when it holds an error, refuses updates.
+	fail atomic.Pointer[error]
+}
+
+const ttl = time.Hour
+
+func methods() []string {
+	return []string{"Load", "Watch", "Create", "Renew", "Update", "Release", "TTL", "PutConfig"}
+}
+
+// start leases a subnet and keeps it.
+func start(t *testing.T, data *memstore.Store, adjust func(*subnet.KeeperOptions)) *host {
+	t.Helper()
+	h := &host{t: t, data: data, clock: newClock(), result: make(chan error, 1), requests: map[string]*atomic.Int64{}}
+	for _, m := range methods() {
+		h.requests[m] = new(atomic.Int64)
+	}
+	h.store = data.Open(memstore.Options{Before: func(method string) error {
+		h.requests[method].Add(1)
+		if err := h.fail.Load(); err != nil && method == "Update" {
+			return *err
+		}
+		return nil
+	}})
+	o := subnet.KeeperOptions{Store: h.store, Clock: h.clock, Claim: claim("me", "198.18.0.1"), Random: func() float64 { return 0.5 }}
+	o.Claim.TTL = ttl
+	if adjust != nil {
+		adjust(&o)
+	}
+	if o.Lease.Subnet.IsZero() {
+		w := load(t, h.store)
+		var err error
+		if o.Lease, err = subnet.Acquire(t.Context(), h.store, w, o.Claim); err != nil {
+			t.Fatal(err)
+		}
+		o.Identity = w.Identity
+	}
+	h.view, h.keeper = o.View, subnet.NewKeeper(o)
+	ctx, stop := context.WithCancel(context.Background())
+	h.stop = stop
+	go func() { h.result <- h.keeper.Run(ctx) }()
+	synctest.Wait()
+	return h
+}
+
+// end stops the keeper, which must not have failed, and all timers.
+func (h *host) end() {
+	h.t.Helper()
+	h.stop()
+	if err := <-h.result; err != nil {
+		h.t.Errorf("Run = %v", err)
+	}
+	h.data.Wipe()
+}
+
+func (h *host) want(state subnet.State, key, why string) {
+	h.t.Helper()
+	s := h.keeper.Status()
+	if s.State != state || s.Lease.Subnet.Key() != key || !strings.Contains(s.Why, why) || why == "" && s.Why != "" {
+		h.t.Errorf("%s with %s (%s), want %s with %s (%s)", s.State, s.Lease.Subnet.Key(), s.Why, state, key, why)
+	}
+	if l, ok := stored(h.t, h.data.Open(memstore.Options{}), key); state == subnet.StateValid && (!ok || l.Modified != s.Lease.Modified || l.ID != s.Lease.ID || l.Attrs.Instance != "me-1") {
+		h.t.Errorf("the store holds %+v, the keeper believes in %+v", l, s.Lease)
+	}
+}
+
+const home = "10.5.125.0-24"
+
+func TestKeeperRenewsForDays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, newStore(config), nil)
+		select {
+		case <-h.keeper.Ready():
+		default:
+			t.Error("not ready after the first renewal")
+		}
+		revision := h.data.Revision()
+		after(48 * time.Hour)
+		h.want(subnet.StateValid, home, "")
+		// Every 20 minutes less 5 %, for 48 hours, and the first at once.
+		if got := h.requests["Renew"].Load(); got != 152 {
+			t.Errorf("%d renewals, want 152", got)
+		}
+		if h.data.Revision() != revision {
+			t.Error("a renewal wrote something")
+		}
+		if since := h.clock.Now().Sub(h.keeper.Status().Since); since != 48*time.Hour {
+			t.Errorf("valid since %s", since)
+		}
+		h.end()
+	})
+}
+
+func TestKeeperOutages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, newStore(config), nil)
+		h.store.SetUnavailable(errDown)
+		after(19 * time.Minute)
+		h.want(subnet.StateDegraded, home, "etcd is down")
+		after(40 * time.Minute)
+		h.want(subnet.StateDegraded, home, "etcd is down")
+		after(2 * time.Minute)
+		h.want(subnet.StateUnproven, home, "etcd is down")
+		if asked := h.requests["Renew"].Load(); asked > 120 {
+			t.Errorf("asked %d times in an hour", asked)
+		}
+		// The lease expired meanwhile, and the subnet is free: created again.
+		h.store.SetUnavailable(nil)
+		after(31 * time.Second)
+		h.want(subnet.StateValid, home, "")
+
+		h.store.SetUnavailable(errDown)
+		after(30 * time.Minute)
+		h.want(subnet.StateDegraded, home, "etcd is down")
+		h.store.SetUnavailable(nil)
+		after(31 * time.Second)
+		h.want(subnet.StateValid, home, "")
+		h.end()
+	})
+}
+
+// What is done to the key, noticed at a nudge and undone.
+func TestKeeperTakesItsKeyBack(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		policy subnet.OnConflict
+		do     func(*host)
+		want   subnet.State
+		key    string
+		why    string
+		bare   bool
+	}{
+		{name: "nothing", do: func(*host) {}, want: subnet.StateValid, key: home},
+		{name: "deleted", do: func(h *host) { h.data.DeleteKey(home) }, want: subnet.StateValid, key: home},
+		{name: "revoked", do: func(h *host) { h.data.Revoke(h.keeper.Lease().ID) }, want: subnet.StateValid, key: home},
+		{name: "flannel of this host overwrote it", do: func(h *host) { put(h.t, h.data, home, attrs("", "198.18.0.1"), ttl) }, want: subnet.StateValid, key: home},
+		{name: "an operator made it a reservation", do: func(h *host) { put(h.t, h.data, home, h.keeper.Lease().Attrs, 0) }, want: subnet.StateValid, key: home, bare: true},
+		{name: "a node's reservation in its place", do: func(h *host) { put(h.t, h.data, home, subnet.Attrs{Owner: "me"}, 0) }, want: subnet.StateValid, key: home, bare: true},
+		{name: "wiped, with the config put again", do: func(h *host) { h.data.Wipe(); h.data.OverwriteConfig(config) }, want: subnet.StateValid, key: home},
+		{name: "wiped", do: func(h *host) { h.data.Wipe() }, want: subnet.StateLost, key: home, why: "no network config"},
+		{name: "deleted, and a bad config", do: func(h *host) { h.data.OverwriteConfig("{"); h.data.DeleteKey(home) }, want: subnet.StateLost, key: home, why: "read network config: line 1, column 2"},
+		{name: "another owner: renumber", do: func(h *host) { put(h.t, h.data, home, attrs("b", "198.18.0.2"), ttl) }, want: subnet.StateValid, key: "10.5.126.0-24"},
+		{
+			name: "another owner: fence", policy: subnet.Fence, do: func(h *host) { put(h.t, h.data, home, attrs("b", "198.18.0.2"), ttl) },
+			want: subnet.StateConflict, key: home, why: "node b at 198.18.0.2 (10.5.125.0/24) holds it",
+		},
+		{
+			name: "flannel elsewhere: keep", policy: subnet.Keep, do: func(h *host) { put(h.t, h.data, home, attrs("", "198.18.0.2"), ttl) },
+			want: subnet.StateConflict, key: home, why: "host at 198.18.0.2 (10.5.125.0/24) holds it",
+		},
+		{
+			name: "an unreadable value", policy: subnet.Keep, do: func(h *host) { _, _ = h.data.Put(home, "{", 0) },
+			want: subnet.StateConflict, key: home, why: "key 10.5.125.0-24 cannot be read",
+		},
+		{
+			name: "deleted, and something larger in its place", policy: subnet.Keep,
+			do: func(h *host) {
+				h.data.DeleteKey(home)
+				put(h.t, h.data, "10.5.112.0-20", attrs("b", "198.18.0.2"), ttl)
+			},
+			want: subnet.StateConflict, key: home, why: "node b at 198.18.0.2 (10.5.112.0/20) overlaps it",
+		},
+		{
+			name: "deleted, and the config does not allow it any more: keep", policy: subnet.Keep,
+			do:   func(h *host) { h.data.OverwriteConfig(`{"Network":"10.6.0.0/16"}`); h.data.DeleteKey(home) },
+			want: subnet.StateConflict, key: home, why: "the network config does not allow this subnet any more",
+		},
+		{
+			name: "deleted, and the config does not allow it any more: renumber",
+			do:   func(h *host) { h.data.OverwriteConfig(`{"Network":"10.6.0.0/16"}`); h.data.DeleteKey(home) },
+			want: subnet.StateValid, key: "10.6.125.0-24",
+		},
+		{
+			name: "another owner and no room", do: func(h *host) {
+				h.data.OverwriteConfig(`{"Network":"10.5.0.0/16","SubnetMin":"10.5.125.0","SubnetMax":"10.5.125.0"}`)
+				put(h.t, h.data, home, attrs("b", "198.18.0.2"), ttl)
+			},
+			want: subnet.StateConflict, key: home, why: "no free subnet: 1 of the pool's 1 are occupied",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := start(t, newStore(config), func(o *subnet.KeeperOptions) { o.OnConflict = tt.policy })
+				tt.do(h)
+				h.keeper.Nudge()
+				synctest.Wait()
+				h.want(tt.want, tt.key, tt.why)
+				s := h.keeper.Status()
+				if s.Lease.Reservation() != tt.bare || (s.Expires == 0) != tt.bare {
+					t.Errorf("%+v: reservation %v, want %v", s.Lease, s.Lease.Reservation(), tt.bare)
+				}
+				if s.Withdraw != (tt.want == subnet.StateConflict && tt.policy == subnet.Fence) {
+					t.Errorf("withdraw %v", s.Withdraw)
+				}
+				h.end()
+			})
+		})
+	}
+}
+
+// A conflict ends when the subnet is free, and a wait for the config when it is
+// there.
+func TestKeeperRecovers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, newStore(config), func(o *subnet.KeeperOptions) { o.OnConflict = subnet.Fence })
+		put(t, h.data, home, attrs("b", "198.18.0.2"), ttl)
+		h.keeper.Nudge()
+		after(10 * time.Minute)
+		h.want(subnet.StateConflict, home, "holds it")
+		h.data.DeleteKey(home)
+		after(31 * time.Second)
+		h.want(subnet.StateValid, home, "")
+
+		h.data.Wipe()
+		h.keeper.Nudge()
+		after(10 * time.Minute)
+		h.want(subnet.StateLost, home, "no network config")
+		h.data.OverwriteConfig(config)
+		after(31 * time.Second)
+		h.want(subnet.StateValid, home, "")
+		if got := h.requests["Load"].Load(); got > 60 {
+			t.Errorf("%d loads in 20 minutes", got)
+		}
+		h.end()
+	})
+}
+
+// An etcd restored from a snapshot holds our past: a former instance is no
+// other process then.
+func TestKeeperInRestoredStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		former := claim("me", "198.18.0.1")
+		former.Instance = "me-0"
+		acquire(t, data, former)
+		backup := data.Snapshot()
+		h := start(t, data, nil)
+		for range 5 {
+			put(t, data, "10.5.9.0-24", attrs("b", "198.18.0.2"), 0)
+		}
+		h.keeper.Nudge()
+		synctest.Wait()
+		data.Restore(backup)
+		h.keeper.Nudge()
+		synctest.Wait()
+		h.want(subnet.StateValid, home, "")
+		h.end()
+	})
+}
+
+func TestKeeperEnds(t *testing.T) {
+	for _, tt := range []struct{ name, owner, ip, want string }{
+		{"another daemon of this host", "me", "198.18.0.1", "another daemon of this host (instance theirs) has taken over 10.5.125.0/24"},
+		{"our node id elsewhere", "me", "198.18.0.2", "node id me holds 10.5.125.0/24 at 198.18.0.2 (instance theirs), but this host is 198.18.0.1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := start(t, newStore(config), nil)
+				put(t, h.data, home, attrs(tt.owner, tt.ip), ttl)
+				revision := h.data.Revision()
+				h.keeper.Nudge()
+				err := <-h.result
+				if err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+					t.Errorf("Run = %v, want %s", err, tt.want)
+				}
+				if s := h.keeper.Status(); s.State != subnet.StateEnded || s.Why != err.Error() {
+					t.Errorf("%s: %s", s.State, s.Why)
+				}
+				if err := h.keeper.UpdateAttrs(t.Context(), subnet.Attrs{}); err == nil {
+					t.Error("an update after the end succeeds")
+				}
+				if h.data.Revision() != revision {
+					t.Error("it wrote something")
+				}
+				h.stop()
+				h.data.Wipe()
+			})
+		})
+	}
+}
+
+// A machine that slept past the TTL asks before it believes.
+func TestKeeperAfterSleep(t *testing.T) {
+	for _, taken := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			h := start(t, newStore(config), func(o *subnet.KeeperOptions) { o.OnConflict = subnet.Keep })
+			h.clock.suspend(2 * ttl)
+			h.data.Revoke(h.keeper.Lease().ID)
+			if taken {
+				put(t, h.data, home, attrs("b", "198.18.0.2"), ttl)
+			}
+			after(11 * time.Second)
+			if taken {
+				h.want(subnet.StateConflict, home, "node b")
+			} else {
+				h.want(subnet.StateValid, home, "")
+			}
+			h.end()
+		})
+	}
+}
+
+// From the cache a lease is unproven until the store has confirmed it. An
+// earlier process of this host may have written the key since.
+func TestKeeperFromCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		former := claim("me", "198.18.0.1")
+		former.Instance = "me-0"
+		cached := acquire(t, data, former)
+		put(t, data, home, cached.Attrs, ttl)
+		h := start(t, data, func(o *subnet.KeeperOptions) {
+			o.Lease, o.Cached, o.Identity = cached, true, load(t, data).Identity
+			o.Store.(*memstore.Store).SetUnavailable(errDown)
+		})
+		h.want(subnet.StateUnproven, home, "etcd is down")
+		select {
+		case <-h.keeper.Ready():
+		default:
+			t.Error("a start without etcd is not ready")
+		}
+		h.store.SetUnavailable(nil)
+		after(time.Second)
+		h.want(subnet.StateValid, home, "")
+		h.end()
+	})
+}
+
+func TestKeeperKeepsReservations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		put(t, data, "10.5.7.0-24", attrs("", "198.18.0.1"), 0)
+		h := start(t, data, nil)
+		after(100 * time.Hour)
+		h.want(subnet.StateValid, "10.5.7.0-24", "")
+		if err := h.keeper.UpdateAttrs(t.Context(), subnet.Attrs{PublicIP: addr4("198.18.0.9")}); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if l, ok := stored(t, data, "10.5.7.0-24"); !ok || !l.Reservation() || l.Attrs.PublicIP != addr4("198.18.0.9") {
+			t.Errorf("%+v, %v", l, ok)
+		}
+		h.stop()
+		<-h.result
+		if err := h.keeper.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if _, ok := stored(t, data, "10.5.7.0-24"); !ok {
+			t.Error("a reservation was released")
+		}
+	})
+}
+
+func TestKeeperUpdateAttrs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, newStore(config), nil)
+		id := h.keeper.Lease().ID
+		other := subnet.Attrs{PublicIP: addr4("198.18.0.9"), BackendType: "vxlan", BackendData: subnet.ByFamily[subnet.RawJSON]{`{ "VNI" : 1 }`}}
+		if err := h.keeper.UpdateAttrs(t.Context(), other); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		h.want(subnet.StateValid, home, "")
+		if l, _ := stored(t, h.data, home); l.Attrs.PublicIP != other.PublicIP || l.ID != id || l.Attrs.Owner != "me" {
+			t.Errorf("%+v", l)
+		}
+		before := h.requests["Update"].Load()
+		after(24 * time.Hour)
+		if h.requests["Update"].Load() != before {
+			t.Error("the same attributes are written again")
+		}
+
+		// Refused for a while: the caller gives up, the keeper does not, and it
+		// does not hurry.
+		refusal := error(errDown)
+		h.fail.Store(&refusal)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		other.PublicIP = addr4("198.18.0.10")
+		if err := h.keeper.UpdateAttrs(ctx, other); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "etcd is down") {
+			t.Errorf("UpdateAttrs = %v", err)
+		}
+		after(10 * time.Minute)
+		if got := h.requests["Update"].Load() - before; got > 40 {
+			t.Errorf("tried %d times in 11 minutes", got)
+		}
+		h.fail.Store(nil)
+		after(31 * time.Second)
+		h.want(subnet.StateValid, home, "")
+		if l, _ := stored(t, h.data, home); l.Attrs.PublicIP != other.PublicIP {
+			t.Errorf("%+v", l)
+		}
+		// A key lost afterwards is still known as ours by its new address.
+		h.data.DeleteKey(home)
+		h.keeper.Nudge()
+		synctest.Wait()
+		h.want(subnet.StateValid, home, "")
+		h.end()
+	})
+}
+
+func TestKeeperRelease(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		do   func(*host)
+		left bool
+	}{
+		{"ours", func(*host) {}, false},
+		{"gone", func(h *host) { h.data.DeleteKey(home) }, false},
+		{"another's", func(h *host) { put(h.t, h.data, home, attrs("b", "198.18.0.2"), ttl) }, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := start(t, newStore(config), nil)
+				h.stop()
+				<-h.result
+				tt.do(h)
+				if err := h.keeper.Release(t.Context()); err != nil {
+					t.Errorf("Release = %v", err)
+				}
+				if _, ok := stored(t, h.data, home); ok != tt.left {
+					t.Errorf("the key is there: %v, want %v", ok, tt.left)
+				}
+				h.data.Wipe()
+			})
+		})
+	}
+}
+
+// With a view the keeper notices what is done to its key by itself, at once, and
+// does not take its own writes for somebody else's.
+func TestKeeperWithView(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		viewStore := data.Open(memstore.Options{})
+		view := subnet.NewView(subnet.ViewOptions{Store: viewStore, Clock: newClock()})
+		ctx, stop := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- view.Run(ctx) }()
+		h := start(t, data, func(o *subnet.KeeperOptions) { o.View, o.OnConflict = view, subnet.Keep })
+		after(time.Second)
+		h.want(subnet.StateValid, home, "")
+		if got := h.requests["Renew"].Load(); got > 2 {
+			t.Errorf("%d renewals at the start", got)
+		}
+
+		data.DeleteKey(home)
+		synctest.Wait()
+		h.want(subnet.StateValid, home, "")
+
+		put(t, data, home, attrs("", "198.18.0.1"), ttl)
+		synctest.Wait()
+		h.want(subnet.StateValid, home, "")
+
+		put(t, data, home, attrs("b", "198.18.0.2"), ttl)
+		synctest.Wait()
+		h.want(subnet.StateConflict, home, "node b")
+		loads := h.requests["Load"].Load()
+		for range 50 {
+			put(t, data, "10.5.9.0-24", attrs("c", "198.18.0.3"), 0)
+			synctest.Wait()
+		}
+		if got := h.requests["Load"].Load() - loads; got > 1 {
+			t.Errorf("%d loads for 50 changes that do not concern us", got)
+		}
+		data.DeleteKey(home)
+		synctest.Wait()
+		h.want(subnet.StateValid, home, "")
+
+		data.Wipe()
+		data.OverwriteConfig(config)
+		after(time.Second)
+		h.want(subnet.StateValid, home, "")
+
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("view: %v", err)
+		}
+		h.end()
+	})
+}
+
+// Whoever waits for a change sees it, and is not woken by renewals.
+func TestKeeperStatusChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, newStore(config), nil)
+		s := h.keeper.Status()
+		after(10 * ttl)
+		select {
+		case <-s.Changed():
+			t.Error("a renewal is no change")
+		default:
+		}
+		if now := h.keeper.Status(); now.Expires <= s.Expires {
+			t.Errorf("expires at %s, after renewals at %s", s.Expires, now.Expires)
+		}
+		put(t, h.data, home, attrs("b", "198.18.0.2"), ttl)
+		h.keeper.Nudge()
+		<-s.Changed()
+		synctest.Wait()
+		h.want(subnet.StateValid, "10.5.126.0-24", "")
+		h.end()
+	})
+}
+
+func TestKeeperNames(t *testing.T) {
+	k := subnet.NewKeeper(subnet.KeeperOptions{Clock: newClock(), Lease: subnet.Lease{Subnet: subnet.Subnet{netip.MustParsePrefix("10.5.7.0/24")}}})
+	if k.String() != "lease keeper" || k.Status().State != subnet.StateValid {
+		t.Errorf("%s, %s", k, k.Status().State)
+	}
+	for s, want := range map[subnet.State]string{
+		subnet.StateUnproven: "unproven", subnet.StateValid: "valid", subnet.StateDegraded: "degraded",
+		subnet.StateLost: "lost", subnet.StateConflict: "conflict", subnet.StateEnded: "ended", 99: "state(99)",
+	} {
+		if s.String() != want {
+			t.Errorf("%d is %s, want %s", s, s, want)
+		}
+	}
+}
