@@ -65,8 +65,8 @@ func (s *Store) Revoke(id subnet.LeaseID) subnet.Revision {
 	return s.act(func(st *state) { st.revoke(id) })
 }
 
-// Compact forgets what happened before revision. Like etcd's, a watch may still
-// begin with the changes of revision itself.
+// Compact forgets what happened before revision: a watch may begin after it, and
+// not after an earlier one.
 func (s *Store) Compact(revision subnet.Revision) {
 	s.act(func(st *state) {
 		st.compacted = min(revision, st.revision)

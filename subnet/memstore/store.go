@@ -316,7 +316,7 @@ func (w *watch) next() (batches []subnet.Batch, changed <-chan struct{}, err err
 		return nil, nil, s.down
 	case st != w.state || st.revision < w.at:
 		return nil, nil, subnet.ErrStoreChanged
-	case w.at+1 < st.compacted:
+	case w.at < st.compacted:
 		return nil, nil, subnet.ErrCompacted
 	}
 	for _, e := range st.log {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -98,13 +99,20 @@ func (e *env) ok(err error) {
 	}
 }
 
+// sentinels are the errors that decisions are made on.
+func sentinels() []error {
+	return []error{subnet.ErrTaken, subnet.ErrConfigChanged, subnet.ErrStoreChanged, subnet.ErrLeaseLost, subnet.ErrCompacted}
+}
+
+func sentinel(err error) bool {
+	return slices.ContainsFunc(sentinels(), func(s error) bool { return errors.Is(err, s) })
+}
+
 // is checks that what ended in err, and in no other of the sentinels.
 func (e *env) is(what string, err, want error) {
 	e.Helper()
-	for _, sentinel := range []error{
-		subnet.ErrTaken, subnet.ErrConfigChanged, subnet.ErrStoreChanged, subnet.ErrLeaseLost, subnet.ErrCompacted,
-	} {
-		if got := errors.Is(err, sentinel); got != errors.Is(want, sentinel) {
+	for _, s := range sentinels() {
+		if got := errors.Is(err, s); got != errors.Is(want, s) {
 			e.Errorf("%s = %v, want %v", what, err, want)
 			return
 		}

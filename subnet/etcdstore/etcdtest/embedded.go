@@ -46,6 +46,9 @@ func (s *Server) startEmbedded(ctx context.Context) (instance, error) {
 }
 
 func (e *embedded) stop() error {
+	// First the server: Close alone waits for clients to end their streams,
+	// and watches do not.
+	e.etcd.Server.HardStop()
 	e.etcd.Close()
 	return nil
 }

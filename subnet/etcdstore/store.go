@@ -1,0 +1,241 @@
+package etcdstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/internal/layout"
+)
+
+var _ subnet.Store = (*Store)(nil)
+
+// A connection without traffic is asked whether it lives. etcd closes those that
+// ask more often than every 5 s.
+const (
+	keepAliveTime    = 10 * time.Second
+	keepAliveTimeout = 5 * time.Second
+	// maxReconnect is the longest pause between attempts to connect: gRPC's
+	// own two minutes would be too long after etcd is back.
+	maxReconnect = 2 * time.Second
+	// tick is how often a watch proves that the store is the same and the
+	// stream alive; it promises progress every 10 s.
+	tick = 4 * time.Second
+)
+
+// Store is one connection to etcd. See [New].
+type Store struct {
+	opts   Options
+	client *clientv3.Client
+	wire   *wire
+	// watches and leases are calls on the client's connection that the client
+	// offers in a form that does not suit us.
+	watches pb.WatchClient
+	leases  pb.LeaseClient
+	tick    time.Duration
+
+	identityKey, configKey, subnets, prefix string
+
+	// background are revocations that nobody waits for, ended by stop.
+	background sync.WaitGroup
+	life       context.Context
+	stop       context.CancelFunc
+
+	mu sync.Mutex
+	// The fields below are guarded by mu.
+
+	// known is the identity that the last Load returned.
+	known string
+	// spare is a lease that a lost race left over.
+	spare  grant
+	closed bool
+}
+
+// New returns a store that connects at its first call. It fails if an option is
+// bad or a certificate file cannot be read, and must be closed.
+func New(opts Options) (*Store, error) {
+	opts, err := opts.validated()
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := opts.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{
+		opts:        opts,
+		wire:        newWire(opts.DialTimeout, cfg),
+		tick:        tick,
+		prefix:      opts.Prefix + "/",
+		identityKey: path.Join(opts.Prefix, layout.Identity),
+		configKey:   path.Join(opts.Prefix, layout.Config),
+		subnets:     path.Join(opts.Prefix, layout.Subnets) + "/",
+	}
+	s.life, s.stop = context.WithCancel(context.Background())
+	if s.client, err = s.connect(); err != nil {
+		s.stop()
+		return nil, fmt.Errorf("make etcd client: %w", err)
+	}
+	s.watches = pb.NewWatchClient(s.client.ActiveConnection())
+	s.leases = pb.NewLeaseClient(s.client.ActiveConnection())
+	return s, nil
+}
+
+// connect makes the client, which dials when it is used.
+func (s *Store) connect() (*clientv3.Client, error) {
+	var auth lateAuth
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints:            s.opts.Endpoints,
+		Username:             s.opts.Username,
+		Password:             string(s.opts.Password),
+		DialKeepAliveTime:    keepAliveTime,
+		DialKeepAliveTimeout: keepAliveTimeout,
+		// What it would log it also returns, and we say it once.
+		Logger: zap.NewNop(),
+		DialOptions: []grpc.DialOption{
+			grpc.WithContextDialer(s.wire.dial),
+			grpc.WithTransportCredentials(wireCreds{s.wire.creds, s.wire}),
+			grpc.WithChainUnaryInterceptor(auth.intercept),
+			grpc.WithConnectParams(grpc.ConnectParams{
+				Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxReconnect},
+				MinConnectTimeout: s.opts.DialTimeout,
+			}),
+		},
+	})
+	auth.open.Store(true)
+	return client, err
+}
+
+// lateAuth keeps the client's constructor off the network, where it would ask
+// for a token: it is told that authentication is off. The first call that needs
+// a token fails for want of one, and the client asks for it then.
+type lateAuth struct{ open atomic.Bool }
+
+func (a *lateAuth) intercept(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if !a.open.Load() {
+		return rpctypes.ErrGRPCAuthNotEnabled
+	}
+	return invoke(ctx, method, req, reply, cc, opts...)
+}
+
+// Close ends all connections. It may be called again.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	spare, closed := s.spare, s.closed
+	s.spare, s.closed = grant{}, true
+	s.mu.Unlock()
+	if closed {
+		return nil
+	}
+	s.discard(spare)
+	s.stop()
+	s.background.Wait()
+	if err := s.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("close etcd client: %w", err)
+	}
+	return nil
+}
+
+// Load reads everything in one transaction. See [subnet.Store].
+func (s *Store) Load(ctx context.Context) (subnet.World, error) {
+	w, err := s.read(ctx)
+	if err == nil && w.Identity == "" && !s.opts.ReadOnly {
+		if err = s.identify(ctx); err == nil {
+			w, err = s.read(ctx)
+		}
+		if err == nil && w.Identity == "" {
+			err = subnet.ErrStoreChanged
+		}
+	}
+	if err != nil {
+		return subnet.World{}, s.fail(ctx, "load", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.known = w.Identity
+	return w, nil
+}
+
+func (s *Store) read(ctx context.Context) (subnet.World, error) {
+	resp, err := s.client.Txn(ctx).Then(
+		clientv3.OpGet(s.identityKey),
+		clientv3.OpGet(s.configKey),
+		clientv3.OpGet(s.subnets, clientv3.WithPrefix()),
+	).Commit()
+	if err != nil {
+		return subnet.World{}, err
+	}
+	const identity, config, subnets = 0, 1, 2
+	w := subnet.World{
+		Identity: identityOf(answer(resp, identity)),
+		Revision: subnet.Revision(resp.Header.Revision),
+		Config:   documentOf(answer(resp, config)),
+	}
+	var kvs []layout.KV
+	for _, kv := range answer(resp, subnets) {
+		kvs = append(kvs, s.subnetOf(kv))
+	}
+	read := layout.Read(kvs)
+	w.Leases, w.Bad = read.Leases, read.Bad
+	return w, nil
+}
+
+// identify gives the store an identity unless somebody else just did.
+func (s *Store) identify(ctx context.Context) error {
+	_, err := s.client.Txn(ctx).
+		If(clientv3.Compare(clientv3.CreateRevision(s.identityKey), "=", 0)).
+		Then(clientv3.OpPut(s.identityKey, layout.NewIdentity())).
+		Commit()
+	return err
+}
+
+func (s *Store) identity() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.known
+}
+
+// answer returns the keys that the i-th operation of a transaction read.
+func answer(resp *clientv3.TxnResponse, i int) []*mvccpb.KeyValue {
+	return resp.Responses[i].GetResponseRange().GetKvs()
+}
+
+// identityOf reads a range of one key or none.
+func identityOf(kvs []*mvccpb.KeyValue) string {
+	if len(kvs) == 0 {
+		return ""
+	}
+	return string(kvs[0].Value)
+}
+
+// documentOf reads a range of one key or none.
+func documentOf(kvs []*mvccpb.KeyValue) subnet.Document {
+	if len(kvs) == 0 {
+		return subnet.Document{}
+	}
+	return subnet.Document{Text: string(kvs[0].Value), Modified: subnet.Revision(kvs[0].ModRevision)}
+}
+
+func (s *Store) subnetOf(kv *mvccpb.KeyValue) layout.KV {
+	return layout.KV{
+		Key:      strings.TrimPrefix(string(kv.Key), s.subnets),
+		Value:    kv.Value,
+		Lease:    subnet.LeaseID(kv.Lease),
+		Created:  subnet.Revision(kv.CreateRevision),
+		Modified: subnet.Revision(kv.ModRevision),
+	}
+}

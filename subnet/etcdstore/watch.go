@@ -1,0 +1,302 @@
+package etcdstore
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"strings"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/internal/layout"
+)
+
+// Why one stream of a watch ended, where that is not etcd's own error.
+var (
+	errStopped = errors.New("reader has enough")
+	errStalled = errors.New("watch stream is silent")
+)
+
+// streamWide is the watch id of answers that concern a whole stream.
+const streamWide = -1
+
+// reopenPause keeps a stream that breaks again and again from being a busy loop.
+const reopenPause = 100 * time.Millisecond
+
+// Watch yields what changes. See [subnet.Store].
+//
+// It is one watch of the whole prefix. etcd orders the events of one watch by
+// revision and never splits a revision; two watches, one of the config and one
+// of the subnets, would have to be merged by revision, and neither may be read
+// past what the other has proven to have reached. What else is below the prefix
+// is the identity, whose change is worth knowing at once.
+//
+// A stream that breaks is opened again from where it was, within DialTimeout, so
+// that a restart of an etcd member does not make every host load everything.
+func (s *Store) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subnet.Batch, error] {
+	return func(yield func(subnet.Batch, error) bool) {
+		w := &watch{Store: s, yield: yield, at: after, identity: s.identity(), since: time.Now()}
+		for {
+			err := w.run(ctx)
+			if errors.Is(err, errStopped) {
+				return
+			}
+			if w.verified {
+				w.since, w.verified = time.Now(), false
+			}
+			if ctx.Err() != nil || !broken(err) || time.Since(w.since) > s.opts.DialTimeout {
+				yield(subnet.Batch{}, s.fail(ctx, "watch "+s.opts.Prefix, err))
+				return
+			}
+			s.opts.Log.Debug("etcd watch broke and is opened again", "revision", int64(w.at), "error", err)
+			pause := time.NewTimer(reopenPause)
+			select {
+			case <-pause.C:
+			case <-ctx.Done():
+				pause.Stop()
+			}
+		}
+	}
+}
+
+// broken reports whether a stream ended for a reason that another may not have.
+func broken(err error) bool {
+	code := status.Code(err)
+	return errors.Is(err, io.EOF) || code == codes.Unavailable || code == codes.Internal
+}
+
+// watch is one call of Watch.
+type watch struct {
+	*Store
+	yield func(subnet.Batch, error) bool
+	// at is the revision up to which everything was yielded.
+	at subnet.Revision
+	// identity is what the store must be; empty until it is known.
+	identity string
+	// since is when there was a verified stream for the last time, or the
+	// beginning: the DialTimeout to have another counts from there.
+	since time.Time
+
+	// The fields below concern the current stream.
+
+	// verified: after the stream was opened, the store was found to be the
+	// same.
+	verified bool
+	// silent counts ticks since the last message.
+	silent int
+	// events are fragments of a message that is not complete.
+	events []*mvccpb.Event
+}
+
+// message is what the stream received.
+type message struct {
+	*pb.WatchResponse
+	err error
+}
+
+// run opens a stream and follows it to its end.
+func (w *watch) run(ctx context.Context) error {
+	// Without a leader a member would serve a stream on which nothing happens.
+	ctx, cancel := context.WithCancelCause(clientv3.WithRequireLeader(ctx))
+	defer cancel(nil)
+	// A stream has no deadline, but until it is verified there is one.
+	patience := time.AfterFunc(w.opts.DialTimeout-time.Since(w.since), func() { cancel(context.DeadlineExceeded) })
+	defer patience.Stop()
+	stream, err := w.open(ctx)
+	if err != nil {
+		return cmp.Or(context.Cause(ctx), err)
+	}
+	messages := make(chan message)
+	go receive(ctx, stream, messages)
+	defer func() {
+		cancel(nil)
+		for range messages { //nolint:revive // Only to wait for its end.
+		}
+	}()
+	w.silent, w.events = 0, nil
+	ticks := time.NewTicker(w.tick)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-ticks.C:
+			err = w.prove(ctx, stream)
+		case m := <-messages:
+			w.silent = 0
+			if err = w.handle(ctx, m); err == nil && w.verified {
+				patience.Stop()
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// open asks for everything from w.at on. What happened at w.at itself is skipped
+// later; to ask for w.at+1 would be asking for the future while nothing happens,
+// and such a watch gets no answers to progress requests.
+func (w *watch) open(ctx context.Context) (pb.Watch_WatchClient, error) {
+	stream, err := w.watches.Watch(ctx, grpc.WaitForReady(true))
+	if err != nil {
+		return nil, err
+	}
+	return stream, stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
+		Key:            []byte(w.prefix),
+		RangeEnd:       []byte(clientv3.GetPrefixRangeEnd(w.prefix)),
+		StartRevision:  max(int64(w.at), 1), // 0 would be "from now on".
+		ProgressNotify: true,
+		Fragment:       true,
+	}}})
+}
+
+// receive hands on what the stream receives, until its end.
+func receive(ctx context.Context, stream pb.Watch_WatchClient, messages chan<- message) {
+	defer close(messages)
+	for {
+		resp, err := stream.Recv()
+		select {
+		case messages <- message{resp, err}:
+		case <-ctx.Done():
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// handle yields what m brings.
+func (w *watch) handle(ctx context.Context, m message) error {
+	switch {
+	case m.err != nil:
+		return m.err
+	case m.CompactRevision != 0:
+		return subnet.ErrCompacted
+	case m.Canceled:
+		return status.Error(codes.FailedPrecondition, m.CancelReason)
+	case m.Created:
+		// Not earlier: what was verified before the stream was opened might
+		// be gone by then.
+		err := w.verify(ctx)
+		w.verified = err == nil
+		return err
+	case m.Fragment:
+		w.events = append(w.events, m.Events...)
+		return nil
+	case len(m.Events) == 0:
+		return w.progress(m)
+	}
+	events := append(w.events, m.Events...)
+	w.events = nil
+	return w.deliver(events)
+}
+
+// prove makes sure, at every tick, that the store is the same, and asks the
+// stream for a sign of life.
+func (w *watch) prove(ctx context.Context, stream pb.Watch_WatchClient) error {
+	if w.silent++; w.silent > 2 {
+		return errStalled
+	}
+	if err := w.verify(ctx); err != nil {
+		return err
+	}
+	return stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
+}
+
+// verify reads, linearizably, whether the store is the one that we follow.
+func (w *watch) verify(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, w.opts.DialTimeout)
+	defer cancel()
+	resp, err := w.client.Get(ctx, w.identityKey)
+	if err != nil {
+		return err
+	}
+	found := identityOf(resp.Kvs)
+	if w.identity == "" {
+		w.identity = found
+	}
+	if found != w.identity || resp.Header.Revision < int64(w.at) {
+		return subnet.ErrStoreChanged
+	}
+	return nil
+}
+
+// progress yields that the stream is alive. Answers to our requests may be ahead
+// of events that they should be behind of (etcd issue 15220, fixed in 3.4.25 and
+// 3.5.8), and so their revision is not believed; etcd's own notifications, sent
+// in the order of events, are.
+func (w *watch) progress(m message) error {
+	if m.WatchId != streamWide {
+		w.at = max(w.at, subnet.Revision(m.Header.Revision))
+	}
+	return w.emit(subnet.Batch{Revision: w.at})
+}
+
+func (w *watch) emit(b subnet.Batch) error {
+	if !w.yield(b, nil) {
+		return errStopped
+	}
+	return nil
+}
+
+// deliver yields events, which are in order and of whole revisions.
+func (w *watch) deliver(events []*mvccpb.Event) error {
+	for len(events) > 0 {
+		rev := events[0].Kv.ModRevision
+		n := 1
+		for n < len(events) && events[n].Kv.ModRevision == rev {
+			n++
+		}
+		if err := w.revision(subnet.Revision(rev), events[:n]); err != nil {
+			return err
+		}
+		events = events[n:]
+	}
+	return nil
+}
+
+// revision yields what one revision changed of config and leases.
+func (w *watch) revision(rev subnet.Revision, events []*mvccpb.Event) error {
+	if rev <= w.at {
+		return nil // Known: see open.
+	}
+	b := subnet.Batch{Revision: rev}
+	var kvs []layout.KV
+	for _, e := range events {
+		key := string(e.Kv.Key)
+		name, isSubnet := strings.CutPrefix(key, w.subnets)
+		deleted := e.Type == mvccpb.DELETE
+		switch {
+		case key == w.identityKey:
+			if deleted || w.identity != "" && w.identity != string(e.Kv.Value) {
+				return subnet.ErrStoreChanged
+			}
+		case key == w.configKey && deleted:
+			b.Config = &subnet.Document{}
+		case key == w.configKey:
+			b.Config = &subnet.Document{Text: string(e.Kv.Value), Modified: rev}
+		case isSubnet && deleted:
+			b.Deleted = append(b.Deleted, name)
+		case isSubnet:
+			kvs = append(kvs, w.subnetOf(e.Kv))
+		}
+	}
+	w.at = rev
+	if b.Config == nil && len(b.Deleted)+len(kvs) == 0 {
+		return nil
+	}
+	read := layout.Read(kvs)
+	b.Put, b.Bad = read.Leases, read.Bad
+	return w.emit(b)
+}

@@ -1,0 +1,240 @@
+package etcdstore
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// wire makes the client's connections and remembers, per endpoint, why there is
+// none. gRPC only retries, and what it says in the end is text: here causes are
+// seen as they happen, as typed errors.
+//
+//	dial -----> handshake -----> first byte of an answer
+//	  |             |                   |
+//	refused     no TLS there,     closed without one:      one: all is well
+//	            not trusted       ask in the other way
+type wire struct {
+	dialer net.Dialer
+	creds  credentials.TransportCredentials
+	secure bool
+	scheme string
+
+	mu sync.Mutex
+	// trouble holds the cause per address; guarded by mu.
+	trouble map[string]cause
+}
+
+// cause is why an endpoint does not work.
+type cause struct{ kind, err error }
+
+// probeTimeout bounds the question whether an endpoint speaks TLS or not.
+const probeTimeout = time.Second
+
+func newWire(timeout time.Duration, cfg *tls.Config) *wire {
+	w := &wire{
+		dialer:  net.Dialer{Timeout: timeout},
+		creds:   insecure.NewCredentials(),
+		scheme:  "http://",
+		trouble: map[string]cause{},
+	}
+	if cfg != nil {
+		w.creds, w.secure, w.scheme = credentials.NewTLS(cfg), true, "https://"
+	}
+	return w
+}
+
+func (w *wire) record(addr string, kind, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.trouble[addr] = cause{kind, err}
+}
+
+func (w *wire) forget(addr string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.trouble, addr)
+}
+
+// explain completes e by what is known of its endpoints, and reports whether
+// that is anything. Trouble with TLS comes first: it does not pass by itself.
+func (w *wire) explain(e *Error) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, kind := range []error{ErrTLS, ErrUnreachable} {
+		var same []string
+		var why error
+		for _, endpoint := range e.Endpoints {
+			c, ok := w.trouble[strings.TrimPrefix(endpoint, w.scheme)]
+			if !ok || c.kind != kind || why != nil && c.err.Error() != why.Error() {
+				continue
+			}
+			same, why = append(same, endpoint), c.err
+		}
+		if why != nil {
+			e.Kind, e.Endpoints, e.Err = kind, same, why
+			return true
+		}
+	}
+	return false
+}
+
+// dial opens a connection for gRPC.
+func (w *wire) dial(ctx context.Context, addr string) (net.Conn, error) {
+	w.mu.Lock()
+	if _, known := w.trouble[addr]; !known {
+		// Until there is more to say: packets may vanish.
+		w.trouble[addr] = cause{ErrUnreachable, errors.New("does not answer")}
+	}
+	w.mu.Unlock()
+	conn, err := w.dialer.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		if !errors.Is(ctx.Err(), context.Canceled) {
+			w.record(addr, ErrUnreachable, plainly(err))
+		}
+		return nil, err
+	}
+	return &wireConn{Conn: conn, wire: w, addr: addr, plain: true}, nil
+}
+
+// wireConn is a connection that has not answered yet. It is used by one reader,
+// gRPC's.
+type wireConn struct {
+	net.Conn
+	wire *wire
+	addr string
+	// plain is the connection below TLS; with TLS there is one above it, too.
+	plain    bool
+	answered bool
+}
+
+// Read watches for the first answer, or for the end without one.
+func (c *wireConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	switch {
+	case c.answered || c.plain && c.wire.secure:
+	case n > 0:
+		c.answered = true
+		c.wire.forget(c.addr)
+	case err != nil && !errors.Is(err, net.ErrClosed):
+		c.wire.unanswered(c.addr, err)
+	}
+	return n, err
+}
+
+// unanswered finds out why a connection ended with err before any answer.
+func (w *wire) unanswered(addr string, err error) {
+	var alert tls.AlertError
+	switch {
+	case errors.As(err, &alert), w.secure && isRemoteAlert(err):
+		// With TLS 1.3 a server refuses a client after the handshake.
+		w.record(addr, ErrTLS, fmt.Errorf("refuses our certificate: see --etcd-certfile and --etcd-keyfile: %w", plainly(err)))
+	case !w.secure && w.speaksTLS(addr):
+		w.record(addr, ErrTLS, errors.New("speaks TLS: use https:// in --etcd-endpoints"))
+	default:
+		w.record(addr, ErrUnreachable, fmt.Errorf("closes the connection: %w", plainly(err)))
+	}
+}
+
+// isRemoteAlert reports whether the other side ended the connection by a TLS
+// alert. crypto/tls wraps those in a net.OpError of this name.
+func isRemoteAlert(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error"
+}
+
+// wireCreds are the client's transport credentials, with a witness.
+type wireCreds struct {
+	credentials.TransportCredentials
+	wire *wire
+}
+
+// ClientHandshake implements [credentials.TransportCredentials].
+func (c wireCreds) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, raw)
+	below, ok := raw.(*wireConn)
+	if !ok || !c.wire.secure {
+		return conn, info, err
+	}
+	if err != nil {
+		if !errors.Is(ctx.Err(), context.Canceled) {
+			c.wire.refused(below.addr, err)
+		}
+		return nil, nil, err
+	}
+	return &wireConn{Conn: conn, wire: c.wire, addr: below.addr}, info, nil
+}
+
+// Clone implements [credentials.TransportCredentials].
+func (c wireCreds) Clone() credentials.TransportCredentials {
+	return wireCreds{c.TransportCredentials.Clone(), c.wire}
+}
+
+// refused says why a TLS handshake failed.
+func (w *wire) refused(addr string, err error) {
+	var untrusted *tls.CertificateVerificationError
+	var noTLS tls.RecordHeaderError
+	switch {
+	case errors.As(err, &untrusted):
+		hint := ""
+		if unknown := (x509.UnknownAuthorityError{}); errors.As(err, &unknown) {
+			hint = " (see --etcd-cafile)"
+		}
+		w.record(addr, ErrTLS, fmt.Errorf("certificate not trusted%s: %w", hint, untrusted.Err))
+	case isRemoteAlert(err):
+		w.record(addr, ErrTLS, fmt.Errorf("refuses our certificate: see --etcd-certfile and --etcd-keyfile: %w", plainly(err)))
+	case errors.As(err, &noTLS), w.speaksPlain(addr):
+		w.record(addr, ErrTLS, errors.New("does not speak TLS: use http:// in --etcd-endpoints"))
+	default:
+		w.record(addr, ErrUnreachable, fmt.Errorf("TLS handshake: %w", plainly(err)))
+	}
+}
+
+// speaksTLS asks an endpoint for its half of a handshake.
+func (w *wire) speaksTLS(addr string) bool {
+	return w.probe(addr, func(conn net.Conn) bool {
+		// Whether to trust it is not the question, and nothing is sent to it.
+		err := tls.Client(conn, &tls.Config{InsecureSkipVerify: true}).Handshake() //nolint:gosec // see above
+		return err == nil || isRemoteAlert(err)
+	})
+}
+
+// speaksPlain asks an endpoint for the HTTP/2 settings that a server begins
+// with.
+func (w *wire) speaksPlain(addr string) bool {
+	const (
+		preface       = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+		emptySettings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+		typeAt        = 3 // in a frame's header, behind three bytes of length
+	)
+	return w.probe(addr, func(conn net.Conn) bool {
+		if _, err := io.WriteString(conn, preface+emptySettings); err != nil {
+			return false
+		}
+		var header [len(emptySettings)]byte
+		_, err := io.ReadFull(conn, header[:])
+		return err == nil && header[typeAt] == emptySettings[typeAt]
+	})
+}
+
+func (w *wire) probe(addr string, ask func(net.Conn) bool) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+	defer cancel()
+	conn, err := w.dialer.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	return conn.SetDeadline(deadline) == nil && ask(conn)
+}
