@@ -447,7 +447,7 @@ func TestNew(t *testing.T) {
 		"port":           {testConfig(`{"Type":"udp","port":9000}`), testUplink("198.18.0.1"), "port 9000 mtu 1472 ip 198.18.0.1,invalid IP"},
 		"over ipv6":      {both, testUplink("fd00::1"), "port 8285 mtu 1452 ip invalid IP,fd00::1"},
 		"port 0":         {testConfig(`{"Port":0}`), testUplink("198.18.0.1"), "Backend.Port: 0: must be between 1 and 65535"},
-		"port text":      {testConfig(`{"Port":"8285"}`), testUplink("198.18.0.1"), "Backend.Port: 8285: must be an integer"},
+		"port text":      {testConfig(`{"Port":"8285"}`), testUplink("198.18.0.1"), "Backend.Port: 8285: must be an integer without quotes"},
 		"no address":     {testConfig(""), backend.Uplink{Link: kernel.Link{Name: "eth0"}}, "uplink eth0 has no address to bind the tunnel to"},
 		"small MTU":      {testConfig(""), small, "port 8285 mtu 1272 ip 198.18.0.1,invalid IP"},
 		"small for IPv6": {both, small, "uplink eth0 has MTU 1300: IPv6 over UDP needs at least 1308"},

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -33,9 +34,10 @@ const tunNode = "/dev/net/tun"
 // blocked Read ends when the descriptor is closed, and when the kernel takes the
 // device away: then reads fail with EBADFD.
 type tun struct {
-	name string
-	file *os.File
-	raw  syscall.RawConn
+	name   string
+	file   *os.File
+	raw    syscall.RawConn
+	closed atomic.Bool
 	// The reader's and the writer's call in progress. They stand here, with
 	// their functions made once, so that a call allocates nothing.
 	reading, writing call
@@ -203,7 +205,7 @@ func (t *tun) control(f func(fd int) error) error {
 func (t *tun) Read(batch []Packet) (int, error) {
 	c := &t.reading
 	c.batch, c.n, c.err = batch, 0, nil
-	return c.finish(t.raw.Read(c.ready))
+	return t.finish(c, t.raw.Read(c.ready))
 }
 
 // read takes packets until there is none, and asks the poller to call again if
@@ -220,8 +222,10 @@ func (t *tun) read(fd uintptr) bool {
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN):
 			return c.n > 0
-		default:
+		case c.n == 0: // else the next call meets it again
 			c.err = err
+			return true
+		default:
 			return true
 		}
 	}
@@ -232,7 +236,7 @@ func (t *tun) read(fd uintptr) bool {
 func (t *tun) Write(batch []Packet) (int, error) {
 	c := &t.writing
 	c.batch, c.n, c.err = batch, 0, nil
-	return c.finish(t.raw.Write(c.ready))
+	return t.finish(c, t.raw.Write(c.ready))
 }
 
 func (t *tun) write(fd uintptr) bool {
@@ -251,23 +255,23 @@ func (t *tun) write(fd uintptr) bool {
 	return true
 }
 
-// finish returns a call's outcome; pollErr is the poller's own. What was read
-// before an error is returned without it: the next call meets it again.
-func (c *call) finish(pollErr error) (int, error) {
+// finish returns a call's outcome; pollErr is the poller's own.
+func (t *tun) finish(c *call, pollErr error) (int, error) {
 	c.batch = nil
-	err := c.err
-	if pollErr != nil {
-		err = pollErr
-	}
 	switch {
-	case errors.Is(err, os.ErrClosed), errors.Is(err, unix.EBADFD), errors.Is(err, unix.ENODEV):
-		return c.n, fmt.Errorf("%w: %w", errGone, err)
+	case t.closed.Load(): // whose error no package exports
+		return c.n, errGone
+	case pollErr != nil:
+		return c.n, pollErr
+	case errors.Is(c.err, unix.EBADFD):
+		return c.n, fmt.Errorf("%w: deleted", errGone)
 	}
-	return c.n, err
+	return c.n, c.err
 }
 
 // Close implements [Device]. A persistent device stays.
 func (t *tun) Close() error {
+	t.closed.Store(true)
 	if err := t.file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("close device %s: %w", t.name, err)
 	}

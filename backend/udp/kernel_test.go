@@ -1,0 +1,439 @@
+package udp
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+func TestKernelHostState(t *testing.T) {
+	m := twoMachines(t)[0]
+	m.boot(t)
+	m.mustApply(t)
+	defer m.Close()
+	link := m.ns.ip(t, "-d link show flannel0")
+	for _, want := range []string{"<POINTOPOINT,MULTICAST,NOARP,UP,LOWER_UP> mtu 1472", "qlen 2000", "tun type tun pi off vnet_hdr off persist on", "alias flanneld-go"} {
+		if !strings.Contains(link, want) {
+			t.Errorf("no %q in:\n%s", want, link)
+		}
+	}
+	if got, want := m.ns.ip(t, "-o -4 addr show flannel0"), "inet 10.5.1.0/32 scope global"; !strings.Contains(got, want) {
+		t.Errorf("no %q in:\n%s", want, got)
+	}
+	if got, want := m.ns.ip(t, "route show 10.5.0.0/16"), "10.5.0.0/16 dev flannel0"; !strings.HasPrefix(got, want) {
+		t.Errorf("no %q in:\n%s", want, got)
+	}
+	if got, want := m.ns.ip(t, "-6 route show fd05::/48"), "fd05::/48 dev flannel0"; !strings.HasPrefix(got, want) {
+		t.Errorf("no %q in:\n%s", want, got)
+	}
+	if err := m.Cleanup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if left := m.ns.ip(t, "link") + m.ns.ip(t, "route") + m.ns.ip(t, "-6 route"); strings.Contains(left, "flannel0") {
+		t.Errorf("left by Cleanup:\n%s", left)
+	}
+}
+
+func TestKernelPing(t *testing.T) {
+	a, b := joined(t)
+	mustPing(t, a.ns, "10.5.2.0")
+	mustPing(t, b.ns, "10.5.1.0")
+	mustPing(t, a.container, "10.5.2.2")
+	mustPing(t, a.ns, "10.5.2.2")
+	mustPing(t, b.container, "10.5.1.0")
+	mustPing(t, a.ns, "fd05:0:0:2::")
+	// 20 + 8 + 1444 = 1472, and then one more.
+	mustPing(t, a.container, "-M do -s 1444 10.5.2.2")
+	if out := a.ns.ping("-c 1 -M do -s 1445 10.5.2.2"); !strings.Contains(out, "mtu=1472") && !strings.Contains(out, "mtu = 1472") {
+		t.Errorf("ping above the MTU:\n%s", out)
+	}
+	mustPing(t, a.container, "-M dont -s 20000 10.5.2.2")
+	if s := a.Stats(); s.Out.Packets[Forwarded] == 0 || s.In.Packets[Forwarded] == 0 || s.Out.Packets[SendFailed] != 0 {
+		t.Errorf("counted %+v", s)
+	}
+}
+
+// TestKernelErrors: what a container is told, and by whom.
+func TestKernelErrors(t *testing.T) {
+	a, b := joined(t)
+	for args, want := range map[string]string{
+		"-c 2 10.5.99.9": "From 10.5.1.0 icmp_seq=1 Destination Net Unreachable",
+		// The hops: gateway, our device, the peer's, the peer's kernel.
+		"-c 1 -t 1 10.5.2.2": "From 10.5.1.1 icmp_seq=1 Time to live exceeded",
+		"-c 1 -t 2 10.5.2.2": "From 10.5.1.0 icmp_seq=1 Time to live exceeded",
+		"-c 1 -t 3 10.5.2.2": "From 10.5.2.0 icmp_seq=1 Time to live exceeded",
+		"-c 1 -t 5 10.5.2.2": "1 received",
+	} {
+		if out := a.container.ping(args); !strings.Contains(out, want) {
+			t.Errorf("ping %s: no %q in:\n%s", args, want, out)
+		}
+	}
+	for args, want := range map[string]string{
+		"-c 2 10.5.99.9":      "From 10.5.1.0 icmp_seq=1 Destination Net Unreachable",
+		"-c 2 fd05:0:0:99::9": "From fd05:0:0:1:: icmp_seq=1 Destination unreachable: No route",
+	} {
+		if out := a.ns.ping(args); !strings.Contains(out, want) {
+			t.Errorf("ping %s from the host: no %q in:\n%s", args, want, out)
+		}
+	}
+	// Path MTU discovery against a device whose MTU somebody raised.
+	a.ns.ip(t, "link set flannel0 mtu 9000")
+	a.ns.ip(t, "link set docker0 mtu 9000")
+	a.container.ip(t, "link set eth0 mtu 9000")
+	if out := a.container.ping("-c 1 -M do -s 2000 10.5.2.2"); !strings.Contains(out, "From 10.5.1.0 icmp_seq=1 Frag needed and DF set (mtu = 1472)") {
+		t.Errorf("ping above the MTU:\n%s", out)
+	}
+	// A peer that nobody listens at is no error of ours.
+	b.stop(t)
+	if out := a.container.ping("-c 2 10.5.2.2"); !strings.Contains(out, "100% packet loss") {
+		t.Errorf("ping without a peer:\n%s", out)
+	}
+	if s := a.Stats(); s.Out.Packets[NoPeer] < 3 || s.Answers < 5 {
+		t.Errorf("counted %+v", s)
+	}
+}
+
+// TestKernelDatagram is the wire format seen from outside: one datagram is one
+// IP packet, from the port it goes to; answers may come from any port.
+func TestKernelDatagram(t *testing.T) {
+	m := twoMachines(t)
+	a, b := m[0], m[1]
+	a.boot(t)
+	a.mustApply(t, b)
+	a.start(t)
+	var at, other *net.UDPConn
+	b.ns.do(t, func() {
+		var err1, err2 error
+		at, err1 = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(198, 18, 0, 2), Port: 8285})
+		other, err2 = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(198, 18, 0, 2)})
+		if err := errors.Join(err1, err2); err != nil {
+			t.Error(err)
+		}
+	})
+	defer at.Close()
+	defer other.Close()
+	answered := make(chan string, 1)
+	go func() { answered <- a.container.ping("-c 1 -w 5 -t 64 10.5.2.77") }()
+
+	buf := make([]byte, maxPacket)
+	_ = at.SetReadDeadline(time.Now().Add(10 * time.Second))
+	n, from, err := at.ReadFromUDPAddrPort(buf)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, <-answered)
+	}
+	b4 := buf[:n]
+	h, ok := parse(b4)
+	want := header{family: subnet.IPv4, hops: 62, whole: h.whole, src: v4("10.5.1.2"), dst: v4("10.5.2.77")}
+	if !ok || h != want || n != 84 || slowChecksum(b4[:20]) != binary.BigEndian.Uint16(b4[10:]) {
+		t.Errorf("datagram %x: %+v, want %+v", b4, h, want)
+	}
+	if want := netip.MustParseAddrPort("198.18.0.1:8285"); from != want {
+		t.Errorf("sent from %v, want %v", from, want)
+	}
+	reply := flow{src: "10.5.2.77", dst: "10.5.1.2", hops: 64, proto: protoICMP, payload: append([]byte{0, 0, 0, 0}, b4[24:]...)}
+	binary.BigEndian.PutUint16(reply.payload[2:], onesComplement(reply.payload))
+	spoofed := reply
+	spoofed.src = "10.5.3.77"
+	to := net.UDPAddrFromAddrPort(from)
+	for _, p := range [][]byte{reply.packet()[:60], append(reply.packet(), 0), spoofed.packet(), reply.packet()} {
+		if _, err := other.WriteToUDP(p, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out := <-answered; !strings.Contains(out, "from 10.5.2.77: icmp_seq=1 ttl=62") {
+		t.Errorf("ping:\n%s", out)
+	}
+	if got := a.Stats().In.Packets; got != (ByVerdict{Forwarded: 1, Malformed: 2, UnknownSource: 1}) {
+		t.Errorf("received: %v", got)
+	}
+}
+
+func TestKernelDeviceDeleted(t *testing.T) {
+	a, b := joined(t)
+	for range 3 {
+		mustPing(t, a.container, "10.5.2.2")
+		a.ns.ip(t, "link del flannel0")
+		if out := a.container.ping("-c 1 10.5.2.2"); strings.Contains(out, " 0% packet loss") {
+			t.Fatalf("ping without a device:\n%s", out)
+		}
+		a.mustApply(t, b)
+	}
+	mustPing(t, a.container, "10.5.2.2")
+	a.ns.ip(t, "link set flannel0 down") // takes the route with it
+	a.mustApply(t, b)
+	mustPing(t, a.container, "10.5.2.2")
+}
+
+// TestKernelRestart: device, address and route outlive the daemon, and the next
+// one takes them over.
+func TestKernelRestart(t *testing.T) {
+	a, b := joined(t)
+	before := a.ns.ip(t, "-o link show flannel0")
+	a.stop(t)
+	if routes := a.ns.ip(t, "route"); !strings.Contains(routes, "10.5.0.0/16 dev flannel0") {
+		t.Errorf("the route is gone:\n%s", routes)
+	}
+	a.boot(t)
+	a.mustApply(t, b)
+	a.start(t)
+	mustPing(t, a.container, "10.5.2.2")
+	after := a.ns.ip(t, "-o link show flannel0")
+	if index := regexp.MustCompile(`^\d+: `); index.FindString(before) != index.FindString(after) {
+		t.Errorf("the device was replaced:\n%s%s", before, after)
+	}
+}
+
+// TestKernelAdopts: flannel's device has our shape.
+func TestKernelAdopts(t *testing.T) {
+	for _, flags := range []string{"", " multi_queue", " vnet_hdr"} {
+		m := twoMachines(t)
+		a, b := m[0], m[1]
+		a.ns.ip(t, "tuntap add dev flannel0 mode tun"+flags)
+		a.ns.ip(t, "addr add 10.5.77.0/32 dev flannel0")
+		a.ns.ip(t, "link set flannel0 up")
+		a.ns.ip(t, "route add 10.5.0.0/16 dev flannel0")
+		for i, own := range m {
+			own.boot(t)
+			own.mustApply(t, m[1-i])
+			own.start(t)
+		}
+		mustPing(t, a.container, "10.5.2.2")
+		mustPing(t, b.container, "10.5.1.2")
+		if got := a.ns.ip(t, "-o -4 addr show flannel0"); strings.Contains(got, "10.5.77.0") {
+			t.Errorf("the old address is there:\n%s", got)
+		}
+	}
+}
+
+func TestKernelForeignDevices(t *testing.T) {
+	a := twoMachines(t)[0]
+	for _, add := range []string{"link add flannel0 type bridge", "tuntap add dev flannel0 mode tap"} {
+		a.ns.ip(t, add)
+		a.boot(t)
+		if err := a.apply(t); !errors.Is(err, ErrForeignDevice) {
+			t.Errorf("after ip %s: %v", add, err)
+		}
+		if link := a.ns.ip(t, "link show flannel0"); strings.Contains(link, "UP") || strings.Contains(link, "alias") {
+			t.Errorf("touched:\n%s", link)
+		}
+		a.ns.ip(t, "link del flannel0")
+		a.Close()
+	}
+}
+
+const holdDevice = "UDP_TEST_HOLDS_DEVICE"
+
+// TestHoldDevice is not a test but another process's daemon.
+func TestHoldDevice(t *testing.T) {
+	if os.Getenv(holdDevice) == "" {
+		return // the test that needs it starts it
+	}
+	held, err := openTUN(device, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	fmt.Println("held")
+	_, _ = bufio.NewReader(os.Stdin).ReadByte()
+}
+
+func TestKernelBusyDevice(t *testing.T) {
+	a := twoMachines(t)[0]
+	other := exec.Command("ip", "netns", "exec", string(a.ns), os.Args[0], "-test.run=^TestHoldDevice$")
+	other.Env = append(os.Environ(), holdDevice+"=1")
+	stdin, err1 := other.StdinPipe()
+	stdout, err2 := other.StdoutPipe()
+	if err := errors.Join(err1, err2, other.Start()); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "held\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	a.boot(t)
+	err := a.apply(t)
+	want := fmt.Sprintf("open device flannel0: device is busy: held by udp.test (process %d); stop it first", other.Process.Pid)
+	if !errors.Is(err, ErrDeviceBusy) || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	stdin.Close()
+	if err := other.Wait(); err != nil {
+		t.Error(err)
+	}
+	if err := a.apply(t); err != nil {
+		t.Errorf("apply once the device is free: %v", err)
+	}
+	second := &machine{n: 1, ns: a.ns, host: a.host}
+	second.boot(t)
+	second.port = 9999
+	if err := second.apply(t); !errors.Is(err, ErrDeviceBusy) || !strings.Contains(err.Error(), "held by this process") {
+		t.Errorf("second backend: %v", err)
+	}
+	if err := errors.Join(a.Close(), second.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestKernelWithoutNode(t *testing.T) {
+	newNetNS(t).do(t, func() {
+		err := errors.Join(
+			unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS),
+			unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+			unix.Mount("none", "/dev/net", "tmpfs", 0, ""),
+		)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_, err = openTUN(device, false)
+		if !errors.Is(err, ErrNoTUN) || !strings.Contains(err.Error(), "cannot use /dev/net/tun: no such file or directory: run `modprobe tun`") {
+			t.Errorf("open: %v", err)
+		}
+	})
+}
+
+func TestKernelWithoutCapability(t *testing.T) {
+	newNetNS(t).do(t, func() {
+		none := [2]unix.CapUserData{}
+		if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
+			t.Error(err)
+			return
+		}
+		if _, err := openTUN(device, false); !errors.Is(err, kernel.ErrPermission) || !strings.Contains(err.Error(), "needs CAP_NET_ADMIN") {
+			t.Errorf("open: %v", err)
+		}
+		raw, err := openRaw(context.Background())
+		if err == nil {
+			t.Error("raw sockets without CAP_NET_RAW")
+		}
+		if err := raw.Inject([]byte{0x45}, netip.MustParseAddr("10.5.1.2")); !errors.Is(err, errNoRaw) {
+			t.Errorf("inject: %v", err)
+		}
+	})
+}
+
+// TestKernelUnderChange: peers come and go, and the device is deleted, while
+// packets flow; nothing gets stuck.
+func TestKernelUnderChange(t *testing.T) {
+	a, b := joined(t)
+	flood := make(chan string)
+	go func() {
+		defer close(flood)
+		a.container.ping("-w 1 10.5.2.2")
+	}()
+	changes := [][]*machine{{b}, {}}
+	for i, running := 0, true; running; i++ {
+		a.mustApply(t, changes[i%2]...)
+		if i == 10 {
+			a.ns.ip(t, "link del flannel0")
+		}
+		select {
+		case <-flood:
+			running = false
+		default:
+		}
+	}
+	a.mustApply(t, b)
+	mustPing(t, a.container, "10.5.2.2")
+}
+
+// TestKernelDoesNotAllocate is the kernel's half of
+// TestPacketPathDoesNotAllocate.
+func TestKernelDoesNotAllocate(t *testing.T) {
+	a := twoMachines(t)[0]
+	a.boot(t)
+	a.mustApply(t)
+	defer a.Close()
+	var stimulus *net.UDPConn
+	a.ns.do(t, func() {
+		var err error
+		stimulus, err = net.DialUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(10, 5, 2, 9), Port: 9})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	defer stimulus.Close()
+	batch, payload := newBatch(batchSize), make([]byte, 100)
+	self := netip.MustParseAddrPort("198.18.0.1:8285")
+	if n := testing.AllocsPerRun(100, func() {
+		_, _ = stimulus.Write(payload)
+		n, err := a.tunnel.Read(batch)
+		for i := range batch[:n] {
+			batch[i].Outer = self
+		}
+		if err == nil {
+			_, err = a.conn.WriteBatch(batch[:n])
+		}
+		if err == nil {
+			n, err = a.conn.ReadBatch(batch)
+		}
+		if err == nil {
+			_, err = a.tunnel.Write(batch[:n])
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}); n != 0 {
+		t.Errorf("a packet through the kernel allocates %v times", n)
+	}
+}
+
+// BenchmarkTunnelTCP is one TCP stream between two containers.
+func BenchmarkTunnelTCP(b *testing.B) {
+	x, y := joined(b)
+	var ln net.Listener
+	y.container.do(b, func() {
+		var err error
+		if ln, err = net.Listen("tcp4", "10.5.2.2:5000"); err != nil {
+			b.Error(err)
+		}
+	})
+	defer ln.Close()
+	done := make(chan int)
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		defer c.Close()
+		total, buf := 0, make([]byte, 1<<18)
+		for {
+			n, err := c.Read(buf)
+			if total += n; err != nil {
+				done <- total
+				return
+			}
+		}
+	}()
+	var c net.Conn
+	x.container.do(b, func() {
+		var err error
+		if c, err = net.Dial("tcp4", "10.5.2.2:5000"); err != nil {
+			b.Error(err)
+		}
+	})
+	chunk := make([]byte, 1<<18)
+	b.SetBytes(int64(len(chunk)))
+	for b.Loop() {
+		if _, err := c.Write(chunk); err != nil {
+			b.Fatal(err)
+		}
+	}
+	c.Close()
+	<-done
+}

@@ -1,0 +1,212 @@
+package udp
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// netns is a network namespace that ends with its test.
+type netns string
+
+var netnsCount atomic.Int32 //nolint:gochecknoglobals // names must be unique in the process
+
+func newNetNS(t testing.TB) netns {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: network namespaces")
+	}
+	n := netns(fmt.Sprintf("udpt-%d-%d", os.Getpid(), netnsCount.Add(1)))
+	run(t, "ip", "netns", "add", string(n))
+	t.Cleanup(func() { run(t, "ip", "netns", "del", string(n)) })
+	n.ip(t, "link set lo up")
+	return n
+}
+
+func run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// ip runs ip(8) in the namespace and returns what it prints.
+func (n netns) ip(t testing.TB, args string) string {
+	t.Helper()
+	return run(t, "ip", append([]string{"-n", string(n)}, strings.Fields(args)...)...)
+}
+
+// ping sends a few and returns what ping(8) prints, also when it fails.
+func (n netns) ping(args string) string {
+	args = "netns exec " + string(n) + " ping -n -i 0.01 -W 1 " + args
+	out, _ := exec.Command("ip", strings.Fields(args)...).CombinedOutput()
+	return string(out)
+}
+
+// mustPing waits for five answers. Without a deadline ping(8) would wait for the
+// last ones only twice as long as the first took, too little on a busy machine.
+func mustPing(t testing.TB, from netns, args string) {
+	t.Helper()
+	out := from.ping("-c 5 -w 10 " + args)
+	if !regexp.MustCompile(` ([5-9]|\d\d) received`).MatchString(out) {
+		t.Errorf("ping %s from %s:\n%s", args, from, out)
+	}
+}
+
+// do runs f on a thread in the namespace; the thread ends with it.
+func (n netns) do(t testing.TB, f func()) {
+	t.Helper()
+	errs := make(chan error)
+	go func() {
+		defer close(errs)
+		runtime.LockOSThread() // for good
+		ns, err := os.Open("/run/netns/" + string(n))
+		if err == nil {
+			defer ns.Close()
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+		}
+		if err != nil {
+			errs <- err
+			return
+		}
+		f()
+	}()
+	if err := <-errs; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// machine is a host with a container, in real namespaces:
+//
+//	container eth0 10.5.N.2 --- docker0 10.5.N.1   flannel0   eth0 198.18.0.N --- the other
+type machine struct {
+	*Backend
+	n         int
+	ns        netns
+	container netns
+	host      *kernel.Netlink
+	ended     chan error
+	cancel    context.CancelFunc
+}
+
+// twoMachines joins two by a cable. No backend is up yet.
+func twoMachines(t testing.TB) [2]*machine {
+	t.Helper()
+	m := [2]*machine{newMachine(t, 1), newMachine(t, 2)}
+	m[0].ns.ip(t, "link add eth0 type veth peer name eth0 netns "+string(m[1].ns))
+	for _, m := range m {
+		m.ns.ip(t, fmt.Sprintf("addr add 198.18.0.%d/24 dev eth0", m.n))
+		m.ns.ip(t, fmt.Sprintf("addr add fd00:198:18::%d/64 dev eth0 nodad", m.n))
+		m.ns.ip(t, "link set eth0 up")
+	}
+	return m
+}
+
+func newMachine(t testing.TB, number int) *machine {
+	t.Helper()
+	m := &machine{n: number, ns: newNetNS(t), container: newNetNS(t)}
+	run(t, "ip", "netns", "exec", string(m.ns), "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+	m.ns.ip(t, "link add docker0 type veth peer name eth0 netns "+string(m.container))
+	m.ns.ip(t, fmt.Sprintf("addr add 10.5.%d.1/24 dev docker0", number))
+	m.ns.ip(t, "link set docker0 up")
+	m.container.ip(t, fmt.Sprintf("addr add 10.5.%d.2/24 dev eth0", number))
+	m.container.ip(t, "link set eth0 up")
+	m.container.ip(t, fmt.Sprintf("route add default via 10.5.%d.1", number))
+	host, err := kernel.Open(kernel.Options{NetNS: "/run/netns/" + string(m.ns)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.host = host
+	t.Cleanup(func() { host.Close() })
+	return m
+}
+
+// config has both families over IPv4.
+func (m *machine) config() *subnet.Config {
+	c := testConfig("")
+	c.Ranges[subnet.IPv6] = subnet.Range{Network: netip.MustParsePrefix("fd05::/48"), SubnetLen: 64}
+	return c
+}
+
+func (m *machine) lease() subnet.Lease {
+	l := lease(fmt.Sprintf("10.5.%d.0/24", m.n), fmt.Sprintf("198.18.0.%d", m.n))
+	l.Subnet[subnet.IPv6] = netip.MustParsePrefix(fmt.Sprintf("fd05:0:0:%d::/64", m.n))
+	return l
+}
+
+// boot makes a new backend, as a new process would.
+func (m *machine) boot(t testing.TB) {
+	t.Helper()
+	made, err := New(backend.Params{
+		Config: m.config(), Kernel: m.host, Uplink: testUplink(fmt.Sprintf("198.18.0.%d", m.n)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Backend = made.(*Backend)
+}
+
+func (m *machine) apply(t testing.TB, peers ...*machine) (err error) {
+	t.Helper()
+	d := backend.Desired{Config: m.config(), Own: m.lease()}
+	for _, p := range peers {
+		d.Peers = append(d.Peers, p.lease())
+	}
+	m.ns.do(t, func() { err = m.Apply(context.Background(), d) })
+	return err
+}
+
+func (m *machine) mustApply(t testing.TB, peers ...*machine) {
+	t.Helper()
+	if err := m.apply(t, peers...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// start runs the data path until stop or the test's end.
+func (m *machine) start(t testing.TB) {
+	ctx, cancel := context.WithCancel(context.Background())
+	m.cancel, m.ended = cancel, make(chan error, 1)
+	go func() { m.ended <- m.Run(ctx) }()
+	t.Cleanup(func() {
+		if m.cancel != nil {
+			m.stop(t)
+		}
+	})
+}
+
+func (m *machine) stop(t testing.TB) {
+	t.Helper()
+	m.cancel()
+	m.cancel = nil
+	if err := <-m.ended; err != nil {
+		t.Errorf("run: %v", err)
+	}
+}
+
+// joined are two machines with their tunnel up.
+func joined(t testing.TB) (a, b *machine) {
+	t.Helper()
+	m := twoMachines(t)
+	for i, own := range m {
+		own.boot(t)
+		own.mustApply(t, m[1-i])
+		own.start(t)
+	}
+	return m[0], m[1]
+}
