@@ -246,7 +246,7 @@ func TestKeeperRecovers(t *testing.T) {
 		h.data.OverwriteConfig(config)
 		after(31 * time.Second)
 		h.want(subnet.StateValid, home, "")
-		if got := h.requests["Load"].Load(); got > 60 {
+		if got := h.requests["Load"].Load(); got > 70 {
 			t.Errorf("%d loads in 20 minutes", got)
 		}
 		h.end()
