@@ -97,17 +97,24 @@ func TestPlanTouchesNothing(t *testing.T) {
 }
 
 func TestCommitAfterAnEdit(t *testing.T) {
-	c := inDir(t)
-	p, err := c.Plan(vxlan)
-	if err != nil {
-		t.Fatal(err)
-	}
-	put(t, c.Path, userConfig, 0o644)
-	if err := c.Commit(p); !errors.Is(err, daemonconfig.ErrChanged) {
-		t.Errorf("got %v, want ErrChanged", err)
-	}
-	if got := read(t, c.Path); got != userConfig {
-		t.Errorf("overwritten with %q", got)
+	for name, old := range map[string]string{"created": "", "edited": "{}"} {
+		t.Run(name, func(t *testing.T) {
+			c := inDir(t)
+			if old != "" {
+				put(t, c.Path, old, 0o644)
+			}
+			p, err := c.Plan(vxlan)
+			if err != nil {
+				t.Fatal(err)
+			}
+			put(t, c.Path, userConfig, 0o644)
+			if err := c.Commit(p); !errors.Is(err, daemonconfig.ErrChanged) {
+				t.Errorf("got %v, want ErrChanged", err)
+			}
+			if got := read(t, c.Path); got != userConfig {
+				t.Errorf("overwritten with %q", got)
+			}
+		})
 	}
 }
 

@@ -316,6 +316,18 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// awaitWriter returns when the writer has replaced the file once.
+func awaitWriter(t *testing.T, writer *exec.Cmd, path string) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for start := stat(t, path).Ino; stat(t, path).Ino == start; {
+		if time.Now().After(deadline) {
+			_ = writer.Process.Kill()
+			t.Fatalf("the writer replaced no file: %v", writer.Wait())
+		}
+	}
+}
+
 // TestKilledWriter kills -9 a process in the middle of writing and looks for
 // anything but one of the two whole contents.
 func TestKilledWriter(t *testing.T) {
@@ -329,11 +341,7 @@ func TestKilledWriter(t *testing.T) {
 		if err := writer.Start(); err != nil {
 			t.Fatal(err)
 		}
-		for start := stat(t, path).Ino; stat(t, path).Ino == start; { // until it is at work
-			if writer.Process.Signal(syscall.Signal(0)) != nil {
-				t.Fatal("the writer ended by itself")
-			}
-		}
+		awaitWriter(t, writer, path)
 		<-time.After(time.Duration(round) * 700 * time.Microsecond) // another point of the cycle each time
 		if err := writer.Process.Kill(); err != nil {
 			t.Fatal(err)
