@@ -55,7 +55,7 @@ func Write(path string, data []byte, opts WriteOptions) (changed bool, err error
 		opts.Perm = 0o644
 	}
 	sweep(target)
-	if err := os.WriteFile(target, data, opts.Perm); err != nil {
+	if err := replace(target, data, old.info, opts.Perm); err != nil {
 		return false, err
 	}
 	return true, nil
