@@ -91,6 +91,9 @@ type sighting struct {
 	// modified is zero: the key is gone.
 	modified Revision
 	id       LeaseID
+	// config is the network config's revision, where that matters: while we
+	// have no lease another config may allow one.
+	config Revision
 }
 
 // KeeperStatus is a lease at one moment. It does not change.
@@ -300,9 +303,13 @@ func (k *Keeper) wait(ctx context.Context) event {
 // look once: what it means is then known.
 func (k *Keeper) concerns(s *Snapshot) bool {
 	l, _ := s.Stored(k.m.lease.Subnet)
-	now := sighting{s.Identity, l.Modified, l.ID}
-	expected := sighting{k.world.Identity, k.m.lease.Modified, k.m.lease.ID}
-	older := s.Identity == k.world.Identity && s.Revision < k.m.lease.Modified
+	now := sighting{identity: s.Identity, modified: l.Modified, id: l.ID}
+	expected := sighting{identity: k.world.Identity, modified: k.m.lease.Modified, id: k.m.lease.ID}
+	ours := k.m.lease.Modified
+	if k.m.state == StateLost || k.m.state == StateConflict {
+		now.config, ours = s.Config.Modified, k.world.Revision
+	}
+	older := s.Identity == k.world.Identity && s.Revision < ours
 	if !s.Synced || older || now == expected || now == k.seen {
 		return false
 	}

@@ -496,8 +496,10 @@ func TestKeeperWithView(t *testing.T) {
 		h.want(subnet.StateValid, home, "")
 
 		data.Wipe()
+		after(time.Minute)
+		h.want(subnet.StateLost, home, "no network config")
 		data.OverwriteConfig(config)
-		after(time.Second)
+		synctest.Wait()
 		h.want(subnet.StateValid, home, "")
 
 		stop()

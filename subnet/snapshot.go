@@ -105,8 +105,10 @@ func (p *projection) patience() time.Duration {
 	return p.hold
 }
 
-// load makes w the truth. What it lacks is treated as deleted at this moment.
-func (p *projection) load(w World, now time.Duration) {
+// load makes w the truth, and reports whether anything but the revision
+// changed. What w lacks is treated as deleted at this moment.
+func (p *projection) load(w World, now time.Duration) bool {
+	before := *p
 	if p.identity != "" && (w.Identity != p.identity || w.Revision < p.revision) {
 		p.distrusted = true
 	}
@@ -134,12 +136,21 @@ func (p *projection) load(w World, now time.Duration) {
 		index.add(l.Subnet)
 	}
 	p.rebuild(entries, index)
+	return !p.shows(before)
+}
+
+// shows reports whether p shows the same as another projection.
+func (p *projection) shows(q projection) bool {
+	sameKey := func(a, b BadKey) bool { return a.Key == b.Key && a.Modified == b.Modified }
+	sameEntry := func(a, b *entry) bool { return *a == *b }
+	return p.identity == q.identity && p.config == q.config && maps.EqualFunc(p.bad, q.bad, sameKey) &&
+		slices.EqualFunc(slices.Collect(p.leases.all()), slices.Collect(q.leases.all()), sameEntry)
 }
 
 // rebuild makes the list anew. Live is the index of the leases in the store:
 // what is gone and overlaps one of them goes at once.
 func (p *projection) rebuild(entries map[Subnet]*entry, live overlapIndex) {
-	clear(p.held)
+	p.held = make(map[Subnet]time.Duration)
 	for s, e := range entries {
 		switch {
 		case !e.gone:

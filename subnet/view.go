@@ -147,8 +147,7 @@ func (v *View) load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("load leases: %w", err)
 	}
-	v.p.load(w, v.o.Clock.Uptime())
-	v.publish(loud)
+	v.publish(volumeOf(v.p.load(w, v.o.Clock.Uptime())))
 	return nil
 }
 
@@ -212,11 +211,7 @@ func (v *View) watch(ctx context.Context, after Revision, to chan<- Batch) error
 // take shows what a batch changed.
 func (v *View) take(b Batch) {
 	v.failures = 0
-	if v.p.apply(b, v.o.Clock.Uptime()) {
-		v.publish(loud)
-		return
-	}
-	v.publish(quiet)
+	v.publish(volumeOf(v.p.apply(b, v.o.Clock.Uptime())))
 }
 
 // wake is the earlier of at and the end of the next held lease.
@@ -268,6 +263,14 @@ const (
 	// quiet ones differ in their revision alone.
 	quiet
 )
+
+// volumeOf a change: what changed nothing is quiet.
+func volumeOf(changed bool) volume {
+	if changed {
+		return loud
+	}
+	return quiet
+}
 
 // publish shows the projection as it is now, in sync with the store.
 func (v *View) publish(how volume) {
