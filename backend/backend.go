@@ -106,8 +106,11 @@ type PeerError struct {
 	Err      error
 }
 
-// Error names the peer by its subnet and address.
+// Error names the peer by its subnet and address, if it has one.
 func (e *PeerError) Error() string {
+	if !e.PublicIP.IsValid() {
+		return fmt.Sprintf("peer %s: %v", e.Subnet, e.Err)
+	}
 	return fmt.Sprintf("peer %s at %s: %v", e.Subnet, e.PublicIP, e.Err)
 }
 

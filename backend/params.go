@@ -30,11 +30,10 @@ func (p Params) Families() []subnet.Family {
 // NoOptions is the option check of backends that have none: it returns the
 // syntax errors of the Backend object, and logs its keys.
 func (p Params) NoOptions() error {
-	o, err := subnet.ParseObject("Backend", p.Config.Backend)
+	o, err := p.Config.BackendOptions()
 	if err != nil {
-		return fmt.Errorf("parse options: %w", err)
+		return err
 	}
-	o.Raw("Type")
 	p.WarnUnknown(o.Unknown())
 	return o.Err()
 }

@@ -85,13 +85,16 @@ func (r *Router) Step(ctx context.Context, plan RoutePlan) (reconcile.Step, erro
 	table := listed{Table: r.Kernel.Routes()}
 	table.routes, table.err = table.Table.List(ctx)
 	connected, err := r.connected(ctx, plan.Devices)
+	if err != nil && table.err == nil {
+		table.err = err // what is in the way is not known: do nothing
+	}
 	ours := plan.proof()
 	foreign := slices.DeleteFunc(slices.Clone(table.routes), ours)
 	words := &describer{ctx: ctx, kernel: r.Kernel}
 	blocked := words.occupied(foreign, connected)
 
 	desired := make([]kernel.Route, 0, len(plan.Routes)+len(plan.Keep))
-	errs := []error{err}
+	var errs []error
 	for _, route := range plan.Routes {
 		if why := blocked(route.Dst); why != nil {
 			errs = append(errs, route.blame(why))

@@ -195,23 +195,17 @@ func (b *Backend) settle(ctx context.Context, have, want kernel.Link) (changed i
 	return changed + n, errors.Join(err, tuneErr)
 }
 
-// tune sets the device's sysctls: there are no routers on the overlay to take
-// advertisements from, and the store has made sure that no address is double.
-// A kernel without IPv6 has neither.
+// tune sets the device's sysctls: there are no routers on the overlay, so what
+// advertises itself as one is not believed. A kernel without IPv6 has no such
+// sysctl.
 func (b *Backend) tune(name string) (changed int, err error) {
-	var errs []error
-	for _, key := range [...]string{"accept_ra", "accept_dad"} {
-		path := "net/ipv6/conf/" + name + "/" + key
-		value, err := b.kernel.Sysctl(path)
-		if err == nil && value != "0" {
-			err = b.kernel.SetSysctl(path, "0")
-			if err == nil {
-				changed++
-			}
-		}
-		if err != nil && !errors.Is(err, kernel.ErrNotFound) {
-			errs = append(errs, fmt.Errorf("set sysctl %s: %w", path, err))
-		}
+	path := "net/ipv6/conf/" + name + "/accept_ra"
+	value, err := b.kernel.Sysctl(path)
+	if err == nil && value != "0" {
+		changed, err = 1, b.kernel.SetSysctl(path, "0")
 	}
-	return changed, errors.Join(errs...)
+	if err != nil && !errors.Is(err, kernel.ErrNotFound) {
+		return 0, fmt.Errorf("set sysctl %s: %w", path, err)
+	}
+	return changed, nil
 }

@@ -37,11 +37,10 @@ type Options struct {
 // ParseOptions decodes c's Backend object. It returns every problem at once, and
 // the paths of the keys that nobody knows.
 func ParseOptions(c *subnet.Config) (Options, []string, error) {
-	o, err := subnet.ParseObject("Backend", c.Backend)
+	o, err := c.BackendOptions()
 	if err != nil {
-		return Options{}, nil, fmt.Errorf("parse vxlan options: %w", err)
+		return Options{}, nil, err
 	}
-	o.Raw("Type")
 	opts := Options{
 		VNI:           o.Int("VNI", defaultVNI, 1, maxVNI),
 		Port:          o.Int("Port", defaultPort, 0, 65535),

@@ -1,0 +1,215 @@
+package backendtest
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
+	"github.com/flanneld-go/flanneld-go/backend/reconcile"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// Lab is some hosts on a switch.
+type Lab struct {
+	Hosts  []*Host
+	t      *testing.T
+	config *subnet.Config
+	make   backend.Constructor
+	fabric *kerneltest.Namespace
+}
+
+// Host is one of a Lab's hosts. Its number n is in all its addresses.
+type Host struct {
+	*kerneltest.Namespace
+	Backend backend.Backend
+	// Result is what the last Apply had to change.
+	Result reconcile.Result
+	// Lease is what the others are told.
+	Lease subnet.Lease
+
+	lab     *Lab
+	n       int
+	segment int
+	inside  *kerneltest.Namespace
+}
+
+// NewLab starts a host per element of segments, on segment 0 or 1.
+func NewLab(t *testing.T, constructor backend.Constructor, config string, segments ...int) *Lab {
+	t.Helper()
+	c, err := subnet.ParseConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &Lab{t: t, config: c, make: constructor, fabric: kerneltest.NetNS(t, kernel.Options{})}
+	l.fabric.Run(t, "ip", "link", "set", "lo", "up")
+	for s := range 2 {
+		bridge := fmt.Sprintf("br%d", s)
+		l.fabric.Run(t, "ip", "link", "add", bridge, "type", "bridge")
+		l.fabric.Run(t, "ip", "addr", "add", fmt.Sprintf("198.18.%d.254/24", s), "dev", bridge)
+		l.fabric.Run(t, "ip", "addr", "add", fmt.Sprintf("fd00:198:%d::fe/64", 18+s), "nodad", "dev", bridge)
+		l.fabric.Run(t, "ip", "link", "set", bridge, "up")
+	}
+	l.forward(l.fabric)
+	for i, s := range segments {
+		l.addHost(i+1, s)
+	}
+	return l
+}
+
+// forward makes a namespace a router.
+func (l *Lab) forward(ns *kerneltest.Namespace) {
+	l.t.Helper()
+	for _, key := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
+		if err := ns.SetSysctl(key, "1"); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+}
+
+// path names a namespace for commands, which are processes of their own.
+func path(ns *kerneltest.Namespace) string {
+	return strings.Replace(ns.Path, "self", fmt.Sprint(os.Getpid()), 1)
+}
+
+// cable joins name in ns to a bridge port in another namespace.
+func (l *Lab) cable(ns *kerneltest.Namespace, name string, to *kerneltest.Namespace, port, bridge string) {
+	l.t.Helper()
+	to.Run(l.t, "ip", "link", "add", port, "type", "veth", "peer", "name", name, "netns", path(ns))
+	to.Run(l.t, "ip", "link", "set", port, "master", bridge, "up")
+	ns.Run(l.t, "ip", "link", "set", name, "up")
+}
+
+func (l *Lab) addHost(n, segment int) {
+	t := l.t
+	h := &Host{
+		lab: l, n: n, segment: segment,
+		Namespace: kerneltest.NetNS(t, kernel.Options{}), inside: kerneltest.NetNS(t, kernel.Options{}),
+	}
+	h.Run(t, "ip", "link", "set", "lo", "up")
+	l.cable(h.Namespace, "eth0", l.fabric, fmt.Sprintf("h%d", n), fmt.Sprintf("br%d", segment))
+	h.Run(t, "ip", "addr", "add", h.addr(subnet.IPv4).String()+"/24", "dev", "eth0")
+	h.Run(t, "ip", "addr", "add", h.addr(subnet.IPv6).String()+"/64", "nodad", "dev", "eth0")
+	h.Run(t, "ip", "route", "add", "default", "via", fmt.Sprintf("198.18.%d.254", segment))
+	h.Run(t, "ip", "route", "add", "default", "via", fmt.Sprintf("fd00:198:%d::fe", 18+segment))
+	l.forward(h.Namespace)
+
+	h.Run(t, "ip", "link", "add", "docker0", "type", "bridge")
+	h.Run(t, "ip", "addr", "add", fmt.Sprintf("10.5.%d.1/24", n), "dev", "docker0")
+	h.Run(t, "ip", "addr", "add", fmt.Sprintf("fd05:0:0:%d::1/64", n), "nodad", "dev", "docker0")
+	h.Run(t, "ip", "link", "set", "docker0", "up")
+	l.cable(h.inside, "eth0", h.Namespace, "veth0", "docker0")
+	h.inside.Run(t, "ip", "addr", "add", fmt.Sprintf("10.5.%d.2/24", n), "dev", "eth0")
+	h.inside.Run(t, "ip", "addr", "add", fmt.Sprintf("fd05:0:0:%d::2/64", n), "nodad", "dev", "eth0")
+	h.inside.Run(t, "ip", "route", "add", "default", "via", fmt.Sprintf("10.5.%d.1", n))
+	h.inside.Run(t, "ip", "route", "add", "default", "via", fmt.Sprintf("fd05:0:0:%d::1", n))
+
+	l.Hosts = append(l.Hosts, h)
+	h.Restart(h.addr(subnet.IPv4))
+}
+
+// addr is the uplink's first address.
+func (h *Host) addr(f subnet.Family) netip.Addr {
+	if f == subnet.IPv6 {
+		return netip.MustParseAddr(fmt.Sprintf("fd00:198:%d::%d", 18+h.segment, h.n))
+	}
+	return netip.MustParseAddr(fmt.Sprintf("198.18.%d.%d", h.segment, h.n))
+}
+
+// Restart makes a new backend, as a new process would, with an uplink of the
+// given IPv4 address, and asks it what to tell the others.
+func (h *Host) Restart(v4 netip.Addr) {
+	t := h.lab.t
+	t.Helper()
+	eth0, err := h.LinkByName(t.Context(), "eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := subnet.ByFamily[netip.Addr]{v4, h.addr(subnet.IPv6)}
+	h.Backend, err = h.lab.make(backend.Params{
+		Config: h.lab.config, Node: subnet.NodeID(fmt.Sprintf("h%d", h.n)), Kernel: h.Netlink,
+		Uplink: backend.Uplink{
+			Link: eth0, Addr: own, Public: own,
+			Segments: []netip.Prefix{
+				netip.PrefixFrom(h.addr(subnet.IPv4), 24).Masked(), netip.PrefixFrom(h.addr(subnet.IPv6), 64).Masked(),
+			},
+		},
+		Observe: func(r reconcile.Result) { h.Result = r },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.Lease.Attrs, err = h.Backend.Attrs(); err != nil {
+		t.Fatal(err)
+	}
+	h.Lease.Subnet = subnet.Subnet{netip.MustParsePrefix(fmt.Sprintf("10.5.%d.0/24", h.n))}
+	if h.lab.config.Ranges[subnet.IPv6].Network.IsValid() {
+		h.Lease.Subnet[subnet.IPv6] = netip.MustParsePrefix(fmt.Sprintf("fd05:0:0:%d::/64", h.n))
+	}
+}
+
+// Desired is what the leases of all hosts mean for this one.
+func (h *Host) Desired() backend.Desired {
+	d := backend.Desired{Config: h.lab.config, Own: h.Lease}
+	for _, other := range h.lab.Hosts {
+		if other != h {
+			d.Peers = append(d.Peers, other.Lease)
+		}
+	}
+	return d
+}
+
+// Apply must succeed.
+func (h *Host) Apply(ctx context.Context) {
+	h.lab.t.Helper()
+	if err := h.Backend.Apply(ctx, h.Desired()); err != nil {
+		h.lab.t.Fatalf("host %d: Apply: %v", h.n, err)
+	}
+}
+
+// ApplyAll brings all hosts to what the leases say.
+func (l *Lab) ApplyAll() {
+	l.t.Helper()
+	for _, h := range l.Hosts {
+		h.Apply(l.t.Context())
+	}
+}
+
+// PingAll pings from every container every other one, with packets as large as
+// the backend's MTU, and from every host every other's container.
+func (l *Lab) PingAll() {
+	l.t.Helper()
+	for _, f := range subnet.Families() {
+		if !l.config.Ranges[f].Network.IsValid() {
+			continue
+		}
+		for _, from := range l.Hosts {
+			for _, to := range l.Hosts {
+				if from != to {
+					l.ping(f, from, to)
+				}
+			}
+		}
+	}
+}
+
+func (l *Lab) ping(f subnet.Family, from, to *Host) {
+	l.t.Helper()
+	dst, headers := fmt.Sprintf("10.5.%d.2", to.n), 20+8
+	if f == subnet.IPv6 {
+		dst, headers = fmt.Sprintf("fd05:0:0:%d::2", to.n), 40+8
+	}
+	size := min(from.Backend.MTU(), 1500) - headers
+	args := []string{"-n", "-q", "-c", "2", "-i", "0.01", "-W", "5", "-M", "do", "-s", fmt.Sprint(size), dst}
+	for where, ns := range map[string]*kerneltest.Namespace{"container of ": from.inside, "": from.Namespace} {
+		out := ns.Run(l.t, "ping", args...)
+		if !strings.Contains(out, " 0% packet loss") {
+			l.t.Errorf("ping from %shost %d to container of host %d:\n%s", where, from.n, to.n, out)
+		}
+	}
+}

@@ -1,0 +1,279 @@
+package backend_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
+	"github.com/flanneld-go/flanneld-go/backend/reconcile"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func via(dst, gateway string, proto, metric int) kernel.Route {
+	return kernel.Route{Dst: prefix(dst), Gateway: netip.MustParseAddr(gateway), Link: eth0, Protocol: proto, Metric: metric}
+}
+
+const (
+	eth0    = 2
+	docker0 = 3
+)
+
+// router is a Router on a host with an uplink and a Docker bridge.
+type router struct {
+	*kerneltest.Fake
+	backend.Router
+	log    bytes.Buffer
+	config *subnet.Config
+	peers  []subnet.Lease
+}
+
+func newRouter(t *testing.T) *router {
+	t.Helper()
+	r := &router{Fake: kerneltest.New()}
+	r.Plug(kernel.Link{Name: "eth0", MTU: 1500}, prefix("198.18.0.1/24"), prefix("fd00:198:18::1/64"))
+	r.Plug(kernel.Link{Name: "docker0", Type: "bridge", MTU: 1500}, prefix("10.5.54.1/24"))
+	r.Router = backend.Router{Kernel: r.Fake, Log: slog.New(slog.NewTextHandler(&r.log, nil))}
+	var err error
+	r.config, err = subnet.ParseConfig(`{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd05::/48","Backend":{"Type":"host-gw"}}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer := subnet.Lease{Subnet: subnet.Subnet{prefix("10.5.3.0/24"), prefix("fd05:0:0:3::/64")}}
+	peer.Attrs.PublicIP = subnet.ByFamily[netip.Addr]{netip.MustParseAddr("198.18.0.2"), netip.MustParseAddr("fd00:198:18::2")}
+	r.peers = []subnet.Lease{peer}
+	return r
+}
+
+// plan routes to the one peer.
+func (r *router) plan() backend.RoutePlan {
+	return backend.RoutePlan{
+		Desired: backend.Desired{Config: r.config, Own: subnet.Lease{Subnet: subnet.Subnet{prefix("10.5.54.0/24")}}, Peers: r.peers},
+		Routes: []backend.PeerRoute{
+			{Peer: &r.peers[0], Route: via("10.5.3.0/24", "198.18.0.2", kernel.Protocol, 0)},
+			{Peer: &r.peers[0], Route: via("fd05:0:0:3::/64", "fd00:198:18::2", kernel.Protocol, 0)},
+		},
+		Uplink: eth0,
+	}
+}
+
+func (r *router) put(t *testing.T, routes ...kernel.Route) {
+	t.Helper()
+	if err := r.Routes().Put(t.Context(), routes); err != nil {
+		t.Fatal(err)
+	}
+	r.ResetOps()
+}
+
+// apply returns the error's text and what was done.
+func (r *router) apply(ctx context.Context, plan backend.RoutePlan) (string, []string, error) {
+	step, blocked := r.Step(ctx, plan)
+	_, err := reconcile.Apply(ctx, step)
+	err = errors.Join(blocked, err)
+	var ops []string
+	for _, o := range r.Ops() {
+		ops = append(ops, o.String())
+	}
+	r.ResetOps()
+	if err != nil {
+		return err.Error(), ops, err
+	}
+	return "", ops, nil
+}
+
+const (
+	put4 = "put route 10.5.3.0/24 via 198.18.0.2 dev eth0"
+	put6 = "put route fd05:0:0:3::/64 via fd00:198:18::2 dev eth0"
+)
+
+func TestRouter(t *testing.T) {
+	tests := map[string]struct {
+		there []kernel.Route
+		addrs []kernel.Addr
+		plan  func(*backend.RoutePlan)
+		ops   []string
+		err   string
+	}{
+		"empty host":  {ops: []string{put4, put6}},
+		"all is well": {there: []kernel.Route{via("10.5.3.0/24", "198.18.0.2", kernel.Protocol, 0), via("fd05:0:0:3::/64", "fd00:198:18::2", kernel.Protocol, 0)}},
+		"ours is replaced, not deleted": {
+			there: []kernel.Route{via("10.5.3.0/24", "198.18.0.9", kernel.Protocol, 0)}, ops: []string{put4, put6},
+		},
+		"ours without a peer goes, outside the network too": {
+			there: []kernel.Route{via("10.5.4.0/24", "198.18.0.9", kernel.Protocol, 0), via("10.6.4.0/24", "198.18.0.9", kernel.Protocol, 0)},
+			ops: []string{
+				put4, put6, "delete route 10.5.4.0/24 via 198.18.0.9 dev eth0", "delete route 10.6.4.0/24 via 198.18.0.9 dev eth0",
+			},
+		},
+		"flannel's is taken over": {
+			there: []kernel.Route{via("10.5.3.0/24", "198.18.0.2", 3, 0), via("10.5.4.0/24", "198.18.0.2", 3, 0)},
+			ops:   []string{put4, put6, "delete route 10.5.4.0/24 via 198.18.0.2 dev eth0 proto 3"},
+		},
+		"a route through our device is ours": {
+			there: []kernel.Route{{Dst: prefix("10.5.4.0/24"), Link: docker0, Protocol: 3}},
+			plan:  func(p *backend.RoutePlan) { p.Devices = []int{docker0} },
+			ops:   []string{put4, put6, "delete route 10.5.4.0/24 dev docker0 proto 3"},
+		},
+		"unproven ones stay": {
+			there: []kernel.Route{
+				via("10.5.4.0/24", "198.18.0.77", 3, 0), // of no listed peer
+				via("10.5.5.0/24", "198.18.0.2", 4, 0),  // static
+				via("10.6.4.0/24", "198.18.0.2", 3, 0),  // outside
+				{Dst: prefix("10.5.6.0/24"), Gateway: netip.MustParseAddr("10.5.54.9"), Link: docker0, Protocol: 3},
+				{Dst: prefix("10.5.7.0/24"), Blackhole: true, Protocol: 3},
+			},
+			ops: []string{put4, put6},
+		},
+		"a foreign route in the way": {
+			there: []kernel.Route{via("10.5.3.0/24", "198.18.0.77", 3, 0)}, ops: []string{put6},
+			err: "peer 10.5.3.0/24,fd05:0:0:3::/64 at 198.18.0.2: foreign route 10.5.3.0/24 via 198.18.0.77 dev eth0 proto 3 " +
+				"is in the way: remove it, or renumber one of the two",
+		},
+		"a foreign route that would win": {
+			there: []kernel.Route{via("fd05:0:0:3::/64", "fd00:198:18::77", 4, 512)}, ops: []string{put4},
+			err: "peer 10.5.3.0/24,fd05:0:0:3::/64 at fd00:198:18::2: foreign route fd05:0:0:3::/64 via fd00:198:18::77 dev eth0 proto 4 metric 512 " +
+				"is in the way: remove it, or renumber one of the two",
+		},
+		"a foreign route that loses": {
+			there: []kernel.Route{via("10.5.3.0/24", "198.18.0.77", 3, 100), via("fd05:0:0:3::/64", "fd00:198:18::77", 4, 2000)},
+			ops:   []string{put4, put6},
+		},
+		"a bridge on the peer's subnet": {
+			addrs: []kernel.Addr{{Link: docker0, Prefix: prefix("10.5.3.1/24")}}, ops: []string{put6},
+			err: "peer 10.5.3.0/24,fd05:0:0:3::/64 at 198.18.0.2: foreign address 10.5.3.1/24 of docker0 " +
+				"is in the way: remove it, or renumber one of the two",
+		},
+		"an address of our device is in nobody's way": {
+			addrs: []kernel.Addr{{Link: docker0, Prefix: prefix("10.5.3.1/24")}},
+			plan:  func(p *backend.RoutePlan) { p.Devices = []int{docker0} }, ops: []string{put4, put6},
+		},
+		"a family without its device keeps its routes": {
+			there: []kernel.Route{via("10.5.4.0/24", "198.18.0.2", kernel.Protocol, 0), via("fd05:0:0:4::/64", "fd00:198:18::2", kernel.Protocol, 0)},
+			plan:  func(p *backend.RoutePlan) { p.Keep[subnet.IPv6] = true },
+			ops:   []string{put4, put6, "delete route 10.5.4.0/24 via 198.18.0.2 dev eth0"},
+		},
+		"blackhole": {
+			plan: func(p *backend.RoutePlan) { p.Blackhole = true },
+			ops:  []string{put4, put6, "put route blackhole 10.5.54.0/24 metric 1048576"},
+		},
+		"flannel's blackhole would win over the bridge": {
+			there: []kernel.Route{{Dst: prefix("10.5.54.0/24"), Blackhole: true, Protocol: 3}},
+			plan:  func(p *backend.RoutePlan) { p.Blackhole = true },
+			ops:   []string{put4, put6, "put route blackhole 10.5.54.0/24 metric 1048576", "delete route blackhole 10.5.54.0/24 proto 3"},
+		},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			r := newRouter(t)
+			if err := r.Addrs(docker0).Put(t.Context(), tc.addrs); err != nil {
+				t.Fatal(err)
+			}
+			r.put(t, tc.there...)
+			plan := r.plan()
+			if tc.plan != nil {
+				tc.plan(&plan)
+			}
+			text, ops, err := r.apply(t.Context(), plan)
+			if diff := cmp.Diff(tc.err, text); diff != "" {
+				t.Errorf("error (-want +got)\n%s", diff)
+			}
+			var occupied *backend.OccupiedError
+			if tc.err != "" && !errors.As(err, &occupied) {
+				t.Errorf("error %v is no OccupiedError", err)
+			}
+			if diff := cmp.Diff(tc.ops, ops); diff != "" {
+				t.Errorf("operations (-want +got)\n%s", diff)
+			}
+			if _, ops, _ = r.apply(t.Context(), plan); len(ops) > 0 {
+				t.Errorf("second time: %q", ops)
+			}
+		})
+	}
+}
+
+// A foreign route is reported when it comes, not with every Apply.
+func TestForeignRouteIsReportedOnce(t *testing.T) {
+	r := newRouter(t)
+	foreign := via("10.5.4.0/24", "198.18.0.77", 4, 0)
+	r.put(t, foreign)
+	for range 3 {
+		r.apply(t.Context(), r.plan())
+	}
+	const said = "foreign routes inside the network are left alone"
+	if n := strings.Count(r.log.String(), said); n != 1 {
+		t.Errorf("reported %d times, want 1\n%s", n, r.log.String())
+	}
+	if err := r.Routes().Delete(t.Context(), []kernel.Route{foreign}); err != nil {
+		t.Fatal(err)
+	}
+	r.apply(t.Context(), r.plan())
+	r.put(t, foreign)
+	r.apply(t.Context(), r.plan())
+	if n := strings.Count(r.log.String(), said); n != 2 {
+		t.Errorf("reported %d times after it came back, want 2\n%s", n, r.log.String())
+	}
+}
+
+// What could not be read is not what is not there.
+func TestRouterDoesNothingBlindly(t *testing.T) {
+	for _, kind := range []string{"route", "addr"} {
+		t.Run(kind, func(t *testing.T) {
+			r := newRouter(t)
+			r.put(t, via("10.5.4.0/24", "198.18.0.9", kernel.Protocol, 0))
+			r.OnOp(kerneltest.FailNth(1, syscall.ENOBUFS, func(o kerneltest.Op) bool { return o.Verb == "list" && o.Kind == kind }))
+			_, ops, err := r.apply(t.Context(), r.plan())
+			if !errors.Is(err, syscall.ENOBUFS) || len(ops) > 0 {
+				t.Errorf("error %v, operations %q, want ENOBUFS and none", err, ops)
+			}
+		})
+	}
+}
+
+func TestSweepTakesOnlyOurs(t *testing.T) {
+	r := newRouter(t)
+	r.put(t, via("10.5.3.0/24", "198.18.0.2", kernel.Protocol, 0), via("10.5.4.0/24", "198.18.0.2", 3, 0),
+		kernel.Route{Dst: prefix("10.5.54.0/24"), Blackhole: true, Metric: 1 << 20, Protocol: kernel.Protocol})
+	if _, err := r.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	left, err := r.Routes().List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"10.5.4.0/24 via 198.18.0.2 dev if2 proto 3"}, []string{left[0].String()}); diff != "" || len(left) != 1 {
+		t.Errorf("left (-want +got), %d routes\n%s", len(left), diff)
+	}
+}
+
+func TestBlame(t *testing.T) {
+	r := newRouter(t)
+	known := &reconcile.EntryError{Op: "put", Entry: "10.5.3.0/24", Value: via("10.5.3.0/24", "198.18.0.2", 158, 0), Err: syscall.EINVAL}
+	unknown := &reconcile.EntryError{Op: "put", Entry: "10.5.4.0/24", Value: via("10.5.4.0/24", "198.18.0.2", 158, 0), Err: syscall.EPERM}
+	list := errors.New("list fdb entry: interrupted")
+	in := errors.Join(list, errors.Join(known, unknown))
+	err := backend.Blame(in, backend.PeerOf(r.plan().Routes))
+	want := "list fdb entry: interrupted\n" +
+		"peer 10.5.3.0/24,fd05:0:0:3::/64 at 198.18.0.2: put 10.5.3.0/24: invalid argument\n" +
+		"put 10.5.4.0/24: operation not permitted"
+	if err.Error() != want {
+		t.Errorf("Blame()\n got %s\nwant %s", err, want)
+	}
+	var pe *backend.PeerError
+	if !errors.As(err, &pe) || !errors.Is(err, list) || !errors.Is(pe, syscall.EINVAL) {
+		t.Errorf("Blame() lost an error: %v", err)
+	}
+	if err := backend.Blame(nil, backend.PeerOf(nil)); err != nil {
+		t.Errorf("Blame(nil) = %v", err)
+	}
+}

@@ -1,0 +1,708 @@
+package vxlan_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
+	"github.com/flanneld-go/flanneld-go/backend/reconcile"
+	"github.com/flanneld-go/flanneld-go/backend/vxlan"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+const (
+	v4only = `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"%s}}`
+	dual   = `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd05::/48","Backend":{"Type":"vxlan"%s}}`
+	node   = subnet.NodeID("h1")
+	ownMAC = "5e:97:14:07:72:e5" // of h1, VNI 1, IPv4
+)
+
+// host is one host on a fake kernel: eth0 with 198.18.0.1/24 and
+// fd00:198:18::1/64.
+type host struct {
+	*kerneltest.Fake
+	t      *testing.T
+	config *subnet.Config
+	params backend.Params
+	be     backend.Backend
+	result reconcile.Result
+	log    bytes.Buffer
+}
+
+// newHost makes a host; options are more members of the Backend object.
+func newHost(t *testing.T, config, options string) *host {
+	t.Helper()
+	h := &host{Fake: kerneltest.New(), t: t}
+	eth0 := h.Plug(kernel.Link{Name: "eth0", MTU: 1500},
+		netip.MustParsePrefix("198.18.0.1/24"), netip.MustParsePrefix("fd00:198:18::1/64"))
+	var err error
+	if h.config, err = subnet.ParseConfig(fmt.Sprintf(config, options)); err != nil {
+		t.Fatal(err)
+	}
+	own := subnet.ByFamily[netip.Addr]{netip.MustParseAddr("198.18.0.1"), netip.MustParseAddr("fd00:198:18::1")}
+	h.params = backend.Params{
+		Config: h.config, Node: node, Kernel: h.Fake,
+		Uplink: backend.Uplink{
+			Link: eth0, Addr: own, Public: own,
+			Segments: []netip.Prefix{netip.MustParsePrefix("198.18.0.0/24"), netip.MustParsePrefix("fd00:198:18::/64")},
+		},
+		Log:     slog.New(slog.NewTextHandler(&h.log, &slog.HandlerOptions{ReplaceAttr: dropTime})),
+		Observe: func(r reconcile.Result) { h.result = r },
+	}
+	h.restart()
+	return h
+}
+
+func dropTime(_ []string, a slog.Attr) slog.Attr {
+	if a.Key == slog.TimeKey {
+		return slog.Attr{}
+	}
+	return a
+}
+
+// restart is a new process on the same kernel.
+func (h *host) restart() {
+	h.t.Helper()
+	be, err := vxlan.New(h.params)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.be = be
+}
+
+// lease makes one: subnet, public address and MAC per family; "" leaves out.
+func lease(key, public4, mac4, public6, mac6 string) subnet.Lease {
+	s, err := subnet.ParseSubnet(key)
+	if err != nil {
+		panic(err)
+	}
+	l := subnet.Lease{Subnet: s, Attrs: subnet.Attrs{BackendType: "vxlan"}}
+	for f, half := range [][2]string{{public4, mac4}, {public6, mac6}} {
+		if half[0] != "" {
+			l.Attrs.PublicIP[f] = netip.MustParseAddr(half[0])
+			l.Attrs.BackendData[f] = subnet.RawJSON(fmt.Sprintf(`{"VNI":1,"VtepMAC":%q}`, half[1]))
+		}
+	}
+	return l
+}
+
+// desired is what a host with the given subnet and peers should be in.
+func (h *host) desired(own string, peers ...subnet.Lease) backend.Desired {
+	return backend.Desired{Config: h.config, Own: lease(own, "198.18.0.1", ownMAC, "", ""), Peers: peers}
+}
+
+// apply must succeed.
+func (h *host) apply(d backend.Desired) {
+	h.t.Helper()
+	if err := h.be.Apply(h.t.Context(), d); err != nil {
+		h.t.Fatalf("Apply: %v", err)
+	}
+}
+
+// state prints all that the overlay has in a kernel, in iproute2's notation.
+func state(t testing.TB, k kernel.Host) string {
+	t.Helper()
+	ctx := context.Background()
+	links, err := k.Links(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Index] = l.Name
+	}
+	slices.SortFunc(links, func(a, b kernel.Link) int { return strings.Compare(a.Name, b.Name) })
+	var out []string
+	for _, l := range links {
+		if l.Type != "vxlan" {
+			continue
+		}
+		out = append(out, fmt.Sprintf("link %s mtu %d lladdr %s up %t alias %q vxlan id %d local %s dev %s dstport %d learning %t gbp %t", l.Name,
+			l.MTU, l.MAC, l.Up, l.Alias, l.VXLAN.VNI, l.VXLAN.Local, names[l.VXLAN.Uplink], l.VXLAN.Port, l.VXLAN.Learning, l.VXLAN.GBP))
+		out = append(out, rows(t, "addr", k.Addrs(l.Index), func(a kernel.Addr) string { return a.Notation(l.Name) })...)
+		out = append(out, rows(t, "fdb", k.FDB(l.Index), func(e kernel.FDB) string { return e.Notation(l.Name) })...)
+		out = append(out, rows(t, "neigh", k.Neighbours(l.Index), func(n kernel.Neighbour) string { return n.Notation(l.Name) })...)
+	}
+	out = append(out, rows(t, "route", k.Routes(), func(r kernel.Route) string { return r.Notation(names[r.Link]) })...)
+	return strings.Join(out, "\n")
+}
+
+func rows[E any](t testing.TB, kind string, table reconcile.Table[E], print func(E) string) []string {
+	t.Helper()
+	entries, err := table.List(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, e := range entries {
+		out = append(out, kind+" "+print(e))
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (h *host) expect(want string) {
+	h.t.Helper()
+	want = strings.TrimSpace(strings.ReplaceAll(want, "\t", ""))
+	if diff := lines(want, state(h.t, h)); diff != "" {
+		h.t.Errorf("state (-want +got)\n%s", diff)
+	}
+}
+
+// lines is a diff by lines.
+func lines(want, got string) string {
+	return cmp.Diff(strings.Split(want, "\n"), strings.Split(got, "\n"))
+}
+
+func (h *host) expectOps(want ...string) {
+	h.t.Helper()
+	var got []string
+	for _, o := range h.Ops() {
+		got = append(got, o.String())
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		h.t.Errorf("operations (-want +got)\n%s", diff)
+	}
+	h.ResetOps()
+}
+
+var (
+	peer3 = lease("10.5.3.0-24", "198.18.0.2", "5e:ca:ce:aa:6f:af", "", "")
+	peer9 = lease("10.5.9.0-24", "203.0.113.9", "5e:ca:ce:aa:6f:09", "", "")
+)
+
+// captures/vxlan.txt, host 1, but for the MAC and the alias.
+func TestApplyLikeFlannel(t *testing.T) {
+	h := newHost(t, v4only, "")
+	h.apply(h.desired("10.5.54.0-24", peer3))
+	h.expect(`
+		link flannel.1 mtu 1450 lladdr 5e:97:14:07:72:e5 up true alias "flanneld-go" vxlan id 1 local 198.18.0.1 dev eth0 dstport 8472 learning false gbp false
+		addr 10.5.54.0/32 dev flannel.1
+		fdb 5e:ca:ce:aa:6f:af dev flannel.1 dst 198.18.0.2
+		neigh 10.5.3.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:af
+		route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink
+	`)
+	if h.be.MTU() != 1450 {
+		t.Errorf("MTU() = %d, want 1450", h.be.MTU())
+	}
+	want := backend.Tunnel{Devices: []string{"flannel.1"}, Port: 8472}
+	if diff := cmp.Diff(want, h.be.Tunnel()); diff != "" {
+		t.Errorf("Tunnel() (-want +got)\n%s", diff)
+	}
+	attrs, err := h.be.Attrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantAttrs := subnet.Attrs{
+		PublicIP: subnet.ByFamily[netip.Addr]{netip.MustParseAddr("198.18.0.1")}, BackendType: "vxlan",
+		BackendData: subnet.ByFamily[subnet.RawJSON]{`{"VNI":1,"VtepMAC":"5e:97:14:07:72:e5"}`},
+	}
+	if attrs != wantAttrs {
+		t.Errorf("Attrs() = %+v, want %+v", attrs, wantAttrs)
+	}
+}
+
+// captures/vxlan-dual.txt, host 1.
+func TestApplyDualStack(t *testing.T) {
+	h := newHost(t, dual, "")
+	h.DefineSysctl("net/ipv6/conf/flannel-v6.1/accept_ra", "1")
+	h.apply(h.desired("10.5.6.0-24&fd05:0:0:30::-64",
+		lease("10.5.35.0-24&fd05:0:0:52::-64", "198.18.0.2", "ee:27:87:43:1f:08", "fd00:198:18::2", "e2:fb:49:af:e6:a8")))
+	h.expect(`
+		link flannel-v6.1 mtu 1430 lladdr e6:00:76:c0:98:86 up true alias "flanneld-go" vxlan id 1 local fd00:198:18::1 dev eth0 dstport 8472 learning false gbp false
+		addr fd05:0:0:30::/128 dev flannel-v6.1
+		fdb e2:fb:49:af:e6:a8 dev flannel-v6.1 dst fd00:198:18::2
+		neigh fd05:0:0:52:: dev flannel-v6.1 lladdr e2:fb:49:af:e6:a8
+		link flannel.1 mtu 1450 lladdr 5e:97:14:07:72:e5 up true alias "flanneld-go" vxlan id 1 local 198.18.0.1 dev eth0 dstport 8472 learning false gbp false
+		addr 10.5.6.0/32 dev flannel.1
+		fdb ee:27:87:43:1f:08 dev flannel.1 dst 198.18.0.2
+		neigh 10.5.35.0 dev flannel.1 lladdr ee:27:87:43:1f:08
+		route 10.5.35.0/24 via 10.5.35.0 dev flannel.1 onlink
+		route fd05:0:0:52::/64 via fd05:0:0:52:: dev flannel-v6.1 onlink
+	`)
+	if h.be.MTU() != 1430 {
+		t.Errorf("MTU() = %d, want the smaller one, 1430", h.be.MTU())
+	}
+	if v, err := h.Sysctl("net/ipv6/conf/flannel-v6.1/accept_ra"); err != nil || v != "0" {
+		t.Errorf("accept_ra = %q, %v, want 0", v, err)
+	}
+}
+
+func TestApplyOrder(t *testing.T) {
+	h := newHost(t, v4only, "")
+	h.apply(h.desired("10.5.54.0-24", peer3))
+	h.expectOps("add link flannel.1", "set link flannel.1", "put addr 10.5.54.0/32 dev flannel.1",
+		"put fdb 5e:ca:ce:aa:6f:af dev flannel.1 dst 198.18.0.2", "put neighbour 10.5.3.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:af",
+		"put route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink")
+	if want := (reconcile.Result{Put: 6}); h.result != want {
+		t.Errorf("observed %+v, want %+v", h.result, want)
+	}
+
+	h.apply(h.desired("10.5.54.0-24", peer3))
+	h.expectOps()
+	if want := (reconcile.Result{}); h.result != want {
+		t.Errorf("second Apply: observed %+v, want %+v", h.result, want)
+	}
+
+	moved := peer3
+	moved.Attrs.PublicIP[subnet.IPv4] = netip.MustParseAddr("198.18.0.3")
+	h.apply(h.desired("10.5.54.0-24", moved))
+	h.expectOps("put fdb 5e:ca:ce:aa:6f:af dev flannel.1 dst 198.18.0.3")
+
+	reborn := lease("10.5.3.0-24", "198.18.0.3", "5e:ca:ce:aa:6f:b0", "", "")
+	h.apply(h.desired("10.5.54.0-24", reborn))
+	h.expectOps("put fdb 5e:ca:ce:aa:6f:b0 dev flannel.1 dst 198.18.0.3", "put neighbour 10.5.3.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:b0",
+		"delete fdb 5e:ca:ce:aa:6f:af dev flannel.1 dst 198.18.0.3")
+
+	h.apply(h.desired("10.5.54.0-24"))
+	h.expectOps("delete route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink", "delete neighbour 10.5.3.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:b0",
+		"delete fdb 5e:ca:ce:aa:6f:b0 dev flannel.1 dst 198.18.0.3")
+
+	h.apply(h.desired("10.5.55.0-24"))
+	h.expectOps("put addr 10.5.55.0/32 dev flannel.1", "delete addr 10.5.54.0/32 dev flannel.1")
+}
+
+func TestAddressesOfOthersStay(t *testing.T) {
+	h := newHost(t, v4only, "")
+	h.apply(h.desired("10.5.54.0-24"))
+	dev, err := h.LinkByName(t.Context(), "flannel.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{"10.5.54.9/32", "10.6.1.0/32", "10.5.8.0/24"} {
+		if err := h.Addrs(dev.Index).Put(t.Context(), []kernel.Addr{{Link: dev.Index, Prefix: netip.MustParsePrefix(p)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.ResetOps()
+	h.apply(h.desired("10.5.54.0-24"))
+	h.expectOps()
+}
+
+// captures/vxlan-direct.txt.
+func TestDirectRouting(t *testing.T) {
+	h := newHost(t, v4only, `,"DirectRouting":true`)
+	h.apply(h.desired("10.5.54.0-24", peer3, peer9))
+	h.expect(`
+		link flannel.1 mtu 1450 lladdr 5e:97:14:07:72:e5 up true alias "flanneld-go" vxlan id 1 local 198.18.0.1 dev eth0 dstport 8472 learning false gbp false
+		addr 10.5.54.0/32 dev flannel.1
+		fdb 5e:ca:ce:aa:6f:09 dev flannel.1 dst 203.0.113.9
+		neigh 10.5.9.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:09
+		route 10.5.3.0/24 via 198.18.0.2 dev eth0
+		route 10.5.9.0/24 via 10.5.9.0 dev flannel.1 onlink
+	`)
+	if !h.be.Tunnel().Direct {
+		t.Error("Tunnel() says nothing of direct routes")
+	}
+	h.ResetOps()
+	away := peer3
+	away.Attrs.PublicIP[subnet.IPv4] = netip.MustParseAddr("203.0.113.3")
+	h.apply(h.desired("10.5.54.0-24", away, peer9))
+	h.expectOps("put fdb 5e:ca:ce:aa:6f:af dev flannel.1 dst 203.0.113.3", "put neighbour 10.5.3.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:af",
+		"put route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink")
+	h.apply(h.desired("10.5.54.0-24", peer3, peer9))
+	h.expectOps("put route 10.5.3.0/24 via 198.18.0.2 dev eth0",
+		"delete neighbour 10.5.3.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:af", "delete fdb 5e:ca:ce:aa:6f:af dev flannel.1 dst 203.0.113.3")
+}
+
+// flannel leaves a host as captures/vxlan.txt shows it.
+func (h *host) flannel(change func(*kernel.Link), routes ...kernel.Route) kernel.Link {
+	h.t.Helper()
+	ctx := h.t.Context()
+	l := kernel.Link{
+		Name: "flannel.1", Type: "vxlan", MTU: 1450, MAC: kernel.MAC{0x72, 0x55, 0x3f, 0x43, 0x61, 0x6b},
+		VXLAN: kernel.VXLAN{VNI: 1, Port: 8472, Local: netip.MustParseAddr("198.18.0.1"), Uplink: h.params.Uplink.Link.Index},
+	}
+	if change != nil {
+		change(&l)
+	}
+	l, err := h.AddLink(ctx, l)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	up := true
+	mac := kernel.MAC{0x5e, 0xca, 0xce, 0xaa, 0x6f, 0xaf}
+	dst := netip.MustParseAddr("10.5.3.0")
+	err = errors.Join(
+		h.SetLink(ctx, l.Index, kernel.LinkChange{Up: &up}),
+		h.Addrs(l.Index).Put(ctx, []kernel.Addr{{Link: l.Index, Prefix: netip.MustParsePrefix("10.5.54.0/32")}}),
+		h.FDB(l.Index).Put(ctx, []kernel.FDB{{Link: l.Index, MAC: mac, Dst: netip.MustParseAddr("198.18.0.2")}}),
+		h.Neighbours(l.Index).Put(ctx, []kernel.Neighbour{{Link: l.Index, Addr: dst, MAC: mac}}),
+		h.Routes().Put(ctx, []kernel.Route{{Dst: netip.MustParsePrefix("10.5.3.0/24"), Gateway: dst, Link: l.Index, OnLink: true, Protocol: 3}}),
+		h.Routes().Put(ctx, routes),
+	)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.ResetOps()
+	return l
+}
+
+func TestFlannelsDeviceIsAdopted(t *testing.T) {
+	h := newHost(t, v4only, "")
+	dev := h.flannel(nil)
+	attrs, err := h.be.Attrs()
+	if want := subnet.RawJSON(`{"VNI":1,"VtepMAC":"72:55:3f:43:61:6b"}`); err != nil || attrs.BackendData[subnet.IPv4] != want {
+		t.Errorf("Attrs() = %s, %v, want %s", attrs.BackendData[subnet.IPv4], err, want)
+	}
+	h.expectOps() // Attrs touches nothing
+	h.apply(h.desired("10.5.54.0-24", peer3))
+	h.expectOps("set link flannel.1", "put route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink")
+	adopted, err := h.LinkByName(t.Context(), "flannel.1")
+	if err != nil || adopted.Index != dev.Index || adopted.MAC != dev.MAC || adopted.Alias != kernel.Alias {
+		t.Errorf("adopted device %+v, %v", adopted, err)
+	}
+	// A peer that left while nobody looked: its entries are on our device.
+	h.restart()
+	h.apply(h.desired("10.5.54.0-24"))
+	h.expectOps("delete route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink", "delete neighbour 10.5.3.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:af",
+		"delete fdb 5e:ca:ce:aa:6f:af dev flannel.1 dst 198.18.0.2")
+}
+
+// With DirectRouting flannel leaves plain routes too. They are proven by a
+// listed peer's address.
+func TestFlannelsDirectRoutesAreAdopted(t *testing.T) {
+	h := newHost(t, v4only, `,"DirectRouting":true`)
+	plain := func(dst, via string, proto int) kernel.Route {
+		return kernel.Route{
+			Dst: netip.MustParsePrefix(dst), Gateway: netip.MustParseAddr(via), Link: h.params.Uplink.Link.Index, Protocol: proto,
+		}
+	}
+	h.flannel(nil, plain("10.5.7.0/24", "198.18.0.7", 3), plain("10.5.8.0/24", "198.18.0.7", 3),
+		plain("10.5.200.0/24", "198.18.0.99", 3), plain("10.5.201.0/24", "198.18.0.7", 186), plain("10.6.0.0/24", "198.18.0.7", 3))
+	h.apply(h.desired("10.5.54.0-24", lease("10.5.7.0-24", "198.18.0.7", "5e:ca:ce:aa:6f:07", "", "")))
+	h.expectOps("set link flannel.1", "put route 10.5.7.0/24 via 198.18.0.7 dev eth0",
+		"delete route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 proto 3 onlink", "delete route 10.5.8.0/24 via 198.18.0.7 dev eth0 proto 3",
+		"delete neighbour 10.5.3.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:af", "delete fdb 5e:ca:ce:aa:6f:af dev flannel.1 dst 198.18.0.2")
+	want := `level=WARN msg="foreign routes inside the network are left alone" ` +
+		`routes="10.5.200.0/24 via 198.18.0.99 dev eth0 proto 3; 10.5.201.0/24 via 198.18.0.7 dev eth0 proto 186"`
+	if n := strings.Count(h.log.String(), want); n != 1 {
+		t.Errorf("foreign routes reported %d times, want once, as %s\ngot %s", n, want, h.log.String())
+	}
+	h.log.Reset()
+	h.apply(h.desired("10.5.54.0-24", lease("10.5.7.0-24", "198.18.0.7", "5e:ca:ce:aa:6f:07", "", "")))
+	if strings.Contains(h.log.String(), "foreign") {
+		t.Errorf("the same foreign routes are reported again: %s", h.log.String())
+	}
+}
+
+func TestIncompatibleDeviceIsMadeAnew(t *testing.T) {
+	changes := map[string]func(*kernel.Link){
+		"port 4789 instead of 8472":                      func(l *kernel.Link) { l.VXLAN.Port = 4789 },
+		"vni 2 instead of 1":                             func(l *kernel.Link) { l.VXLAN.VNI = 2 },
+		"local address 198.18.0.8 instead of 198.18.0.1": func(l *kernel.Link) { l.VXLAN.Local = netip.MustParseAddr("198.18.0.8") },
+		"uplink index 1 instead of 2":                    func(l *kernel.Link) { l.VXLAN.Uplink = 1 },
+		"learning true instead of false":                 func(l *kernel.Link) { l.VXLAN.Learning = true },
+		"gbp true instead of false":                      func(l *kernel.Link) { l.VXLAN.GBP = true },
+	}
+	for reason, change := range changes {
+		t.Run(reason, func(t *testing.T) {
+			h := newHost(t, v4only, "")
+			h.flannel(change)
+			h.apply(h.desired("10.5.54.0-24", peer3))
+			h.expect(`
+		link flannel.1 mtu 1450 lladdr 72:55:3f:43:61:6b up true alias "flanneld-go" vxlan id 1 local 198.18.0.1 dev eth0 dstport 8472 learning false gbp false
+		addr 10.5.54.0/32 dev flannel.1
+		fdb 5e:ca:ce:aa:6f:af dev flannel.1 dst 198.18.0.2
+		neigh 10.5.3.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:af
+		route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink
+	`)
+			want := `level=WARN msg="device is made anew, packets are lost until its entries are back" device=flannel.1 reason="` + reason + `"`
+			if !strings.Contains(h.log.String(), want) {
+				t.Errorf("log lacks %s\n%s", want, h.log.String())
+			}
+		})
+	}
+}
+
+func TestForeignDeviceIsRefused(t *testing.T) {
+	tests := map[string]struct {
+		link kernel.Link
+		want string
+	}{
+		"another type": {
+			kernel.Link{Name: "flannel.1", Type: "bridge", MTU: 1500},
+			`device is not ours: flannel.1 exists with type "bridge" and alias ""; remove it (ip link delete flannel.1) or choose another VNI`,
+		},
+		"another's alias": {
+			kernel.Link{Name: "flannel.1", Type: "vxlan", Alias: "mine", VXLAN: kernel.VXLAN{VNI: 1}},
+			`device is not ours: flannel.1 exists with type "vxlan" and alias "mine"; remove it (ip link delete flannel.1) or choose another VNI`,
+		},
+		"our tunnel under another name": {
+			kernel.Link{Name: "vx0", Type: "vxlan", VXLAN: kernel.VXLAN{VNI: 1, Port: 8472}},
+			"device is not ours: vx0 holds VNI 1 on UDP port 8472; remove it (ip link delete vx0) or choose another VNI or Port",
+		},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, v4only, `,"DirectRouting":true`)
+			if _, err := h.AddLink(t.Context(), tc.link); err != nil {
+				t.Fatal(err)
+			}
+			// A route that a working device once had must survive.
+			left := kernel.Route{Dst: netip.MustParsePrefix("10.5.99.0/24"), Gateway: netip.MustParseAddr("198.18.0.9"), Link: 2}
+			if err := h.Routes().Put(t.Context(), []kernel.Route{left}); err != nil {
+				t.Fatal(err)
+			}
+			h.ResetOps()
+			err := h.be.Apply(t.Context(), h.desired("10.5.54.0-24", peer3, peer9))
+			if !errors.Is(err, vxlan.ErrForeignDevice) || err.Error() != tc.want {
+				t.Errorf("Apply error\n got %v\nwant %s", err, tc.want)
+			}
+			h.expectOps("put route 10.5.3.0/24 via 198.18.0.2 dev eth0") // needs no tunnel
+			if want := (reconcile.Result{Put: 1, Failed: 1}); h.result != want {
+				t.Errorf("observed %+v, want %+v", h.result, want)
+			}
+		})
+	}
+}
+
+// Our own device that somebody renamed is ours all the same.
+func TestRenamedDeviceIsReplaced(t *testing.T) {
+	h := newHost(t, v4only, "")
+	if _, err := h.AddLink(t.Context(), kernel.Link{Name: "vx0", Type: "vxlan", Alias: kernel.Alias, VXLAN: kernel.VXLAN{VNI: 1, Port: 8472}}); err != nil {
+		t.Fatal(err)
+	}
+	h.apply(h.desired("10.5.54.0-24"))
+	h.expect(`
+		link flannel.1 mtu 1450 lladdr 5e:97:14:07:72:e5 up true alias "flanneld-go" vxlan id 1 local 198.18.0.1 dev eth0 dstport 8472 learning false gbp false
+		addr 10.5.54.0/32 dev flannel.1
+	`)
+}
+
+func TestPeersThatCannotBeReached(t *testing.T) {
+	change := func(f func(*subnet.Lease)) subnet.Lease {
+		l := lease("10.5.7.0-24", "198.18.0.7", "5e:ca:ce:aa:6f:07", "", "")
+		f(&l)
+		return l
+	}
+	tests := map[string]struct {
+		peer subnet.Lease
+		want string
+		is   error
+	}{
+		"another backend": {
+			change(func(l *subnet.Lease) { l.Attrs.BackendType = "host-gw" }),
+			`peer 10.5.7.0/24 at 198.18.0.7: its backend is another: "host-gw", not "vxlan"`, backend.ErrOtherBackend,
+		},
+		"udp": {
+			change(func(l *subnet.Lease) { l.Attrs.BackendType = "" }),
+			`peer 10.5.7.0/24 at 198.18.0.7: its backend is another: "", not "vxlan"`, backend.ErrOtherBackend,
+		},
+		"another VNI": {
+			change(func(l *subnet.Lease) { l.Attrs.BackendData[0] = `{"VNI":2,"VtepMAC":"5e:ca:ce:aa:6f:07"}` }),
+			"peer 10.5.7.0/24 at 198.18.0.7: its VNI is another: 2, not 1", vxlan.ErrOtherVNI,
+		},
+		"unreadable": {
+			change(func(l *subnet.Lease) { l.Attrs.BackendData[0] = `[]` }),
+			"peer 10.5.7.0/24 at 198.18.0.7: read backend data: json: cannot unmarshal array into Go value of type vxlan.vtep", nil,
+		},
+		"no address": {
+			change(func(l *subnet.Lease) { l.Attrs.PublicIP[0] = netip.Addr{} }),
+			"peer 10.5.7.0/24: it has no public IPv4 address", nil,
+		},
+		"our address": {
+			change(func(l *subnet.Lease) { l.Attrs.PublicIP[0] = netip.MustParseAddr("198.18.0.1") }),
+			"peer 10.5.7.0/24 at 198.18.0.1: its public address 198.18.0.1 is this host's own", nil,
+		},
+		"loopback": {
+			change(func(l *subnet.Lease) { l.Attrs.PublicIP[0] = netip.MustParseAddr("127.0.0.1") }),
+			"peer 10.5.7.0/24 at 127.0.0.1: its public address 127.0.0.1 is no host's", nil,
+		},
+		"our MAC": {
+			change(func(l *subnet.Lease) { l.Attrs.BackendData[0] = `{"VNI":1,"VtepMAC":"` + ownMAC + `"}` }),
+			"peer 10.5.7.0/24 at 198.18.0.7: its VtepMAC 5e:97:14:07:72:e5 is this host's own", nil,
+		},
+		"another peer's MAC": {
+			change(func(l *subnet.Lease) { l.Attrs.BackendData[0] = `{"VNI":1,"VtepMAC":"5e:ca:ce:aa:6f:af"}` }),
+			"peer 10.5.7.0/24 at 198.18.0.7: its VtepMAC 5e:ca:ce:aa:6f:af is also that of 10.5.3.0/24", nil,
+		},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, v4only, "")
+			err := h.be.Apply(t.Context(), h.desired("10.5.54.0-24", peer3, tc.peer, peer9))
+			var pe *backend.PeerError
+			if !errors.As(err, &pe) || err.Error() != tc.want || pe.Subnet != tc.peer.Subnet {
+				t.Errorf("Apply error\n got %v\nwant %s", err, tc.want)
+			}
+			if tc.is != nil && !errors.Is(err, tc.is) {
+				t.Errorf("Apply error %v is no %v", err, tc.is)
+			}
+			h.expect(`
+		link flannel.1 mtu 1450 lladdr 5e:97:14:07:72:e5 up true alias "flanneld-go" vxlan id 1 local 198.18.0.1 dev eth0 dstport 8472 learning false gbp false
+		addr 10.5.54.0/32 dev flannel.1
+		fdb 5e:ca:ce:aa:6f:09 dev flannel.1 dst 203.0.113.9
+		fdb 5e:ca:ce:aa:6f:af dev flannel.1 dst 198.18.0.2
+		neigh 10.5.3.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:af
+		neigh 10.5.9.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:09
+		route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink
+		route 10.5.9.0/24 via 10.5.9.0 dev flannel.1 onlink
+	`)
+		})
+	}
+}
+
+// What the kernel refuses is said of the peer, the others go on, and the next
+// Apply does the rest.
+func TestRefusedEntryIsItsPeers(t *testing.T) {
+	for _, kind := range []string{"fdb", "neighbour", "route"} {
+		t.Run(kind, func(t *testing.T) {
+			h := newHost(t, v4only, "")
+			h.OnOp(kerneltest.FailNth(1, syscall.ENOBUFS, func(o kerneltest.Op) bool { return o.Verb == "put" && o.Kind == kind }))
+			err := h.be.Apply(t.Context(), h.desired("10.5.54.0-24", peer3, peer9))
+			var pe *backend.PeerError
+			if !errors.As(err, &pe) || pe.Subnet != peer3.Subnet || !errors.Is(err, syscall.ENOBUFS) {
+				t.Errorf("Apply error %v, want one of peer %s", err, peer3.Subnet)
+			}
+			if want := (reconcile.Result{Put: 8, Failed: 1}); h.result != want {
+				t.Errorf("observed %+v, want %+v", h.result, want)
+			}
+			h.apply(h.desired("10.5.54.0-24", peer3, peer9))
+			if want := (reconcile.Result{Put: 1}); h.result != want {
+				t.Errorf("second Apply: observed %+v, want %+v", h.result, want)
+			}
+		})
+	}
+}
+
+func TestVNIChangeSweepsTheOldDevice(t *testing.T) {
+	h := newHost(t, v4only, "")
+	h.apply(h.desired("10.5.54.0-24", peer3))
+	var err error
+	if h.config, err = subnet.ParseConfig(fmt.Sprintf(v4only, `,"VNI":2`)); err != nil {
+		t.Fatal(err)
+	}
+	h.params.Config = h.config
+	h.restart()
+	h.ResetOps()
+	moved := peer3
+	moved.Attrs.BackendData[0] = `{"VNI":2,"VtepMAC":"5e:ca:ce:aa:6f:af"}`
+	h.apply(h.desired("10.5.54.0-24", moved))
+	h.expectOps("add link flannel.2", "set link flannel.2", "put addr 10.5.54.0/32 dev flannel.2",
+		"put fdb 5e:ca:ce:aa:6f:af dev flannel.2 dst 198.18.0.2", "put neighbour 10.5.3.0 dev flannel.2 lladdr 5e:ca:ce:aa:6f:af",
+		"put route 10.5.3.0/24 via 10.5.3.0 dev flannel.2 onlink", "delete link flannel.1")
+}
+
+func TestCleanup(t *testing.T) {
+	h := newHost(t, v4only, `,"DirectRouting":true`)
+	h.params.Blackhole = true
+	h.restart()
+	h.apply(h.desired("10.5.54.0-24", peer3, peer9))
+	foreign := kernel.Route{Dst: netip.MustParsePrefix("10.5.77.0/24"), Gateway: netip.MustParseAddr("198.18.0.9"), Link: 2, Protocol: 4}
+	if err := h.Routes().Put(t.Context(), []kernel.Route{foreign}); err != nil {
+		t.Fatal(err)
+	}
+	other, err := h.AddLink(t.Context(), kernel.Link{Name: "vx7", Type: "vxlan", VXLAN: kernel.VXLAN{VNI: 7}, MTU: 1400})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := h.be.Cleanup(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.expect(fmt.Sprintf(`
+		link vx7 mtu 1400 lladdr %s up false alias "" vxlan id 7 local invalid IP dev  dstport 8472 learning false gbp false
+		route 10.5.77.0/24 via 198.18.0.9 dev eth0 proto 4
+	`, other.MAC))
+}
+
+// flannel's own device under our name goes too, though we never ran.
+func TestCleanupOfFlannels(t *testing.T) {
+	h := newHost(t, v4only, "")
+	h.flannel(nil)
+	if err := h.be.Cleanup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.expect("")
+}
+
+func TestOptions(t *testing.T) {
+	tests := map[string]struct {
+		config, options string
+		mtu             int
+		want            string
+		log             string
+	}{
+		"MTU":             {config: v4only, options: `,"MTU":1400`, mtu: 1400},
+		"MTU 0":           {config: v4only, options: `,"MTU":0`, mtu: 1450},
+		"MTU over uplink": {config: v4only, options: `,"MTU":8950`, mtu: 1450, log: `msg="configured mtu is more than the uplink allows" device=flannel.1 configured=8950 mtu=1450`},
+		"unknown key":     {config: v4only, options: `,"Speed":1`, mtu: 1450, log: `msg="unknown config key is ignored" key=Backend.Speed`},
+		"VNI":             {config: v4only, options: `,"VNI":17000000`, want: "Backend.VNI: 17000000: must be between 1 and 16777215"},
+		"several at once": {
+			config: v4only, options: `,"VNI":0,"Port":65536,"MTU":"big","DirectRouting":1,"GBP":"on","Learning":{}`,
+			want: "Backend.VNI: 0: must be between 1 and 16777215\n" +
+				"Backend.Port: 65536: must be between 0 and 65535\n" +
+				"Backend.MTU: big: must be an integer without quotes\n" +
+				"Backend.DirectRouting: 1: must be true or false\n" +
+				"Backend.GBP: on: must be true or false\n" +
+				"Backend.Learning: {}: must be true or false",
+		},
+		"MTU too small": {config: v4only, options: `,"MTU":500`, want: "Backend.MTU: 500: must be 0 or at least 576 for IPv4"},
+		"MTU too small for IPv6": {
+			config: dual, options: `,"MTU":1200`, want: "Backend.MTU: 1200: must be 0 or at least 1280 for IPv6",
+		},
+		"MTU too large": {config: v4only, options: `,"MTU":65500`, want: "Backend.MTU: 65500: must be between 0 and 65485"},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, tc.config, "")
+			c, err := subnet.ParseConfig(fmt.Sprintf(tc.config, tc.options))
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.params.Config = c
+			be, err := vxlan.New(h.params)
+			if tc.want != "" {
+				if err == nil || err.Error() != tc.want {
+					t.Errorf("New error\n got %v\nwant %s", err, tc.want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if be.MTU() != tc.mtu {
+				t.Errorf("MTU() = %d, want %d", be.MTU(), tc.mtu)
+			}
+			if !strings.Contains(h.log.String(), tc.log) {
+				t.Errorf("log lacks %s\n%s", tc.log, h.log.String())
+			}
+		})
+	}
+}
+
+func TestUplinkThatWillNotDo(t *testing.T) {
+	h := newHost(t, dual, "")
+	h.params.Uplink.Addr[subnet.IPv6] = netip.Addr{}
+	if _, err := vxlan.New(h.params); err == nil || err.Error() != "uplink eth0 has no IPv6 address, which the IPv6 network needs" {
+		t.Errorf("New error %v", err)
+	}
+	h = newHost(t, v4only, "")
+	h.params.Uplink.Link.MTU = 600
+	if _, err := vxlan.New(h.params); err == nil || err.Error() != "uplink eth0 has MTU 600: IPv4 over VXLAN needs at least 626" {
+		t.Errorf("New error %v", err)
+	}
+}
+
+func TestGBPAndLearningReachTheDevice(t *testing.T) {
+	h := newHost(t, v4only, `,"GBP":true,"Learning":true`)
+	h.apply(h.desired("10.5.54.0-24"))
+	dev, err := h.LinkByName(t.Context(), "flannel.1")
+	if err != nil || !dev.VXLAN.GBP || !dev.VXLAN.Learning {
+		t.Errorf("device %+v, %v", dev, err)
+	}
+}
