@@ -78,7 +78,8 @@ func (f *Fake) checkLink(ctx context.Context, l kernel.Link) error {
 		return nil
 	}
 	for _, other := range f.links {
-		if other.Type == "vxlan" && other.VXLAN.VNI == l.VXLAN.VNI && other.VXLAN.Port == vxlanPort(l) {
+		if other.Type == "vxlan" && other.VXLAN.VNI == l.VXLAN.VNI && other.VXLAN.Port == vxlanPort(l) &&
+			other.VXLAN.Local.Is6() == l.VXLAN.Local.Is6() { // the outer families have sockets of their own
 			return fmt.Errorf("%w (vni %d is taken by %s)", syscall.EADDRINUSE, l.VXLAN.VNI, other.Name)
 		}
 	}
@@ -162,7 +163,11 @@ func (f *Fake) DeleteLink(ctx context.Context, index int) error {
 			return err
 		}
 		f.dropOnDown(index)
-		maps.DeleteFunc(f.addrs, func(a kernel.Addr, _ struct{}) bool { return a.Link == index })
+		for a := range f.addrs {
+			if a.Link == index {
+				f.removeAddr(a)
+			}
+		}
 		maps.DeleteFunc(f.fdb, func(k kernel.FDBKey, _ kernel.FDB) bool { return k.Link == index })
 		delete(f.links, index)
 		f.emit(kernel.TopicLink, index)
