@@ -1,0 +1,26 @@
+// Package systemd talks to systemd: the daemon's own state to the service
+// manager that started it, and questions and requests about other units over
+// D-Bus. Beside it stand the files that `make install` gives to systemd.
+//
+//	             READY=1 STATUS=.. WATCHDOG=1
+//	Notifier ----------- datagrams ------------> NOTIFY_SOCKET
+//	                                                  |
+//	UnitActive, RestartUnit --- D-Bus ---------> systemd
+//	                                                  |
+//	flanneld-go.service, docker.service.d/, *.link, *.network, tmpfiles
+//
+// # Contract
+//
+//   - Without NOTIFY_SOCKET every method of [Notifier] does nothing and
+//     succeeds, so that a daemon started by hand needs no second path.
+//   - [UnitActive] and [RestartUnit] connect for each call and keep nothing
+//     open: the daemon asks once a lease, and a restarted bus must not matter.
+//   - docker.service is ordered after flanneld-go.service. A job for Docker
+//     waits until we are ready, so RestartUnit of it must come after
+//     [Notifier.Ready]; before, the two would wait for each other.
+//   - Only constants of systemd's own protocol are here; what a status says and
+//     when Docker is restarted is the daemon's.
+//
+// The descriptor store (#5) will be one more method of Notifier: go-systemd
+// cannot send descriptors.
+package systemd
