@@ -73,9 +73,10 @@ func Parse(fs *pflag.FlagSet, args []string, env Env) error {
 			if !ok || value == "" {
 				continue
 			}
-			if err := fs.Set(f.Name, value); err != nil {
+			if err := f.Value.Set(value); err != nil {
 				errs = append(errs, fmt.Errorf("%s: %q: %w", name, value, err))
 			}
+			f.Changed = true
 			return
 		}
 	})

@@ -11,15 +11,18 @@
 package statedir
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/google/renameio/v2"
 
+	"github.com/flanneld-go/flanneld-go/backend/firewall"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -35,19 +38,42 @@ type Cache struct {
 	Peers    []subnet.Lease  `json:"peers"`
 }
 
+// World returns the cache in the form of a load.
+func (c Cache) World() subnet.World {
+	w := subnet.World{Identity: c.Identity, Revision: c.Revision, Config: c.Config, Leases: slices.Clone(c.Peers)}
+	if !c.Own.Subnet.IsZero() {
+		w.Leases = append(w.Leases, c.Own)
+	}
+	slices.SortFunc(w.Leases, func(a, b subnet.Lease) int { return cmp.Compare(a.Subnet.Key(), b.Subnet.Key()) })
+	return w
+}
+
+// Same reports whether c and other differ at most in their revisions.
+func (c Cache) Same(other Cache) bool {
+	return c.Identity == other.Identity && c.Config == other.Config && c.Own == other.Own && slices.Equal(c.Peers, other.Peers)
+}
+
 // Host is what was changed on this host.
 type Host struct {
 	// Backend is the Backend object last applied, and its type: another one
 	// means that the old one's state must be removed first.
 	BackendType string         `json:"backend_type"`
 	Backend     subnet.RawJSON `json:"backend,omitempty"`
-	// Sysctls are the values that sysctls had before we set them.
-	Sysctls map[string]string `json:"sysctls,omitempty"`
-	// Docker are the values that keys of the container daemon's config file
-	// had before we set them; null: the key was absent.
-	DockerPath string                     `json:"docker_path,omitempty"`
-	Docker     map[string]json.RawMessage `json:"docker,omitempty"`
-	SubnetFile string                     `json:"subnet_file,omitempty"`
+	// Sysctls are those that we set, in the order in which we did, each once:
+	// with the value that it had before.
+	Sysctls []firewall.SysctlChange `json:"sysctls,omitempty"`
+	// SubnetFile and DockerOptions are the files written for others.
+	SubnetFile    string `json:"subnet_file,omitempty"`
+	DockerOptions string `json:"docker_options,omitempty"`
+}
+
+// Remember adds sysctls to h. One that is known keeps its first value.
+func (h *Host) Remember(changed []firewall.SysctlChange) {
+	for _, c := range changed {
+		if !slices.ContainsFunc(h.Sysctls, func(k firewall.SysctlChange) bool { return k.Name == c.Name }) {
+			h.Sysctls = append(h.Sysctls, c)
+		}
+	}
 }
 
 // LoadCache reads cache.json.

@@ -13,6 +13,7 @@
 package status
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -81,6 +82,7 @@ const (
 	ComponentDocker     = "docker"
 	ComponentKernel     = "kernel"
 	ComponentDataPath   = "data_path"
+	ComponentCache      = "cache"
 )
 
 // Etcd is the store as this host sees it.
@@ -241,3 +243,16 @@ func (b *Board) notify() {
 	}
 }
 
+// Line is the status in one line, as systemctl status shows it.
+func (s Status) Line() string {
+	var parts []string
+	if s.Lease.Subnet != "" {
+		parts = append(parts, fmt.Sprintf("%s %s by %s, %d peers", s.State, s.Lease.Subnet, s.Backend.Type, len(s.Peers)))
+	} else {
+		parts = append(parts, string(s.State))
+	}
+	for _, p := range s.Problems {
+		parts = append(parts, p.Component+": "+p.Message)
+	}
+	return strings.Join(parts, "; ")
+}

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/version"
+	"github.com/flanneld-go/flanneld-go/subnet/etcdstore"
+)
+
+// timeout bounds every command that asks etcd or the daemon.
+const timeout = 10 * time.Second
+
+type streams struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// command is one verb. Register adds its flags; run does it, with what is left
+// of the command line.
+type command struct {
+	name, args, help string
+	maxArgs          int
+	register         func(*invocation, *pflag.FlagSet)
+	run              func(context.Context, *invocation) error
+}
+
+// invocation is one call of a command.
+type invocation struct {
+	streams
+	env    cli.Env
+	etcd   cli.Etcd
+	args   []string
+	socket string
+	json   bool
+	// cleanup
+	stateDir string
+	yes      bool
+}
+
+// commands are all verbs, in the order of the help page.
+func commands() []command {
+	return []command{
+		{name: "status", help: "what this host's daemon knows and what is wrong", register: jsonFlag, run: runStatus},
+		{name: "config get", help: "print the network config", register: etcdFlags, run: runConfigGet},
+		{name: "config set", args: "FILE|-|JSON", maxArgs: 1, help: "check a network config and put it, if nobody else changed it meanwhile", register: etcdFlags, run: runConfigSet},
+		{name: "config validate", args: "FILE|-|JSON", maxArgs: 1, help: "check a network config and put nothing", run: runConfigValidate},
+		{name: "leases", help: "list all leases with owner and remaining time", register: leasesFlags, run: runLeases},
+		{name: "cleanup", help: "remove devices, routes, rules and settings that the daemon left on this host", register: cleanupFlags, run: runCleanup},
+	}
+}
+
+func jsonFlag(inv *invocation, fs *pflag.FlagSet) {
+	fs.BoolVar(&inv.json, "json", false, "print JSON")
+}
+
+func etcdFlags(inv *invocation, fs *pflag.FlagSet) { inv.etcd.Register(fs) }
+
+func leasesFlags(inv *invocation, fs *pflag.FlagSet) {
+	etcdFlags(inv, fs)
+	jsonFlag(inv, fs)
+}
+
+func cleanupFlags(inv *invocation, fs *pflag.FlagSet) {
+	fs.StringVar(&inv.stateDir, "state-dir", "/var/lib/flanneld-go", "`folder` that the daemon kept its state in")
+	fs.BoolVar(&inv.yes, "yes", false, "do it; without, only say what would be done")
+}
+
+// run finds the verb and calls it.
+func run(ctx context.Context, s streams, args []string, env cli.Env) error {
+	if len(args) == 0 {
+		printHelp(s.err)
+		return cli.Usagef("which command?")
+	}
+	switch args[0] {
+	case "help", "-h", "--help", "-help":
+		printHelp(s.out)
+		return nil
+	case "version", "--version", "-version":
+		fmt.Fprintln(s.out, version.Line("flannelctl"))
+		return nil
+	}
+	for _, c := range commands() {
+		words := strings.Fields(c.name)
+		if len(args) < len(words) || strings.Join(args[:len(words)], " ") != c.name {
+			continue
+		}
+		return c.call(ctx, s, args[len(words):], env)
+	}
+	return cli.Usagef("%q: no such command (see flannelctl help)", strings.Join(args[:min(2, len(args))], " "))
+}
+
+func (c command) call(ctx context.Context, s streams, args []string, env cli.Env) error {
+	inv := &invocation{streams: s, env: env}
+	fs := cli.NewFlagSet(c.name, fmt.Sprintf("Usage: flannelctl %s [flags] %s\n\n%s.", c.name, c.args, c.help), s.out)
+	fs.StringVar(&inv.socket, "socket", "/run/flannel/flanneld-go.sock", "the daemon's unix `socket`")
+	if c.register != nil {
+		c.register(inv, fs)
+	}
+	if err := cli.Parse(fs, args, env); err != nil {
+		return err
+	}
+	inv.args = fs.Args()
+	if len(inv.args) != c.maxArgs {
+		return cli.Usagef("flannelctl %s takes %d arguments, %d given: flannelctl %s %s", c.name, c.maxArgs, len(inv.args), c.name, c.args)
+	}
+	return c.run(ctx, inv)
+}
+
+func printHelp(out io.Writer) {
+	fmt.Fprint(out, "flannelctl looks after the hosts of a flannel network.\n\nUsage: flannelctl COMMAND [flags]\n\nCommands:\n")
+	for _, c := range commands() {
+		fmt.Fprintf(out, "  %-28s %s\n", strings.TrimSpace(c.name+" "+c.args), c.help)
+	}
+	fmt.Fprintf(out, "  %-28s %s\n\nflannelctl COMMAND --help lists a command's flags.\n", "version", "print the version")
+}
+
+// access says whether a command writes to etcd.
+type access bool
+
+const (
+	readOnly  access = true
+	readWrite access = false
+)
+
+// openStore opens etcd. What neither flags nor environment say, the daemon on
+// this host knows.
+func (inv *invocation) openStore(ctx context.Context, a access) (*etcdstore.Store, error) {
+	if err := inv.etcd.Validate(); err != nil {
+		return nil, err
+	}
+	opts := etcdstore.Options{
+		Endpoints: inv.etcd.Endpoints,
+		Prefix:    inv.etcd.Prefix,
+		Username:  inv.etcd.Username,
+		Password:  etcdstore.Secret(inv.etcd.Password),
+		CertFile:  inv.etcd.CertFile,
+		KeyFile:   inv.etcd.KeyFile,
+		CAFile:    inv.etcd.CAFile,
+		ReadOnly:  bool(a),
+	}
+	if s, err := fetchStatus(ctx, inv.socket); err == nil && !inv.etcd.Given() {
+		opts.Endpoints, opts.Prefix = s.Etcd.Endpoints, s.Etcd.Prefix
+		if opts.CAFile == "" && opts.CertFile == "" {
+			opts.CAFile, opts.CertFile, opts.KeyFile = s.Etcd.CAFile, s.Etcd.CertFile, s.Etcd.KeyFile
+		}
+		if opts.Username == "" && s.Etcd.Username != "" {
+			return nil, cli.Usagef("etcd wants user %s: give --etcd-username and FLANNELD_ETCD_PASSWORD", s.Etcd.Username)
+		}
+	}
+	return etcdstore.New(opts)
+}
+
+// fetchStatus asks the daemon.
+func fetchStatus(ctx context.Context, socket string) (status.Status, error) {
+	var s status.Status
+	client := &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
+		DisableKeepAlives: true,
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://flanneld-go/v1/status", http.NoBody)
+	if err != nil {
+		return s, fmt.Errorf("ask daemon: %w", err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return s, explainSocket(socket, err)
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+		return s, fmt.Errorf("read the daemon's answer: %w", err)
+	}
+	return s, nil
+}
+
+// explainSocket says what an operator can do about a socket that does not
+// answer.
+func explainSocket(socket string, err error) error {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("no daemon here: %s does not exist: systemctl status flanneld-go, or give --socket", socket)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%s is for root only: run flannelctl as root", socket)
+	case isRefused(err):
+		return fmt.Errorf("the daemon is gone: nobody answers on %s: systemctl status flanneld-go", socket)
+	}
+	return fmt.Errorf("ask daemon on %s: %w", socket, err)
+}

@@ -1,0 +1,11 @@
+// Flannelctl is what an operator types: it shows what a host's daemon knows,
+// reads and writes the network config, and removes what the daemon left.
+//
+//	flannelctl status                      <- unix socket of the daemon
+//	flannelctl config get|set|validate     <- etcd
+//	flannelctl leases                      <- etcd
+//	flannelctl cleanup                     <- this host's kernel and files
+//
+// Where etcd is, it learns from flags, else from the environment, else from the
+// daemon on this host, else it takes flannel's defaults.
+package main

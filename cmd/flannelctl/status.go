@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+)
+
+func isRefused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
+
+func runStatus(ctx context.Context, inv *invocation) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	s, err := fetchStatus(ctx, inv.socket)
+	if err != nil {
+		return err
+	}
+	if inv.json {
+		enc := json.NewEncoder(inv.out)
+		enc.SetIndent("", "  ")
+		return enc.Encode(s)
+	}
+	return printStatus(inv.out, s, time.Now())
+}
+
+// maxPeers is how many peers fit the screen; all failed ones are shown first.
+const maxPeers = 20
+
+// printStatus writes one screen: first what is wrong and what to type, then
+// what is.
+func printStatus(out io.Writer, s status.Status, now time.Time) error {
+	ready := "ready"
+	if !s.Ready {
+		ready = "NOT READY"
+	}
+	fmt.Fprintf(out, "%s, %s; flanneld-go %s, pid %d, up %s\n", strings.ToUpper(string(s.State)), ready, s.Version, s.PID, age(now, s.Started))
+	for _, p := range s.Problems {
+		fmt.Fprintf(out, "\n  %s, for %s:\n    %s\n", p.Component, age(now, p.Since), p.Message)
+		if p.Hint != "" {
+			fmt.Fprintf(out, "    try: %s\n", p.Hint)
+		}
+	}
+	fmt.Fprintln(out)
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	row("node", "%s", s.Node)
+	row("etcd", "%s at %s, prefix %s, revision %d", connected(s.Etcd.Connected), strings.Join(s.Etcd.Endpoints, ","), s.Etcd.Prefix, s.Etcd.Revision)
+	row("network", "%s, backend %s, config revision %d", orDash(strings.Join(s.Config.Networks, ", ")), orDash(s.Config.BackendType), s.Config.Revision)
+	row("subnet", "%s", leaseLine(s.Lease, now))
+	row("uplink", "%s, %s, mtu %d", orDash(s.Uplink.Name), orDash(strings.Join(s.Uplink.Public, ", ")), s.Uplink.MTU)
+	row("data path", "%s %s, mtu %d", orDash(s.Backend.Type), strings.Join(s.Backend.Devices, ","), s.Backend.MTU)
+	row("loop", "%d rounds, %d failed; last %s ago in %s", s.Sync.Runs, s.Sync.Failures, age(now, s.Sync.LastRun), time.Duration(s.Sync.LastSeconds*float64(time.Second)).Round(time.Millisecond))
+	for _, f := range s.Files {
+		row("file", "%s %s %s", f.Path, f.State, f.Error)
+	}
+	row("peers", "%d", len(s.Peers))
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return printPeers(out, s.Peers)
+}
+
+func printPeers(out io.Writer, peers []status.Peer) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	shown := 0
+	for _, broken := range []bool{true, false} {
+		for _, p := range peers {
+			if broken != (p.Error != "") || shown == maxPeers {
+				continue
+			}
+			shown++
+			fmt.Fprintf(w, "  %s\t%s\t%s\n", p.Subnet, p.PublicIP, p.Error)
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if more := len(peers) - shown; more > 0 {
+		fmt.Fprintf(out, "  and %d more: flannelctl status --json\n", more)
+	}
+	return nil
+}
+
+func leaseLine(l status.Lease, now time.Time) string {
+	if l.Subnet == "" {
+		return "-"
+	}
+	line := l.Subnet + ", " + l.State + " for " + age(now, l.Since)
+	switch {
+	case l.Reservation:
+		line += ", reserved for ever"
+	case !l.Expires.IsZero():
+		line += ", expires in " + age(l.Expires, now) + " unless renewed"
+	}
+	if l.Reason != "" {
+		line += ": " + l.Reason
+	}
+	return line
+}
+
+func connected(yes bool) string {
+	if yes {
+		return "connected"
+	}
+	return "NOT CONNECTED"
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// age is the time from since to now, rounded to what a person reads.
+func age(now, since time.Time) string {
+	if since.IsZero() {
+		return "never"
+	}
+	d := max(now.Sub(since), 0)
+	switch {
+	case d < time.Minute:
+		return d.Round(time.Second).String()
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%02ds", int(d.Minutes()), int(d.Seconds())%60)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%dd%dh", int(d.Hours())/24, int(d.Hours())%24)
+}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/flanneld-go/flanneld-go/backend/firewall"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/version"
+	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/etcdstore"
+	"github.com/flanneld-go/flanneld-go/systemd"
+)
+
+// readyAnyway is when systemd is told READY although the host still waits:
+// people start the service before they put the config, and a boot must not hang
+// on it.
+const readyAnyway = 30 * time.Second
+
+// daemon is the object graph: what lives as long as the process.
+type daemon struct {
+	opts     options
+	log      *slog.Logger
+	clock    subnet.Clock
+	node     subnet.NodeID
+	instance string
+	dir      statedir.Dir
+	board    *status.Board
+	store    *etcdstore.Store
+	firewall *firewall.Firewall
+	notify   systemd.Notifier
+	bus      systemd.Bus
+}
+
+// newDaemon builds the graph. It reads files that options name, and touches
+// nothing else.
+func newDaemon(opts options, log *slog.Logger) (*daemon, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("must run as root: it makes network devices, routes and firewall rules")
+	}
+	node, err := nodeID(opts.node, machineIDFile)
+	if err != nil {
+		return nil, err
+	}
+	store, err := etcdstore.New(etcdstore.Options{
+		Endpoints: opts.etcd.Endpoints,
+		Prefix:    opts.etcd.Prefix,
+		Username:  opts.etcd.Username,
+		Password:  etcdstore.Secret(opts.etcd.Password),
+		CertFile:  opts.etcd.CertFile,
+		KeyFile:   opts.etcd.KeyFile,
+		CAFile:    opts.etcd.CAFile,
+		ReadOnly:  opts.check,
+		Log:       log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	clock := subnet.SystemClock{}
+	return &daemon{
+		opts:     opts,
+		log:      log,
+		clock:    clock,
+		node:     node,
+		instance: newInstance(),
+		dir:      statedir.Dir(opts.stateDir),
+		board:    status.NewBoard(clock.Now, initialStatus(opts, node)),
+		store:    store,
+		firewall: firewall.New(firewall.Options{Log: log}),
+	}, nil
+}
+
+func initialStatus(opts options, node subnet.NodeID) status.Status {
+	return status.Status{
+		Version: version.String(),
+		PID:     os.Getpid(),
+		Node:    string(node),
+		Etcd: status.Etcd{
+			Endpoints: opts.etcd.Endpoints,
+			Prefix:    opts.etcd.Prefix,
+			CAFile:    opts.etcd.CAFile,
+			CertFile:  opts.etcd.CertFile,
+			KeyFile:   opts.etcd.KeyFile,
+			Username:  opts.etcd.Username,
+		},
+	}
+}
+
+// run works until ctx ends, which is no error, or something fails for good.
+func (d *daemon) run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, d.store.Close()) }()
+	ls, err := listen(d.opts)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(d.opts.socket)
+	host, err := kernel.Open(kernel.Options{})
+	if err != nil {
+		ls.close()
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer host.Close()
+	d.log.Info("started", "version", version.String(), "node", d.node, "endpoints", d.opts.etcd.Endpoints,
+		"prefix", d.opts.etcd.Prefix, "docker", d.opts.docker())
+	for _, flag := range d.opts.ignored {
+		d.log.Warn("flag has no effect", "flag", flag)
+	}
+
+	group, ctx := errgroup.WithContext(ctx)
+	l := newLoop(d, host, group)
+	group.Go(func() error { return ls.serve(ctx, health{d.board, l.beat.last, d.clock.Now}, newRegistry(d.board)) })
+	group.Go(func() error { return d.announce(ctx, l.beat) })
+	group.Go(func() error { return l.run(ctx) })
+	err = group.Wait()
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	d.log.Info("stopped; devices, routes and rules stay in place", "cleanup", "flannelctl cleanup")
+	return err
+}
+
+// announce tells systemd READY, the status line, and that we are alive.
+func (d *daemon) announce(ctx context.Context, beat *heartbeat) error {
+	late := d.clock.Timer(readyAnyway)
+	defer late.Stop()
+	interval, err := d.notify.Watchdog()
+	d.complain(err)
+	var watchdog <-chan time.Time
+	if interval > 0 {
+		ticker := time.NewTicker(interval)
+		defer ticker.Stop()
+		watchdog = ticker.C
+	}
+	h := health{d.board, beat.last, d.clock.Now}
+	for told := false; ; {
+		select {
+		case <-ctx.Done():
+			d.board.Update(func(s *status.Status) { s.State = status.StateStopping })
+			d.complain(d.notify.Stopping("stopping; devices, routes and rules stay in place"))
+			return nil
+		case <-late.C:
+			if !told {
+				d.complain(d.notify.Ready(d.board.Snapshot().Line()))
+				told = true
+			}
+		case <-watchdog:
+			// A loop that hangs gets no pings: systemd restarts us.
+			if h.alive() == nil {
+				d.complain(d.notify.Ping())
+			}
+		case <-d.board.Changed():
+			s := d.board.Snapshot()
+			if s.Ready && !told {
+				d.complain(d.notify.Ready(s.Line()))
+				told = true
+			} else {
+				d.complain(d.notify.Status(s.Line()))
+			}
+		}
+	}
+}
+
+// complain logs what the service manager could not be told: it decides what
+// comes of that.
+func (d *daemon) complain(err error) {
+	if err != nil {
+		d.log.Warn("service manager not told", "error", err)
+	}
+}

@@ -1,0 +1,270 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+	"github.com/flanneld-go/flanneld-go/daemonconfig"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+const (
+	// acquireTimeout bounds one attempt to lease a subnet.
+	acquireTimeout = 10 * time.Second
+	// acquireTries is how often a world that is out of date is loaded anew
+	// before the round is given up.
+	acquireTries = 5
+)
+
+// leaseState is this host's lease.
+type leaseState struct {
+	// own is what the data path is built for.
+	own    subnet.Lease
+	keeper *subnet.Keeper
+	status *subnet.KeeperStatus
+	// withdrawn: the data path was removed because of a conflict.
+	withdrawn bool
+	// cached is what the cache file holds, since the uptime cachedAt.
+	cached   statedir.Cache
+	cachedAt time.Duration
+}
+
+// changed is closed when the lease is not what it was; nil without one.
+func (s *leaseState) changed() <-chan struct{} {
+	if s.status == nil {
+		return nil
+	}
+	return s.status.Changed()
+}
+
+// takeLease leases a subnet, once; from then on it follows the keeper.
+func (l *loop) takeLease(ctx context.Context) error {
+	if l.lease.keeper == nil {
+		if err := l.firstLease(ctx); err != nil {
+			return err
+		}
+	}
+	s := l.lease.keeper.Status()
+	if l.lease.own.Subnet != s.Lease.Subnet {
+		l.log.Info("lease", "subnet", s.Lease.Subnet, "reservation", s.Lease.Reservation(), "ttl", s.Lease.TTL)
+	}
+	l.lease.status, l.lease.own = s, s.Lease
+	l.showLease(s)
+	if s.Withdraw {
+		return l.withdraw(ctx, s)
+	}
+	l.lease.withdrawn = false
+	switch s.State {
+	case subnet.StateConflict, subnet.StateUnproven, subnet.StateLost:
+		return &harmless{fmt.Errorf("lease of %s is %s: %s", s.Lease.Subnet, s.State, s.Why)}
+	case subnet.StateValid, subnet.StateDegraded, subnet.StateEnded:
+	}
+	return nil
+}
+
+// withdraw takes the data path down: policy fence.
+func (l *loop) withdraw(ctx context.Context, s *subnet.KeeperStatus) error {
+	conflict := fmt.Errorf("another host holds %s, data path withdrawn: %s", s.Lease.Subnet, s.Why)
+	if l.lease.withdrawn {
+		return conflict
+	}
+	if err := errors.Join(l.backend.Cleanup(ctx), l.firewall.Cleanup(ctx)); err != nil {
+		return errors.Join(conflict, err)
+	}
+	l.lease.withdrawn = true
+	return conflict
+}
+
+// firstLease acquires, or takes up the lease of the cache while etcd is silent.
+func (l *loop) firstLease(ctx context.Context) error {
+	claim, err := l.claim(ctx)
+	if err != nil {
+		return err
+	}
+	o := subnet.KeeperOptions{
+		Store: l.store, Clock: l.clock, Claim: claim, Margin: l.opts.renewMargin,
+		OnConflict: l.opts.onConflict, View: l.view, Log: l.log,
+	}
+	switch {
+	case l.snap.Synced:
+		world, err := l.freshWorld(ctx)
+		if err != nil {
+			return err
+		}
+		if o.Lease, err = l.acquire(ctx, &world, claim); err != nil {
+			return err
+		}
+		o.Identity = world.Identity
+	case !l.cache.Own.Subnet.IsZero():
+		o.Lease, o.Identity, o.Cached = l.cache.Own, l.cache.Identity, true
+	default:
+		return errors.New("waiting for etcd: this host has no lease yet")
+	}
+	keeper := subnet.NewKeeper(o)
+	l.lease.keeper = keeper
+	l.group.Go(func() error { return keeper.Run(ctx) })
+	return nil
+}
+
+// freshWorld returns the world that the view started from, the first time, and
+// loads one later: so that a start with a config costs one load.
+func (l *loop) freshWorld(ctx context.Context) (subnet.World, error) {
+	if l.world != nil {
+		world := *l.world
+		l.world = nil
+		return world, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, acquireTimeout)
+	defer cancel()
+	return l.store.Load(ctx)
+}
+
+// acquire leases a subnet in *world, and loads it anew when it is out of date.
+func (l *loop) acquire(ctx context.Context, world *subnet.World, claim subnet.Claim) (subnet.Lease, error) {
+	ctx, cancel := context.WithTimeout(ctx, acquireTimeout)
+	defer cancel()
+	for try := 1; ; try++ {
+		lease, err := subnet.Acquire(ctx, l.store, *world, claim)
+		stale := errors.Is(err, subnet.ErrConfigChanged) || errors.Is(err, subnet.ErrStoreChanged) || errors.Is(err, subnet.ErrLeaseLost)
+		if !stale || try == acquireTries {
+			return lease, err
+		}
+		if *world, err = l.store.Load(ctx); err != nil {
+			return subnet.Lease{}, err
+		}
+		if world.Config != l.config.doc {
+			return subnet.Lease{}, errors.New("network config changed while a subnet was leased")
+		}
+	}
+}
+
+// claim says who we are, what we had, and what is not to be leased.
+func (l *loop) claim(ctx context.Context) (subnet.Claim, error) {
+	c := subnet.Claim{Node: l.node, Instance: l.instance, Attrs: l.attrs, TTL: l.opts.leaseTTL}
+	c.Previous = previousSubnets(l.cache.Own.Subnet, l.opts.subnetFile, func(err error) {
+		l.log.Warn("subnet file of an earlier run is unreadable, its subnet is not asked for again", "error", err)
+	})
+	var err error
+	c.Avoid, err = occupied(ctx, l.host, l.backend.Tunnel().Devices, l.uplink.Link.Index)
+	return c, err
+}
+
+// previousSubnets are those of the cache and of subnet.env.
+func previousSubnets(cached subnet.Subnet, path string, warn func(error)) []subnet.Subnet {
+	var list []subnet.Subnet
+	if !cached.IsZero() {
+		list = append(list, cached)
+	}
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return list
+	}
+	var e daemonconfig.Env
+	if err == nil {
+		e, err = daemonconfig.ParseEnv(text)
+	}
+	if err != nil {
+		warn(err)
+		return list
+	}
+	if s := subnet.Subnet(e.Subnets); !s.IsZero() && s != cached {
+		list = append(list, s)
+	}
+	return list
+}
+
+// occupied are the prefixes that this host routes elsewhere: its addresses'
+// and its routes', those of our own devices and of Docker's bridge left out.
+func occupied(ctx context.Context, host kernel.Host, devices []string, uplinkIndex int) ([]netip.Prefix, error) {
+	links, err := host.Links(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	ours := map[int]bool{}
+	for _, link := range links {
+		for _, name := range devices {
+			ours[link.Index] = ours[link.Index] || link.Name == name
+		}
+		ours[link.Index] = ours[link.Index] || link.Name == dockerBridge || strings.HasPrefix(link.Name, "flannel")
+	}
+	addrs, err := host.Addrs(0).List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	routes, err := host.Routes().List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	var list []netip.Prefix
+	for _, a := range addrs {
+		if !ours[a.Link] {
+			list = append(list, a.Prefix.Masked())
+		}
+	}
+	for _, r := range routes {
+		// By the uplink's gateways flannel's host-gw left routes to peers:
+		// their subnets are leased anyway.
+		leftover := r.Link == uplinkIndex && r.Gateway.IsValid()
+		if !ours[r.Link] && r.Protocol != kernel.Protocol && !leftover && !r.Blackhole {
+			list = append(list, r.Dst)
+		}
+	}
+	return list, nil
+}
+
+// showLease puts the lease on the board.
+func (l *loop) showLease(s *subnet.KeeperStatus) {
+	shown := status.Lease{
+		Subnet: s.Lease.Subnet.String(), State: s.State.String(), Since: s.Since, Reason: s.Why,
+		Reservation: s.Lease.Reservation(), TTLSeconds: s.Lease.TTL.Seconds(),
+	}
+	if s.Expires != 0 {
+		shown.Expires = l.clock.Now().Add(s.Expires - l.clock.Uptime())
+	}
+	l.board.Update(func(st *status.Status) { st.Lease = shown })
+}
+
+// cacheEvery is how often changes of peers alone are written to the cache.
+const cacheEvery = 10 * time.Second
+
+// keepCache writes what etcd last said, if it differs from what is written: at
+// once when our lease or the config changed, and peers now and then.
+func (l *loop) keepCache(context.Context) error {
+	if !l.lease.cached.Own.Subnet.IsZero() && l.lease.cached.Own == l.lease.own && l.lease.cached.Config == l.config.doc &&
+		l.clock.Uptime()-l.lease.cachedAt < cacheEvery {
+		return nil
+	}
+	return l.saveCache()
+}
+
+func (l *loop) saveCache() error {
+	if !l.snap.Synced || l.lease.own.Subnet.IsZero() {
+		return nil
+	}
+	next := statedir.Cache{Identity: l.snap.Identity, Revision: l.snap.Revision, Config: l.config.doc, Own: l.lease.own, Peers: l.path.peers}
+	if next.Same(l.lease.cached) {
+		return nil
+	}
+	if err := l.dir.SaveCache(next); err != nil {
+		return err
+	}
+	l.lease.cached, l.lease.cachedAt = next, l.clock.Uptime()
+	return nil
+}
+
+// leave ends the loop: everything stays in place, only the cache is written.
+func (l *loop) leave() error {
+	if err := l.saveCache(); err != nil {
+		l.log.Warn("cache not written", "error", err)
+	}
+	return nil
+}

@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/firewall"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// pathState is the data path as it was last applied.
+type pathState struct {
+	// applied: there was one whole Apply in this process.
+	applied bool
+	peers   []subnet.Lease
+	refused []refusal
+	// running: the data path in user space was started.
+	running bool
+	// changed is signalled when it failed or recovered.
+	changed chan struct{}
+}
+
+// apply makes the kernel hold our device and the paths to all peers. Failures
+// of single peers are a problem of their own and do not end the round.
+func (l *loop) apply(ctx context.Context) error {
+	me := self{l.node, l.attrs.PublicIP, l.lease.own.Subnet}
+	l.path.peers, l.path.refused = selectPeers(l.config.current, me, l.snap.Leases())
+	err := l.backend.Apply(ctx, backend.Desired{Config: l.config.current, Own: l.lease.own, Peers: l.path.peers})
+	failed, rest := splitPeerErrors(err)
+	l.board.Update(func(s *status.Status) { s.Peers = peerList(l.path.peers, l.path.refused, failed) })
+	l.reportPeers(failed)
+	if rest != nil {
+		return rest
+	}
+	l.path.applied = true
+	l.startDataPath(ctx)
+	return nil
+}
+
+// reportPeers keeps the problem of peers without a path.
+func (l *loop) reportPeers(failed map[subnet.Subnet]string) {
+	n := len(failed) + len(l.path.refused)
+	var err error
+	if n > 0 {
+		err = withHint(fmt.Errorf("%d of %d peers have no path: %s", n, len(l.path.peers)+len(l.path.refused), l.firstFailures(failed)), "flannelctl status")
+	}
+	l.report(stage{component: status.ComponentPeers}, err)
+}
+
+// firstFailures names up to three of them.
+func (l *loop) firstFailures(failed map[subnet.Subnet]string) string {
+	const most = 3
+	var names []string
+	for _, p := range l.path.peers {
+		if why, ok := failed[p.Subnet]; ok {
+			names = append(names, why)
+		}
+	}
+	for _, r := range l.path.refused {
+		names = append(names, fmt.Sprintf("%s at %s %s", r.lease.Subnet, publicIP(r.lease), r.why))
+	}
+	text := ""
+	for i, name := range names {
+		if i == most {
+			return text + fmt.Sprintf("; and %d more", len(names)-most)
+		}
+		if i > 0 {
+			text += "; "
+		}
+		text += name
+	}
+	return text
+}
+
+// splitPeerErrors takes what concerns single peers out of a joined error.
+func splitPeerErrors(err error) (failed map[subnet.Subnet]string, rest error) {
+	failed = map[subnet.Subnet]string{}
+	var others []error
+	var walk func(error)
+	walk = func(err error) {
+		if err == nil {
+			return
+		}
+		if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the shape itself is asked for
+			for _, e := range joined.Unwrap() {
+				walk(e)
+			}
+			return
+		}
+		var peer *backend.PeerError
+		if errors.As(err, &peer) {
+			failed[peer.Subnet] = err.Error()
+			return
+		}
+		others = append(others, err)
+	}
+	walk(err)
+	return failed, errors.Join(others...)
+}
+
+// startDataPath starts a backend's data path in user space, once.
+func (l *loop) startDataPath(ctx context.Context) {
+	runner, ok := l.backend.(backend.Runner)
+	if !ok || l.path.running {
+		return
+	}
+	l.path.running = true
+	l.group.Go(func() error { return l.runDataPath(ctx, runner) })
+}
+
+// runDataPath runs it again, ever later, when it fails.
+func (l *loop) runDataPath(ctx context.Context, runner backend.Runner) error {
+	s := stage{component: status.ComponentDataPath, vital: true}
+	for pause := retryMin; ; pause = min(2*pause, retryMax) {
+		began := l.clock.Uptime()
+		err := runner.Run(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err == nil {
+			err = errors.New("data path ended")
+		}
+		l.report(s, err)
+		if l.clock.Uptime()-began > retryMax {
+			pause = retryMin
+		}
+		timer := l.clock.Timer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+			l.report(s, nil)
+		}
+	}
+}
+
+// keepForwarding turns ip_forward on where it is off, and remembers that for
+// the cleanup.
+func (l *loop) keepForwarding(context.Context) error {
+	changed, err := firewall.EnsureForwarding(l.host, l.families(), l.uplink.Link.Name)
+	for _, c := range changed {
+		l.log.Info("forwarding turned on", "sysctl", c.Name, "before", c.From, "after", c.To)
+	}
+	if len(changed) > 0 {
+		l.saved.Remember(changed)
+		return errors.Join(err, l.dir.SaveHost(l.saved))
+	}
+	return err
+}
+
+// applyFirewall keeps the rules. It runs in every round: rounds are at most
+// --iptables-resync apart.
+func (l *loop) applyFirewall(ctx context.Context) error {
+	d := firewall.Desired{
+		Own:          l.lease.own.Subnet,
+		Tunnel:       l.backend.Tunnel(),
+		Uplink:       l.uplink.Link.Name,
+		Masquerade:   l.opts.ipMasq,
+		RandomFully:  !l.opts.noFullyRandom,
+		ForwardRules: l.opts.forwardRules,
+	}
+	for f, r := range l.config.current.Ranges {
+		d.Networks[f] = r.Network
+	}
+	for _, p := range l.path.peers {
+		for _, addr := range p.Attrs.PublicIP {
+			if addr.IsValid() {
+				d.Peers = append(d.Peers, addr)
+			}
+		}
+	}
+	return l.firewall.Apply(ctx, d)
+}
+
+// families are those that the network has.
+func (l *loop) families() []subnet.Family {
+	var on []subnet.Family
+	for f, r := range l.config.current.Ranges {
+		if r.Network.IsValid() {
+			on = append(on, subnet.Family(f))
+		}
+	}
+	return on
+}

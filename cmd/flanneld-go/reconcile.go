@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/reconcile"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+const (
+	// resyncEvery is how long drift that no event told of may last.
+	resyncEvery = 30 * time.Second
+	// settle is how long kernel events are collected before a round: one
+	// cause makes many.
+	settle = 20 * time.Millisecond
+	// A failed round is tried again after retryMin, then ever later.
+	retryMin, retryMax = 250 * time.Millisecond, 10 * time.Second
+	// cacheAfter is how long etcd may be silent at start before the host
+	// starts from what it knew last.
+	cacheAfter = 3 * time.Second
+)
+
+// loop owns what is done to this host: one goroutine, one round at a time.
+//
+//	round: config -> uplink -> backend -> lease -> apply -> firewall -> files
+//
+// Each stage needs those before it. A stage that fails is a problem on the
+// board and ends the round, unless traffic can do without it. Start is nothing
+// special: its first rounds end early.
+type loop struct {
+	*daemon
+	host  kernel.Host
+	group *errgroup.Group
+	beat  *heartbeat
+	// retry is the pause after a failed round.
+	retry time.Duration
+
+	saved statedir.Host
+	cache statedir.Cache
+	// world is the one that the view started from; nil once it was used to
+	// lease a subnet, or when the view started from the cache or from nothing.
+	world *subnet.World
+	view  *subnet.View
+	// snap is what this round sees.
+	snap *subnet.Snapshot
+
+	config  configState
+	uplink  backend.Uplink
+	backend backend.Backend
+	attrs   subnet.Attrs
+	lease   leaseState
+	path    pathState
+	files   fileState
+}
+
+// heartbeat is when the loop last finished a round.
+type heartbeat struct{ nanos atomic.Int64 }
+
+func (h *heartbeat) set(t time.Time) { h.nanos.Store(t.UnixNano()) }
+func (h *heartbeat) last() time.Time { return time.Unix(0, h.nanos.Load()) }
+
+func newLoop(d *daemon, host kernel.Host, group *errgroup.Group) *loop {
+	l := &loop{daemon: d, host: host, group: group, beat: &heartbeat{}, retry: retryMin}
+	l.beat.set(d.clock.Now())
+	return l
+}
+
+// stage is one step of a round. A vital stage that fails ends the round.
+type stage struct {
+	component string
+	vital     bool
+	run       func(context.Context) error
+}
+
+func (l *loop) stages() []stage {
+	return []stage{
+		{status.ComponentEtcd, false, l.followStore},
+		{status.ComponentConfig, true, l.takeConfig},
+		{status.ComponentUplink, true, l.takeUplink},
+		{status.ComponentBackend, true, l.takeBackend},
+		{status.ComponentLease, true, l.takeLease},
+		{status.ComponentForwarding, false, l.keepForwarding},
+		{status.ComponentKernel, true, l.apply},
+		{status.ComponentFirewall, false, l.applyFirewall},
+		{status.ComponentFiles, false, l.writeFiles},
+		{status.ComponentDocker, false, l.writeDocker},
+		{status.ComponentCache, false, l.keepCache},
+	}
+}
+
+// run makes rounds until ctx ends.
+func (l *loop) run(ctx context.Context) error {
+	if err := l.remember(); err != nil {
+		return err
+	}
+	events, err := l.host.Events(ctx)
+	if err != nil {
+		return err
+	}
+	stages := l.stages()
+	for {
+		pause := l.pause(l.round(ctx, stages))
+		l.beat.set(l.clock.Now())
+		timer := l.clock.Timer(pause)
+		select {
+		case <-ctx.Done():
+		case <-l.snap.Changed():
+		case <-l.lease.changed():
+		case <-l.path.changed:
+		case <-timer.C:
+		case _, ok := <-events:
+			if !ok {
+				events = nil
+				break
+			}
+			l.drain(ctx, events)
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return l.leave()
+		}
+	}
+}
+
+// drain collects events for a moment, so that one cause makes one round.
+func (l *loop) drain(ctx context.Context, events <-chan kernel.Event) {
+	timer := l.clock.Timer(settle)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+			return
+		case _, ok := <-events:
+			if !ok {
+				return
+			}
+		}
+	}
+}
+
+// pause says when to look again although nothing woke us.
+func (l *loop) pause(complete bool) time.Duration {
+	if complete {
+		l.retry = retryMin
+		return min(resyncEvery, l.opts.iptablesResync)
+	}
+	pause := l.retry
+	l.retry = min(2*l.retry, retryMax)
+	return pause
+}
+
+// round runs the stages and reports whether all of them succeeded.
+func (l *loop) round(ctx context.Context, stages []stage) (complete bool) {
+	began := l.clock.Uptime()
+	complete, vital := true, true
+	for _, s := range stages {
+		err := s.run(ctx)
+		if ctx.Err() != nil {
+			return false
+		}
+		var mild *harmless
+		s.vital = s.vital && !errors.As(err, &mild)
+		l.report(s, err)
+		complete = complete && err == nil
+		if err != nil && s.vital {
+			vital = false
+			break
+		}
+	}
+	took := l.clock.Uptime() - began
+	l.board.Update(func(s *status.Status) {
+		s.Sync.Runs++
+		s.Sync.LastRun = l.clock.Now()
+		s.Sync.LastSeconds = took.Seconds()
+		if !complete {
+			s.Sync.Failures++
+		}
+		s.State = status.StateWaiting
+		if vital || l.path.applied {
+			s.State = status.StateRunning
+		}
+		s.Ready = vital
+	})
+	return complete
+}
+
+// report puts a stage's outcome on the board and into the log, each once.
+func (l *loop) report(s stage, err error) {
+	if err == nil {
+		if p, had := l.board.Clear(s.component); had {
+			l.log.Info("recovered", "component", s.component, "problem", p.Message, "duration", l.clock.Now().Sub(p.Since))
+		}
+		return
+	}
+	p := status.Problem{Component: s.component, Message: err.Error(), Blocking: s.vital}
+	var h *hintError
+	if asHint(err, &h) {
+		p.Hint = h.hint
+	}
+	if l.board.Report(p) {
+		l.log.Warn("problem", "component", s.component, "error", err, "hint", p.Hint)
+	}
+}
+
+// remember reads what an earlier process left.
+func (l *loop) remember() error {
+	var err error
+	if l.saved, err = l.dir.LoadHost(); err != nil {
+		l.log.Warn("state is unreadable, starting without", "error", err)
+		l.saved = statedir.Host{}
+	}
+	if l.cache, err = l.dir.LoadCache(); err != nil {
+		l.log.Warn("cache is unreadable, starting without", "error", err)
+		l.cache = statedir.Cache{}
+	}
+	return nil
+}
+
+// observe counts what an Apply changed.
+func (l *loop) observe(r reconcile.Result) {
+	l.board.Update(func(s *status.Status) {
+		s.Sync.Put += uint64(r.Put)
+		s.Sync.Deleted += uint64(r.Deleted)
+	})
+}

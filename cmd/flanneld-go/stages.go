@@ -1,0 +1,268 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/uplink"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/catalog"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// configState is the network config in force and the latest seen.
+type configState struct {
+	// current is nil until a valid config came.
+	current *subnet.Config
+	doc     subnet.Document
+	// seen is the document judged last, and verdict why it is not in force.
+	seen    subnet.Document
+	verdict error
+}
+
+// followStore starts the view, once, and says whether etcd answers. Nothing
+// else depends on that: a host with a lease goes on without.
+func (l *loop) followStore(ctx context.Context) error {
+	var err error
+	if l.view == nil {
+		err = l.startView(ctx)
+	}
+	l.snap = l.view.Snapshot()
+	l.board.Update(func(s *status.Status) {
+		s.Etcd.Connected = l.snap.Synced
+		s.Etcd.Revision = int64(l.snap.Revision)
+	})
+	if l.snap.Synced {
+		return nil
+	}
+	if err == nil {
+		err = errors.New(l.snap.Why)
+	}
+	return withHint(err, "etcdctl --endpoints=%s endpoint health", strings.Join(l.opts.etcd.Endpoints, ","))
+}
+
+// startView loads everything once, for the view and for the lease. If etcd is
+// silent the view starts from the cache, or from nothing.
+func (l *loop) startView(ctx context.Context) error {
+	o := subnet.ViewOptions{Store: l.store, Clock: l.clock, TTL: l.opts.leaseTTL, Log: l.log}
+	loadCtx, cancel := context.WithTimeout(ctx, cacheAfter)
+	defer cancel()
+	world, err := l.store.Load(loadCtx)
+	switch {
+	case err == nil:
+		o.World, l.world = world, &world
+	case l.cache.Identity != "":
+		o.World, o.Cached = l.cache.World(), true
+		l.log.Warn("etcd is silent, starting from the cache", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers), "error", err)
+	}
+	l.view = subnet.NewView(o)
+	l.group.Go(func() error { return l.view.Run(ctx) })
+	return err
+}
+
+// takeConfig judges the latest config document once. The first valid one comes
+// into force; later ones may change what a running host can change.
+func (l *loop) takeConfig(context.Context) error {
+	if l.snap.Config == l.config.seen && l.config.current != nil {
+		return l.complainOnly(l.config.verdict)
+	}
+	if l.snap.Config.Modified == 0 && !l.snap.Synced {
+		if l.config.current != nil {
+			return nil
+		}
+		return errors.New("waiting for etcd: there is no config yet")
+	}
+	l.config.seen = l.snap.Config
+	l.config.verdict = l.judge(l.snap.Config)
+	if l.config.current == nil {
+		return l.config.verdict
+	}
+	return l.complainOnly(l.config.verdict)
+}
+
+// complainOnly turns a config that is refused into a problem that does not end
+// the round: the old config stays in force.
+func (l *loop) complainOnly(verdict error) error {
+	if verdict == nil {
+		return nil
+	}
+	return &harmless{verdict}
+}
+
+// harmless is an error of a vital stage that the host can work with all the
+// same.
+type harmless struct{ error }
+
+// Unwrap returns the cause.
+func (h *harmless) Unwrap() error { return h.error }
+
+// judge parses doc and brings it into force if that is possible.
+func (l *loop) judge(doc subnet.Document) error {
+	if doc.Modified == 0 {
+		return l.noConfig()
+	}
+	cfg, err := subnet.ParseConfig(doc.Text)
+	if err == nil {
+		cfg.Unknown, err = catalog.Check(cfg)
+	}
+	set := "flannelctl config set"
+	switch {
+	case err != nil && l.config.current == nil:
+		return withHint(fmt.Errorf("network config at revision %d is invalid, waiting for a valid one: %w", doc.Modified, err), "%s", set)
+	case err != nil:
+		return withHint(fmt.Errorf("network config at revision %d is invalid, keeping that of revision %d: %w", doc.Modified, l.config.doc.Modified, err), "%s", set)
+	case l.config.current == nil:
+		l.adopt(cfg, doc)
+		return nil
+	}
+	if what := needsRestart(l.config.current, cfg); len(what) > 0 {
+		return withHint(fmt.Errorf("network config at revision %d changes %s: this host keeps that of revision %d until it is restarted",
+			doc.Modified, strings.Join(what, " and "), l.config.doc.Modified), "systemctl restart flanneld-go")
+	}
+	l.adopt(cfg, doc)
+	return nil
+}
+
+// noConfig says in one line what to type.
+func (l *loop) noConfig() error {
+	key := l.opts.etcd.Prefix + "/config"
+	endpoints := strings.Join(l.opts.etcd.Endpoints, ",")
+	put := fmt.Sprintf(`etcdctl --endpoints=%s put %s '{"Network":"10.5.0.0/16"}'`, endpoints, key)
+	if l.config.current != nil {
+		return withHint(fmt.Errorf("the network config is gone from %s at %s; keeping that of revision %d", key, endpoints, l.config.doc.Modified), "%s", put)
+	}
+	return withHint(fmt.Errorf("no network config yet: waiting for key %s at %s; put one with: %s", key, endpoints, put), "%s", put)
+}
+
+// adopt brings a config into force.
+func (l *loop) adopt(cfg *subnet.Config, doc subnet.Document) {
+	l.config.current, l.config.doc = cfg, doc
+	for _, key := range cfg.Unknown {
+		l.log.Warn("unknown key in the network config is ignored", "key", key, "revision", doc.Modified)
+	}
+	var lens []int
+	for _, r := range cfg.Ranges {
+		if r.Network.IsValid() {
+			lens = append(lens, r.SubnetLen)
+		}
+	}
+	l.log.Info("network config", "networks", networks(cfg), "subnet_lens", lens, "backend", cfg.BackendType, "revision", doc.Modified)
+	l.board.Update(func(s *status.Status) {
+		s.Config = status.Config{Revision: int64(doc.Modified), Networks: networks(cfg), SubnetLens: lens, BackendType: cfg.BackendType, Unknown: cfg.Unknown}
+	})
+}
+
+// needsRestart names what differs between two configs that a running host
+// cannot change: its own subnet and its peers' would no longer fit.
+func needsRestart(old, changed *subnet.Config) []string {
+	var what []string
+	for f := range old.Ranges {
+		if old.Ranges[f].Network != changed.Ranges[f].Network {
+			what = append(what, "Network")
+		}
+		if old.Ranges[f].SubnetLen != changed.Ranges[f].SubnetLen {
+			what = append(what, "SubnetLen")
+		}
+	}
+	if old.BackendType != changed.BackendType || old.Backend != changed.Backend {
+		what = append(what, "Backend")
+	}
+	return what
+}
+
+// takeUplink chooses the interface, once.
+func (l *loop) takeUplink(ctx context.Context) error {
+	if l.uplink.Link.Index != 0 {
+		return nil
+	}
+	o := l.opts.uplink
+	for f, r := range l.config.current.Ranges {
+		o.Families[f] = r.Network.IsValid()
+	}
+	up, err := uplink.Choose(ctx, l.host, o)
+	if err != nil {
+		return err
+	}
+	l.uplink = up
+	l.log.Info("uplink", "interface", up.Link.Name, "mtu", up.Link.MTU, "addresses", addrs(up.Addr), "public_addresses", addrs(up.Public))
+	l.board.Update(func(s *status.Status) {
+		s.Uplink = status.Uplink{Name: up.Link.Name, MTU: up.Link.MTU, Addrs: addrs(up.Addr), Public: addrs(up.Public)}
+	})
+	return nil
+}
+
+// newBackend makes a backend of cfg with the uplink as far as it is known.
+func (l *loop) newBackend(cfg *subnet.Config) (backend.Backend, error) {
+	return catalog.New(backend.Params{
+		Config:    cfg,
+		Node:      l.node,
+		Uplink:    l.uplink,
+		Kernel:    l.host,
+		Log:       l.log.With("backend", cfg.BackendType),
+		Blackhole: l.opts.blackholeRoute,
+		Observe:   l.observe,
+	})
+}
+
+// takeBackend makes the backend, once, and removes what one of another kind
+// left behind.
+func (l *loop) takeBackend(ctx context.Context) error {
+	if l.backend != nil {
+		return nil
+	}
+	b, err := l.newBackend(l.config.current)
+	if err != nil {
+		return err
+	}
+	if err := l.removeFormer(ctx); err != nil {
+		return err
+	}
+	attrs, err := b.Attrs()
+	if err != nil {
+		return err
+	}
+	l.saved.BackendType, l.saved.Backend = l.config.current.BackendType, l.config.current.Backend
+	l.saved.SubnetFile, l.saved.DockerOptions = l.opts.subnetFile, l.opts.dockerOptions
+	if err := l.dir.SaveHost(l.saved); err != nil {
+		return err
+	}
+	l.backend, l.attrs = b, attrs
+	l.board.Update(func(s *status.Status) {
+		s.Backend = status.Backend{Type: l.config.current.BackendType, Devices: b.Tunnel().Devices, MTU: b.MTU(), Port: int(b.Tunnel().Port)}
+	})
+	return nil
+}
+
+// removeFormer cleans up after the backend that ran here before, if the config
+// names another now.
+func (l *loop) removeFormer(ctx context.Context) error {
+	if l.saved.BackendType == "" || l.saved.BackendType == l.config.current.BackendType && l.saved.Backend == l.config.current.Backend {
+		return nil
+	}
+	former := *l.config.current
+	former.BackendType, former.Backend = l.saved.BackendType, l.saved.Backend
+	b, err := l.newBackend(&former)
+	if err != nil {
+		l.log.Warn("former backend is unknown, its devices and routes stay", "backend", former.BackendType, "error", err)
+		return nil
+	}
+	l.log.Info("backend changed, removing what the former one left", "former", former.BackendType, "backend", l.config.current.BackendType)
+	if err := b.Cleanup(ctx); err != nil {
+		return fmt.Errorf("remove what backend %s left: %w", former.BackendType, err)
+	}
+	return nil
+}
+
+func addrs(list subnet.ByFamily[netip.Addr]) []string {
+	var names []string
+	for _, a := range list {
+		if a.IsValid() {
+			names = append(names, a.String())
+		}
+	}
+	return names
+}

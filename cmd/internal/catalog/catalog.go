@@ -1,0 +1,61 @@
+// Package catalog names the backends. It stands apart from the daemon because
+// flannelctl checks configs and cleans up with the same list.
+package catalog
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/alloc"
+	"github.com/flanneld-go/flanneld-go/backend/hostgw"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/udp"
+	"github.com/flanneld-go/flanneld-go/backend/vxlan"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// ErrUnknown: there is no backend of that name.
+var ErrUnknown = errors.New("unknown backend")
+
+// constructors returns every backend by its name in the network config.
+func constructors() map[string]backend.Constructor {
+	return map[string]backend.Constructor{
+		"alloc":   alloc.New,
+		"host-gw": hostgw.New,
+		"udp":     udp.New,
+		"vxlan":   vxlan.New,
+	}
+}
+
+// New makes the backend that p.Config names.
+func New(p backend.Params) (backend.Backend, error) {
+	all := constructors()
+	construct, ok := all[p.Config.BackendType]
+	if !ok {
+		return nil, fmt.Errorf("Backend.Type: %q: must be one of %s: %w", p.Config.BackendType,
+			strings.Join(slices.Sorted(maps.Keys(all)), ", "), ErrUnknown)
+	}
+	return construct(p)
+}
+
+// Check checks the Backend object of cfg on no particular host, and returns the
+// paths of keys that nobody knows.
+func Check(cfg *subnet.Config) (unknown []string, err error) {
+	_, err = New(backend.Params{
+		Config: cfg,
+		Node:   "check",
+		Log:    slog.New(slog.DiscardHandler),
+		Uplink: backend.Uplink{
+			Link:   kernel.Link{Index: 1, Name: "check", MTU: 1500},
+			Addr:   subnet.ByFamily[netip.Addr]{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
+			Public: subnet.ByFamily[netip.Addr]{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
+		},
+	})
+	return cfg.Unknown, err
+}
