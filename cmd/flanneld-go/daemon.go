@@ -37,7 +37,6 @@ type daemon struct {
 	store    *etcdstore.Store
 	firewall *firewall.Firewall
 	notify   systemd.Notifier
-	bus      systemd.Bus
 }
 
 // newDaemon builds the graph. It reads files that options name, and touches
@@ -131,7 +130,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 func (d *daemon) announce(ctx context.Context, beat *heartbeat) error {
 	late := d.clock.Timer(readyAnyway)
 	defer late.Stop()
-	interval, err := d.notify.Watchdog()
+	interval, err := d.notify.WatchdogInterval()
 	d.complain(err)
 	var watchdog <-chan time.Time
 	if interval > 0 {
@@ -144,11 +143,11 @@ func (d *daemon) announce(ctx context.Context, beat *heartbeat) error {
 		select {
 		case <-ctx.Done():
 			d.board.Update(func(s *status.Status) { s.State = status.StateStopping })
-			d.complain(d.notify.Stopping("stopping; devices, routes and rules stay in place"))
+			d.complain(d.notify.Stopping())
 			return nil
 		case <-late.C:
 			if !told {
-				d.complain(d.notify.Ready(d.board.Snapshot().Line()))
+				d.complain(d.notify.Ready())
 				told = true
 			}
 		case <-watchdog:
@@ -158,11 +157,10 @@ func (d *daemon) announce(ctx context.Context, beat *heartbeat) error {
 			}
 		case <-d.board.Changed():
 			s := d.board.Snapshot()
+			d.complain(d.notify.Status(s.Line()))
 			if s.Ready && !told {
-				d.complain(d.notify.Ready(s.Line()))
+				d.complain(d.notify.Ready())
 				told = true
-			} else {
-				d.complain(d.notify.Status(s.Line()))
 			}
 		}
 	}

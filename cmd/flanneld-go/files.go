@@ -12,6 +12,7 @@ import (
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/daemonconfig"
 	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/systemd"
 )
 
 const (
@@ -148,7 +149,7 @@ func (l *loop) restartDocker(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, dockerStart)
 		defer cancel()
 		l.log.Info("restarting docker, if it runs: its subnet or mtu changed", "unit", dockerUnit)
-		if err := l.bus.TryRestart(ctx, dockerUnit); err != nil {
+		if err := systemd.RestartUnit(ctx, dockerUnit); err != nil {
 			err = withHint(err, "journalctl -u docker -n 50")
 			l.files.failure.Store(&err)
 			return nil // the next round reports it
