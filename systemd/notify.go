@@ -13,20 +13,22 @@ import (
 // and may be called concurrently.
 type Notifier struct{}
 
-// Ready says that the service is up, which starts the units ordered after it.
-func (n Notifier) Ready() error { return n.send("ready", daemon.SdNotifyReady) }
+// Ready says that the service is up, which starts the units ordered after it,
+// and sets the status.
+func (n Notifier) Ready(status string) error {
+	return n.send("ready", daemon.SdNotifyReady, statusLine(status))
+}
 
-// Stopping says that the service is going down.
-func (n Notifier) Stopping() error { return n.send("stopping", daemon.SdNotifyStopping) }
+// Status sets the line that `systemctl status` shows.
+func (n Notifier) Status(status string) error { return n.send("status", statusLine(status)) }
+
+// Stopping says that the service is going down, and sets the status.
+func (n Notifier) Stopping(status string) error {
+	return n.send("stopping", daemon.SdNotifyStopping, statusLine(status))
+}
 
 // Ping says that the service is alive.
 func (n Notifier) Ping() error { return n.send("watchdog", daemon.SdNotifyWatchdog) }
-
-// Status sets the line that `systemctl status` shows.
-func (n Notifier) Status(text string) error {
-	line := strings.FieldsFunc(text, func(r rune) bool { return r < ' ' }) // a newline would begin another assignment
-	return n.send("status", "STATUS="+strings.Join(line, " "))
-}
 
 // WatchdogInterval returns how often to Ping: half of the time after which the
 // service manager aborts a silent service. Zero: it does not watch.
@@ -38,10 +40,17 @@ func (n Notifier) WatchdogInterval() (time.Duration, error) {
 	return limit / 2, nil
 }
 
-// send sends one assignment.
-func (n Notifier) send(what, assignment string) error {
-	if _, err := daemon.SdNotify(false, assignment); err != nil {
+// send sends all assignments in one datagram, so that the status is never that
+// of another state.
+func (n Notifier) send(what string, assignments ...string) error {
+	if _, err := daemon.SdNotify(false, strings.Join(assignments, "\n")); err != nil {
 		return fmt.Errorf("notify %s: %w", what, err)
 	}
 	return nil
+}
+
+// statusLine is the assignment of a status. A newline in it would begin another
+// one.
+func statusLine(status string) string {
+	return "STATUS=" + strings.Join(strings.FieldsFunc(status, func(r rune) bool { return r < ' ' }), " ")
 }

@@ -45,8 +45,8 @@ func listen(t *testing.T) (receive func() string) {
 // calls are all of Notifier's messages.
 func calls() map[string]func(systemd.Notifier) error {
 	return map[string]func(systemd.Notifier) error{
-		"READY=1":                   systemd.Notifier.Ready,
-		"STOPPING=1":                systemd.Notifier.Stopping,
+		"READY=1\nSTATUS=7 peers":   func(n systemd.Notifier) error { return n.Ready("7 peers") },
+		"STOPPING=1\nSTATUS=bye":    func(n systemd.Notifier) error { return n.Stopping("bye") },
 		"WATCHDOG=1":                systemd.Notifier.Ping,
 		"STATUS=waiting for config": func(n systemd.Notifier) error { return n.Status("waiting for config") },
 		"STATUS=one READY=1 é":      func(n systemd.Notifier) error { return n.Status("one\nREADY=1\r\n\x00é\n") },
@@ -79,7 +79,7 @@ func TestNotifierWithoutServiceManager(t *testing.T) {
 
 func TestNotifierWithDeadServiceManager(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "gone"))
-	err := systemd.Notifier{}.Ready()
+	err := systemd.Notifier{}.Ready("")
 	if err == nil || !strings.HasPrefix(err.Error(), "notify ready: ") {
 		t.Errorf("error %v, want one of notify ready", err)
 	}
