@@ -142,7 +142,8 @@ func TestAttrsDecode(t *testing.T) {
 		{
 			"any case, unknown fields, space",
 			`{"publicip":"192.0.2.1","PUBLICIPV6":null,"backendtype":"vxlan","Zone":{"x":1}, "BackendData" : { "VNI" : 1 },"owner":"n","instance":"i"}`,
-			Attrs{PublicIP: ByFamily[netip.Addr]{a("192.0.2.1")}, BackendType: "vxlan", BackendData: ByFamily[RawJSON]{`{"VNI":1}`}, Owner: "n", Instance: "i"}, "",
+			Attrs{PublicIP: ByFamily[netip.Addr]{a("192.0.2.1")}, BackendType: "vxlan", BackendData: ByFamily[RawJSON]{`{"VNI":1}`}, Owner: "n", Instance: "i"},
+			"",
 		},
 		{"IPv6 alone", `{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::1","BackendData":null}`, Attrs{PublicIP: ByFamily[netip.Addr]{IPv6: a("fd00::1")}}, ""},
 		{"a reservation for a node", `{"Owner":"n"}`, Attrs{Owner: "n"}, ""},

@@ -106,6 +106,7 @@ func TestParseConfigProblems(t *testing.T) {
 		{"column in characters", "{\"\u00e4\u00f6\": x}", `line 1, column 8: invalid character 'x' looking for beginning of value`},
 		{"two documents", `{"Network":"10.5.0.0/16"} {}`, `line 1, column 27: invalid character '{' after top-level value`},
 		{"a list", `["10.5.0.0/16"]`, `config: ["10.5.0.0/16"]: must be an object`},
+		{"a number no float can hold", `1e999`, `config: 1e999: must be an object`},
 		{"null", `null`, `config: null: must be an object`},
 		{"no network", `{}`, `Network: missing: is required unless EnableIPv4 is false`},
 		{"no IPv6 network", `{"EnableIPv4":false,"EnableIPv6":true}`, `IPv6Network: missing: is required when EnableIPv6 is true`},
@@ -222,7 +223,7 @@ Backend.PSK: 5: must be a string`
 func FuzzParseConfig(f *testing.F) {
 	for _, seed := range []string{
 		"", "{}", `{"Network":"10.5.0.0/16"}`, `{"Network":"10.5.0.0/16","SubnetLen":31,"network":1}`, `{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.9.0"}`,
-		`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd05::/48","IPv6SubnetLen":126}`, `{"Network":"10.5.0.0/16","Backend":{"Type":"x"}}`, "[\xff", `{"\u0000":1}`,
+		`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd05::/48","IPv6SubnetLen":126}`, `{"Network":"10.5.0.0/16","Backend":{"Type":"x"}}`, "[\xff", `{"\u0000":1}`, "1e999", `{"Network":1e999}`,
 	} {
 		f.Add(seed)
 	}

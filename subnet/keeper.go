@@ -217,7 +217,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 			ev = event{kind: evStop, err: errors.New("stopped")}
 		}
 		k.m = k.m.step(input{event: ev, now: k.o.Clock.Uptime(), random: k.o.Random()})
-		k.publish()
+		k.publish(ctx)
 		if asked {
 			k.isReady.Do(func() { close(k.ready) })
 		}
@@ -402,7 +402,7 @@ func describeLease(l Lease) string {
 }
 
 // publish shows the machine to others, and wakes them when it matters.
-func (k *Keeper) publish() {
+func (k *Keeper) publish(ctx context.Context) {
 	old := k.Status()
 	s := k.describe(old.changed)
 	same := s.State == old.State && s.Why == old.Why && s.Lease == old.Lease && s.Identity == old.Identity
@@ -414,16 +414,16 @@ func (k *Keeper) publish() {
 	k.status.Store(s)
 	close(old.changed)
 	if s.State != old.State || s.Lease.Subnet != old.Lease.Subnet {
-		k.log(s, old)
+		k.log(ctx, s, old)
 	}
 }
 
-func (k *Keeper) log(s, old *KeeperStatus) {
+func (k *Keeper) log(ctx context.Context, s, old *KeeperStatus) {
 	level := slog.LevelWarn
 	if slices.Contains([]State{StateValid, StateEnded}, s.State) {
 		level = slog.LevelInfo
 	}
-	k.o.Log.Log(context.Background(), level, "lease state changed",
+	k.o.Log.Log(ctx, level, "lease state changed",
 		"state", s.State.String(), "before", old.State.String(), "subnet", s.Lease.Subnet.String(), "reason", s.Why)
 }
 

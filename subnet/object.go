@@ -81,17 +81,16 @@ func ParseObject(path string, raw RawJSON) (*Object, error) {
 	if err := checkSyntax(path, string(raw)); err != nil {
 		return nil, err
 	}
-	dec := json.NewDecoder(strings.NewReader(string(raw)))
-	start, err := dec.Token()
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	if start != json.Delim('{') {
+	if strings.TrimLeft(string(raw), " \t\r\n")[0] != '{' {
 		return nil, &ConfigError{path, show(raw), "must be an object"}
+	}
+	dec := json.NewDecoder(strings.NewReader(string(raw)))
+	if _, err := dec.Token(); err != nil {
+		return nil, fmt.Errorf("read object: %w", err)
 	}
 	for dec.More() {
 		if err := o.readMember(dec); err != nil {
-			return nil, fmt.Errorf("read %s: %w", path, err)
+			return nil, fmt.Errorf("read object: %w", err)
 		}
 	}
 	return o, nil
@@ -125,7 +124,7 @@ func checkSyntax(path, text string) error {
 		return nil
 	}
 	if !errors.As(err, &syntax) {
-		return fmt.Errorf("read %s: %w", path, err)
+		return fmt.Errorf("read object: %w", err)
 	}
 	// Offset counts the bytes read up to and including the wrong one. Text
 	// that merely ends too early has no wrong one: point behind its end.

@@ -156,14 +156,14 @@ func (v *View) load(ctx context.Context) error {
 // missed while it is silent; it has ended when follow returns.
 func (v *View) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	batches, end := make(chan Batch), make(chan error, 1)
+	batches, end, ended := make(chan Batch), make(chan error, 1), make(chan struct{})
 	go func(after Revision) {
+		defer close(ended)
 		end <- v.watch(ctx, after, batches)
-		close(end)
 	}(v.p.revision)
 	defer func() {
 		cancel()
-		<-end
+		<-ended
 	}()
 	clock := v.o.Clock
 	silent := clock.Uptime() + v.o.Progress
