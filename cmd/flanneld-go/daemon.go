@@ -143,11 +143,11 @@ func (d *daemon) announce(ctx context.Context, beat *heartbeat) error {
 		select {
 		case <-ctx.Done():
 			d.board.Update(func(s *status.Status) { s.State = status.StateStopping })
-			d.complain(d.notify.Stopping())
+			d.complain(d.notify.Stopping("stopping; devices, routes and rules stay in place"))
 			return nil
 		case <-late.C:
 			if !told {
-				d.complain(d.notify.Ready())
+				d.complain(d.notify.Ready(d.board.Snapshot().Line()))
 				told = true
 			}
 		case <-watchdog:
@@ -157,11 +157,12 @@ func (d *daemon) announce(ctx context.Context, beat *heartbeat) error {
 			}
 		case <-d.board.Changed():
 			s := d.board.Snapshot()
-			d.complain(d.notify.Status(s.Line()))
 			if s.Ready && !told {
-				d.complain(d.notify.Ready())
+				d.complain(d.notify.Ready(s.Line()))
 				told = true
+				continue
 			}
+			d.complain(d.notify.Status(s.Line()))
 		}
 	}
 }
