@@ -284,6 +284,9 @@ func testPackets(t *testing.T, variant string, tunnel backend.Tunnel) {
 	c.join(t, a, tunnel)
 	a.protect(t, variant, tunnel, b.public())
 	b.protect(t, variant, tunnel, a.public())
+	// Docker lets containers out to anywhere; with icc=false and the like it
+	// does not, and ours must do.
+	a.others(t, "*filter\n-D FORWARD -i docker0 ! -o docker0 -j ACCEPT\nCOMMIT\n")
 
 	wantCall(t, "container to container without us", a.container.call(t, "", b.contained()), "unreachable")
 	a.apply(t)
@@ -338,6 +341,7 @@ func testOutside(t *testing.T, a *machine, lan *space) {
 	lan.ip(t, "addr add 198.18.77.250/24 dev switch")
 	lan.answer(t)
 	const outside = "198.18.77.250"
+	a.others(t, "*filter\n-A FORWARD -i docker0 ! -o docker0 -j ACCEPT\nCOMMIT\n")
 	wantCall(t, "to the outside by Docker's masquerade", a.container.call(t, "", outside), a.public())
 	a.others(t, "*nat\n-D POSTROUTING -s "+a.subnet()+" ! -o docker0 -j MASQUERADE\nCOMMIT\n")
 	wantCall(t, "to the outside without masquerade", a.container.call(t, "", outside), "unreachable")
