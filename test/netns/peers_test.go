@@ -1,0 +1,209 @@
+package netns_test
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sys/unix"
+
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+const (
+	// follow is how long a host may take to follow a change in etcd here;
+	// 100 ms are promised, and logged.
+	follow = 2 * time.Second
+	// hold is how long a deleted peer keeps its path (decision 6).
+	hold = 2 * time.Second
+	// holdSlack is how much longer it may take here, and how much earlier it
+	// must not be gone.
+	holdSlack = 1500 * time.Millisecond
+)
+
+// A ghost is a host that exists in etcd alone.
+type ghost struct {
+	public netip.Addr
+	mac    net.HardwareAddr
+}
+
+func newGhost(number byte) ghost {
+	return ghost{
+		public: netip.AddrFrom4([4]byte{198, 18, 0, number}),
+		mac:    net.HardwareAddr{2, 0, 0, 0, 0, number},
+	}
+}
+
+// ghostSubnet is leased by ghosts in turn; no host of a test begins there.
+var ghostSubnet = netip.MustParsePrefix("10.5.200.0/24")
+
+func ghostKey() string { return lab.Prefix + "/subnets/" + (subnet.Subnet{ghostSubnet}).Key() }
+
+// value is what the ghost's daemon would put.
+func (g ghost) value(t *testing.T, backend string) string {
+	t.Helper()
+	a := subnet.Attrs{Owner: subnet.NodeID("ghost-" + g.public.String()), Instance: "1"}
+	a.PublicIP[subnet.IPv4] = g.public
+	a.BackendType = backend
+	if backend == "vxlan" {
+		a.BackendData[subnet.IPv4] = subnet.RawJSON(fmt.Sprintf(`{"VNI":1,"VtepMAC":%q}`, g.mac))
+	}
+	text, err := a.MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// Keys come, change hands and go; the host's path follows.
+func TestPathsFollowTheStore(t *testing.T) {
+	for _, backend := range []string{"vxlan", "host-gw"} {
+		t.Run(backend, func(t *testing.T) {
+			l := newNetwork(t, 1, configs[backend])
+			f := follower{t: t, lab: l, host: l.Hosts[0], backend: backend}
+			first, second, third := newGhost(101), newGhost(102), newGhost(103)
+
+			f.put(first)
+			f.expect("a new peer", first.public, 0, follow)
+
+			f.put(second)
+			f.expect("a subnet overwritten by another owner", second.public, 0, follow)
+
+			f.delete()
+			f.expect("a deleted peer", netip.Addr{}, hold-holdSlack, hold+holdSlack)
+
+			f.put(first)
+			f.expect("a peer that came back", first.public, 0, follow)
+
+			// Less than the hold: the former owner's does not apply.
+			f.delete()
+			f.put(third)
+			f.expect("a subnet freed and taken by another owner", third.public, 0, hold/2)
+
+			f.delete()
+			pause(t, hold/4)
+			f.put(third)
+			f.stays("a peer whose key was deleted and created again", third.public, hold+holdSlack)
+		})
+	}
+}
+
+// follower watches how one host sends to the ghosts' subnet.
+type follower struct {
+	t       *testing.T
+	lab     *lab.Lab
+	host    *lab.Host
+	backend string
+	changed time.Time
+}
+
+func (f *follower) put(g ghost) {
+	f.t.Helper()
+	f.changed = time.Now()
+	if _, err := f.lab.Client().Put(within(f.t, 5*time.Second), ghostKey(), g.value(f.t, f.backend), f.lease()); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *follower) delete() {
+	f.t.Helper()
+	f.changed = time.Now()
+	if _, err := f.lab.Client().Delete(within(f.t, 5*time.Second), ghostKey()); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// lease makes the key one that expires, as hosts' are.
+func (f *follower) lease() clientv3.OpOption {
+	f.t.Helper()
+	granted, err := f.lab.Client().Grant(within(f.t, 5*time.Second), 3600)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return clientv3.WithLease(granted.ID)
+}
+
+// expect waits until the host sends to want, not before earliest and not after
+// latest since the last change.
+func (f *follower) expect(what string, want netip.Addr, earliest, latest time.Duration) {
+	f.t.Helper()
+	for {
+		got, err := nextHost(f.host, ghostSubnet.Addr().Next())
+		took := time.Since(f.changed)
+		switch {
+		case err != nil:
+			f.t.Fatal(err)
+		case got == want && took < earliest:
+			f.t.Fatalf("%s: sends to %v already after %s", what, got, took)
+		case got == want:
+			f.t.Logf("%s: after %s", what, took)
+			return
+		case took > latest:
+			f.t.Fatalf("%s: sends to %v after %s, want %v", what, got, took, want)
+		}
+		pause(f.t, time.Millisecond)
+	}
+}
+
+// stays fails if the host sends elsewhere within a time.
+func (f *follower) stays(what string, want netip.Addr, d time.Duration) {
+	f.t.Helper()
+	for until := time.Now().Add(d); time.Now().Before(until); {
+		got, err := nextHost(f.host, ghostSubnet.Addr().Next())
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		if got != want {
+			f.t.Fatalf("%s: sends to %v, want %v all the time", what, got, want)
+		}
+		pause(f.t, time.Millisecond)
+	}
+}
+
+// nextHost is the host to which h sends packets for dst, read from the kernel;
+// invalid when it has no path of its own to dst.
+func nextHost(h *lab.Host, dst netip.Addr) (netip.Addr, error) {
+	routes, err := h.Links().RouteGet(dst.AsSlice())
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	gateway, _ := netip.AddrFromSlice(routes[0].Gw)
+	link, err := h.Links().LinkByIndex(routes[0].LinkIndex)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	if link.Type() != "vxlan" {
+		if gateway == defaultGateway {
+			return netip.Addr{}, nil
+		}
+		return gateway, nil
+	}
+	neighbours, err := h.Links().NeighList(link.Attrs().Index, unix.AF_INET)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	fdb, err := h.Links().NeighList(link.Attrs().Index, unix.AF_BRIDGE)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	for _, n := range neighbours {
+		if !n.IP.Equal(gateway.AsSlice()) {
+			continue
+		}
+		for _, e := range fdb {
+			if bytes.Equal(e.HardwareAddr, n.HardwareAddr) {
+				public, _ := netip.AddrFromSlice(e.IP.To4())
+				return public, nil
+			}
+		}
+	}
+	return netip.Addr{}, nil
+}
+
+// defaultGateway is the switch, which knows no container.
+var defaultGateway = netip.MustParseAddr("198.18.0.254")
