@@ -25,8 +25,8 @@ const (
 	// it returns from the request, so this only ends a hang.
 	answerSeconds = 10
 	// attempts is how often an interrupted dump or a batch whose answers were
-	// lost is tried.
-	attempts = 8
+	// lost is tried: often enough to halve a batch down to single messages.
+	attempts = 9
 )
 
 // errInterrupted says that the tables changed under each attempt to read them.
@@ -36,8 +36,10 @@ var errInterrupted = errors.New("dump was interrupted again and again")
 type conn struct {
 	fd  int
 	seq uint32
-	buf []byte
-	enc encoder
+	// batch is how many messages go out at once.
+	batch int
+	buf   []byte
+	enc   encoder
 }
 
 // openConn opens a socket in the calling thread's network namespace.
@@ -60,7 +62,7 @@ func openConn() (_ *conn, err error) {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
 		return nil, os.NewSyscallError("setsockopt", err)
 	}
-	return &conn{fd: fd, buf: make([]byte, datagram)}, nil
+	return &conn{fd: fd, batch: batchMessages, buf: make([]byte, datagram)}, nil
 }
 
 // openSocket opens an rtnetlink socket. Options that the kernel may not know
@@ -108,18 +110,29 @@ type failure struct {
 // for an answer to it says that all before it were worked on. What is saved is
 // one buffer and one read per entry.
 func (c *conn) do(ctx context.Context, r requests) (failed []failure, sent int, err error) {
-	for sent < r.n {
+	for lost := 0; sent < r.n; {
 		if err := ctx.Err(); err != nil {
 			return failed, sent, err
 		}
 		first := c.seq + 1
 		n := c.encode(r, sent)
 		part, err := c.exchange(r, sent, first, n)
-		if err != nil {
+		switch {
+		case errors.Is(err, unix.ENOBUFS) && lost < attempts:
+			// Answers were lost for want of memory. Every request of this
+			// package may be repeated; fewer at once have fewer answers.
+			lost++
+			c.batch = max(1, n/2)
+			if err := c.drain(); err != nil {
+				return failed, sent, err
+			}
+		case err != nil:
 			return failed, sent, err
+		default:
+			lost = 0
+			failed = append(failed, part...)
+			sent += n
 		}
-		failed = append(failed, part...)
-		sent += n
 	}
 	return failed, sent, nil
 }
@@ -128,7 +141,7 @@ func (c *conn) do(ctx context.Context, r requests) (failed []failure, sent int, 
 func (c *conn) encode(r requests, i int) int {
 	c.enc.reset()
 	n := 0
-	for i+n < r.n && n < batchMessages && len(c.enc.b) < batchBytes {
+	for i+n < r.n && n < c.batch && len(c.enc.b) < batchBytes {
 		r.encode(&c.enc, i+n)
 		c.seq++
 		c.enc.end(c.seq)
@@ -138,32 +151,21 @@ func (c *conn) encode(r requests, i int) int {
 	return n
 }
 
-// exchange sends the buffer's n messages and reads the answers. When answers
-// were lost for want of memory (ENOBUFS) it does the same again: every request
-// of this package may be repeated.
+// exchange sends the buffer's n messages, from i on, and reads the answers.
 func (c *conn) exchange(r requests, i int, first uint32, n int) (failed []failure, err error) {
-	for range attempts {
-		if err := c.send(); err != nil {
-			return nil, err
-		}
-		failed = failed[:0]
-		err = c.answers(first, n, func(k int, m message) {
-			if m.typ != unix.NLMSG_ERROR {
-				if r.reply != nil {
-					r.reply(i+k, m)
-				}
-			} else if err := m.status(); err != nil {
-				failed = append(failed, failure{i + k, err})
-			}
-		})
-		if !errors.Is(err, unix.ENOBUFS) {
-			return failed, err
-		}
-		if err := c.drain(); err != nil {
-			return nil, err
-		}
+	if err := c.send(); err != nil {
+		return nil, err
 	}
-	return nil, err
+	err = c.answers(first, n, func(k int, m message) {
+		if m.typ != unix.NLMSG_ERROR {
+			if r.reply != nil {
+				r.reply(i+k, m)
+			}
+		} else if err := m.status(); err != nil {
+			failed = append(failed, failure{i + k, err})
+		}
+	})
+	return failed, err
 }
 
 // answers reads until message n of the sequence was answered.

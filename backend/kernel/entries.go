@@ -13,7 +13,7 @@ import (
 // Addrs implements Host.
 func (n *Netlink) Addrs(link int) reconcile.Table[Addr] {
 	ask := func(family byte) dump {
-		return dump{family, func(e *encoder) { e.begin(unix.RTM_GETADDR, 0, ifaddr(family, 0, link)...) }}
+		return dump{family, func(e *encoder) { e.beginAddr(unix.RTM_GETADDR, 0, family, 0, link) }}
 	}
 	return &table[Addr]{
 		n:     n,
@@ -35,15 +35,16 @@ func (n *Netlink) Addrs(link int) reconcile.Table[Addr] {
 	}
 }
 
-// ifaddr is the fixed header of address messages (struct ifaddrmsg).
-func ifaddr(family byte, bits, link int) []byte {
-	b := []byte{family, byte(bits), 0, unix.RT_SCOPE_UNIVERSE} //nolint:gosec // up to 128
-	return binary.NativeEndian.AppendUint32(b, uint32(link))   //nolint:gosec // the kernel's own index
+// beginAddr begins an address message (struct ifaddrmsg).
+func (e *encoder) beginAddr(typ, flags uint16, family byte, bits, link int) {
+	fixed := [unix.SizeofIfAddrmsg]byte{family, byte(bits), 0, unix.RT_SCOPE_UNIVERSE} //nolint:gosec // up to 128
+	binary.NativeEndian.PutUint32(fixed[4:], uint32(link))                             //nolint:gosec // the kernel's own index
+	e.begin(typ, flags, fixed[:])
 }
 
 func encodeAddr(e *encoder, typ, flags uint16, a Addr) {
 	ip := a.Prefix.Addr()
-	e.begin(typ, flags, ifaddr(family(ip), a.Prefix.Bits(), a.Link)...)
+	e.beginAddr(typ, flags, family(ip), a.Prefix.Bits(), a.Link)
 	e.addr(unix.IFA_LOCAL, ip)
 	e.addr(unix.IFA_ADDRESS, ip)
 }
@@ -83,7 +84,7 @@ func parseAddr(m message) (a Addr, ok bool, err error) {
 // Neighbours implements Host.
 func (n *Netlink) Neighbours(link int) reconcile.Table[Neighbour] {
 	encode := func(e *encoder, typ, flags uint16, nb Neighbour) {
-		e.begin(typ, flags, ndmsg(family(nb.Addr), nb.Link, unix.NUD_PERMANENT, 0)...)
+		e.beginNeighbour(typ, flags, neighbour{family: family(nb.Addr), link: nb.Link, state: unix.NUD_PERMANENT})
 		e.addr(unix.NDA_DST, nb.Addr)
 	}
 	return &table[Neighbour]{
@@ -108,7 +109,9 @@ func (n *Netlink) Neighbours(link int) reconcile.Table[Neighbour] {
 // FDB implements Host.
 func (n *Netlink) FDB(link int) reconcile.Table[FDB] {
 	encode := func(e *encoder, typ, flags uint16, f FDB) {
-		e.begin(typ, flags, ndmsg(unix.AF_BRIDGE, f.Link, unix.NUD_PERMANENT, unix.NTF_SELF)...)
+		e.beginNeighbour(typ, flags, neighbour{
+			family: unix.AF_BRIDGE, link: f.Link, state: unix.NUD_PERMANENT, flags: unix.NTF_SELF,
+		})
 		e.bytes(unix.NDA_LLADDR, f.MAC[:])
 		e.addr(unix.NDA_DST, f.Dst)
 	}
@@ -132,17 +135,17 @@ func (n *Netlink) FDB(link int) reconcile.Table[FDB] {
 	}
 }
 
-// ndmsg is the fixed header of neighbour messages (struct ndmsg).
-func ndmsg(family byte, link int, state uint16, flags byte) []byte {
-	b := []byte{family, 0, 0, 0}
-	b = binary.NativeEndian.AppendUint32(b, uint32(link)) //nolint:gosec // the kernel's own index
-	b = binary.NativeEndian.AppendUint16(b, state)
-	return append(b, flags, 0)
+// beginNeighbour begins a neighbour message (struct ndmsg).
+func (e *encoder) beginNeighbour(typ, flags uint16, n neighbour) {
+	fixed := [unix.SizeofNdMsg]byte{0: n.family, 10: n.flags}
+	binary.NativeEndian.PutUint32(fixed[4:], uint32(n.link))  //nolint:gosec // the kernel's own index
+	binary.NativeEndian.PutUint16(fixed[8:], uint16(n.state)) //nolint:gosec // NUD_* are bits of a u16
+	e.begin(typ, flags, fixed[:])
 }
 
 func encodeNeighbourDump(family byte, link int) func(*encoder) {
 	return func(e *encoder) {
-		e.begin(unix.RTM_GETNEIGH, 0, ndmsg(family, 0, 0, 0)...)
+		e.beginNeighbour(unix.RTM_GETNEIGH, 0, neighbour{family: family})
 		e.u32(unix.NDA_IFINDEX, link)
 	}
 }

@@ -79,6 +79,8 @@ type hopTable struct {
 	// through an object. Both are renewed by each dump of the routes.
 	route map[RouteKey]int
 	refs  map[int]int
+	// buffer is what readRoutes returned last.
+	buffer []listed
 	// orphans are objects that may have lost their last route.
 	orphans map[int]bool
 }
@@ -126,14 +128,14 @@ func (ids hopIDs) of(i int) int {
 // nexthops ensures that there is an object for each route that can use one. What
 // the kernel refuses is added to bad for all routes concerned.
 func (n *Netlink) nexthops(ctx context.Context, c *conn, routes []Route, bad *errorList) (hopIDs, error) {
-	users := map[hop][]int{}
+	got := map[hop]ensured{}
 	var wanted []hop
-	for i, r := range routes {
+	for _, r := range routes {
 		if h, ok := hopOf(r); ok {
-			if users[h] == nil {
+			if _, again := got[h]; !again {
 				wanted = append(wanted, h)
+				got[h] = ensured{}
 			}
-			users[h] = append(users[h], i)
 		}
 	}
 	if len(wanted) == 0 {
@@ -143,12 +145,13 @@ func (n *Netlink) nexthops(ctx context.Context, c *conn, routes []Route, bad *er
 	if err := n.probeHops(ctx, c); err != nil {
 		return nil, ctx.Err()
 	}
+	n.hops.ensure(ctx, c, wanted, got)
 	ids := make(hopIDs, len(routes))
-	for h, got := range n.hops.ensure(ctx, c, wanted) {
-		for _, i := range users[h] {
-			ids[i] = got.id
-			if got.err != nil {
-				bad.add(i, got.err)
+	for i, r := range routes {
+		if h, ok := hopOf(r); ok {
+			ids[i] = got[h].id
+			if err := got[h].err; err != nil {
+				bad.add(i, err)
 			}
 		}
 	}
@@ -161,11 +164,10 @@ type ensured struct {
 	err error
 }
 
-// ensure creates objects where they are missing. It trusts no memory: an object
+// ensure fills out, creating objects where they are missing. It trusts no memory: an object
 // dies silently with its link, so each is created anew, and one that exists is
 // read and compared.
-func (t *hopTable) ensure(ctx context.Context, c *conn, wanted []hop) map[hop]ensured {
-	out := make(map[hop]ensured, len(wanted))
+func (t *hopTable) ensure(ctx context.Context, c *conn, wanted []hop, out map[hop]ensured) {
 	for probe := 0; len(wanted) > 0; probe++ {
 		taken := t.create(ctx, c, wanted, probe, out)
 		if len(taken) == 0 {
@@ -184,7 +186,6 @@ func (t *hopTable) ensure(ctx context.Context, c *conn, wanted []hop) map[hop]en
 			t.held[got.id] = h
 		}
 	}
-	return out
 }
 
 // create makes the objects and returns the hops whose numbers are taken.
@@ -244,12 +245,14 @@ func (t *hopTable) compare(ctx context.Context, c *conn, taken []hop, probe int,
 	return others
 }
 
-// readRoutes dumps the routes and counts who refers to what.
+// readRoutes dumps the routes and counts who refers to what. The result is valid
+// until the next call.
 func (t *hopTable) readRoutes(ctx context.Context, c *conn) ([]listed, error) {
-	all, err := list(ctx, c, []dump{encodeRouteDump(unix.AF_INET), encodeRouteDump(unix.AF_INET6)}, parseRoute)
+	all, err := list(ctx, c, t.buffer[:0], []dump{encodeRouteDump(unix.AF_INET), encodeRouteDump(unix.AF_INET6)}, parseRoute)
 	if err != nil {
 		return nil, err
 	}
+	t.buffer = all
 	if err := t.resolve(ctx, c, all); err != nil {
 		return nil, err
 	}
@@ -381,12 +384,11 @@ func (t *hopTable) sweep(ctx context.Context, c *conn) {
 }
 
 func encodeHop(e *encoder, typ, flags uint16, id int, family byte) {
-	fixed := make([]byte, sizeofNhmsg)
-	fixed[0] = family
+	fixed := [sizeofNhmsg]byte{0: family}
 	if typ == unix.RTM_NEWNEXTHOP {
 		fixed[2] = Protocol
 	}
-	e.begin(typ, flags, fixed...)
+	e.begin(typ, flags, fixed[:])
 	e.u32(unix.NHA_ID, id)
 }
 
@@ -407,8 +409,8 @@ type object struct {
 }
 
 func listHops(ctx context.Context, c *conn) ([]object, error) {
-	found, err := list(ctx, c, []dump{{encode: func(e *encoder) {
-		e.begin(unix.RTM_GETNEXTHOP, 0, make([]byte, sizeofNhmsg)...)
+	found, err := list[object](ctx, c, nil, []dump{{encode: func(e *encoder) {
+		e.begin(unix.RTM_GETNEXTHOP, 0, make([]byte, sizeofNhmsg))
 	}}}, parseHop)
 	if err != nil {
 		return nil, fmt.Errorf("list nexthops: %w", err)

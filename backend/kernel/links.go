@@ -11,19 +11,24 @@ import (
 )
 
 // ifinfo is the fixed header of link messages (struct ifinfomsg).
-func ifinfo(index int, flags, change uint32) []byte {
-	b := make([]byte, unix.SizeofIfInfomsg)
+func ifinfo(index int, flags, change uint32) (b [unix.SizeofIfInfomsg]byte) {
 	binary.NativeEndian.PutUint32(b[4:], uint32(index)) //nolint:gosec // the kernel's own index
 	binary.NativeEndian.PutUint32(b[8:], flags)
 	binary.NativeEndian.PutUint32(b[12:], change)
 	return b
 }
 
+// beginLink begins a link message.
+func (e *encoder) beginLink(typ, msgFlags uint16, index int, flags, change uint32) {
+	fixed := ifinfo(index, flags, change)
+	e.begin(typ, msgFlags, fixed[:])
+}
+
 // extSkipStats leaves counters out of link messages (RTEXT_FILTER_SKIP_STATS).
 const extSkipStats = 8
 
 func encodeLinkDump(e *encoder) {
-	e.begin(unix.RTM_GETLINK, 0, ifinfo(0, 0, 0)...)
+	e.beginLink(unix.RTM_GETLINK, 0, 0, 0, 0)
 	e.u32(unix.IFLA_EXT_MASK, extSkipStats)
 }
 
@@ -31,7 +36,7 @@ func encodeLinkDump(e *encoder) {
 func (n *Netlink) Links(ctx context.Context) ([]Link, error) {
 	var out []Link
 	err := n.use(ctx, func(c *conn) (err error) {
-		out, err = list(ctx, c, []dump{{encode: encodeLinkDump}}, parseLink)
+		out, err = list(ctx, c, nil, []dump{{encode: encodeLinkDump}}, parseLink)
 		return err
 	})
 	if err != nil {
@@ -58,7 +63,7 @@ func linkByName(ctx context.Context, c *conn, name string) (l Link, err error) {
 	}
 	var bad error
 	err = c.one(ctx, func(e *encoder) {
-		e.begin(unix.RTM_GETLINK, 0, ifinfo(0, 0, 0)...)
+		e.beginLink(unix.RTM_GETLINK, 0, 0, 0, 0)
 		e.str(unix.IFLA_IFNAME, name)
 		e.u32(unix.IFLA_EXT_MASK, extSkipStats)
 	}, func(m message) { l, _, bad = parseLink(m) })
@@ -118,7 +123,7 @@ func addLink(ctx context.Context, c *conn, l Link) (made Link, err error) {
 }
 
 func encodeNewLink(e *encoder, l Link) {
-	e.begin(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, 0, 0)...)
+	e.beginLink(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, 0, 0, 0)
 	e.str(unix.IFLA_IFNAME, l.Name)
 	if l.MTU != 0 {
 		e.u32(unix.IFLA_MTU, l.MTU)
@@ -181,7 +186,7 @@ func setLink(ctx context.Context, c *conn, index int, change LinkChange) error {
 				flags = unix.IFF_UP
 			}
 		}
-		e.begin(unix.RTM_SETLINK, 0, ifinfo(index, flags, mask)...)
+		e.beginLink(unix.RTM_SETLINK, 0, index, flags, mask)
 		if change.MTU != 0 {
 			e.u32(unix.IFLA_MTU, change.MTU)
 		}
@@ -207,7 +212,7 @@ func (n *Netlink) DeleteLink(ctx context.Context, index int) error {
 }
 
 func deleteLink(ctx context.Context, c *conn, index int) error {
-	err := c.one(ctx, func(e *encoder) { e.begin(unix.RTM_DELLINK, 0, ifinfo(index, 0, 0)...) }, nil)
+	err := c.one(ctx, func(e *encoder) { e.beginLink(unix.RTM_DELLINK, 0, index, 0, 0) }, nil)
 	if gone(code(err)) {
 		return nil
 	}

@@ -1,11 +1,13 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -151,7 +153,7 @@ type table[E notation] struct {
 func (t *table[E]) List(ctx context.Context) ([]E, error) {
 	var out []E
 	err := t.n.use(ctx, func(c *conn) (err error) {
-		out, err = list(ctx, c, t.dumps, t.parse)
+		out, err = list(ctx, c, nil, t.dumps, t.parse)
 		return err
 	})
 	if err != nil {
@@ -197,9 +199,8 @@ type dump struct {
 	encode func(*encoder)
 }
 
-// list reads dumps one after the other.
-func list[E any](ctx context.Context, c *conn, dumps []dump, parse func(message) (E, bool, error)) ([]E, error) {
-	var out []E
+// list appends to out what is read by dumps, one after the other.
+func list[E any](ctx context.Context, c *conn, out []E, dumps []dump, parse func(message) (E, bool, error)) ([]E, error) {
 	for _, d := range dumps {
 		begin := len(out)
 		err := c.dump(ctx, d.encode, func() { out = out[:begin] }, func(m message) error {
@@ -244,6 +245,7 @@ func entryErrors[E notation](ctx context.Context, n *Netlink, op string, entries
 	if len(bad) == 0 {
 		return nil
 	}
+	slices.SortFunc(bad, func(a, b failure) int { return cmp.Compare(a.i, b.i) })
 	names := n.linkNames(ctx)
 	errs := make([]error, len(bad))
 	for i, f := range bad {

@@ -93,7 +93,11 @@ func (t *routeTable) Delete(ctx context.Context, routes []Route) error {
 		if err := n.hops.load(ctx, c); err != nil {
 			return err
 		}
-		missing := n.deleteRoutes(ctx, c, routes, bad.others(len(routes)), &bad)
+		todo, err := n.hops.deletable(ctx, c, routes)
+		if err != nil {
+			return err
+		}
+		missing := n.deleteRoutes(ctx, c, routes, todo, &bad)
 		if len(missing) == 0 {
 			return nil
 		}
@@ -110,6 +114,40 @@ func (t *routeTable) Delete(ctx context.Context, routes []Route) error {
 }
 
 func routeLink(r Route) int { return r.Link }
+
+// deletable are the indexes of the routes that may be deleted as they are. Asked
+// to delete an IPv6 route without a gateway, the kernel takes the first of that
+// destination, metric and link, whatever its gateway: such ones are looked up.
+func (t *hopTable) deletable(ctx context.Context, c *conn, routes []Route) ([]int, error) {
+	out := make([]int, 0, len(routes))
+	var vague []int
+	for i, r := range routes {
+		if r.Dst.Addr().Is6() && !r.Gateway.IsValid() && !r.Blackhole {
+			vague = append(vague, i)
+		} else {
+			out = append(out, i)
+		}
+	}
+	if len(vague) == 0 {
+		return out, nil
+	}
+	there, err := t.readRoutes(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	bare := make(map[RouteKey]bool)
+	for _, r := range there {
+		if !r.Gateway.IsValid() {
+			bare[r.Key()] = true
+		}
+	}
+	for _, i := range vague {
+		if bare[routes[i].Key()] {
+			out = append(out, i)
+		}
+	}
+	return out, nil
+}
 
 // deleteRoutes deletes the routes whose indexes are todo, adds refusals to bad,
 // and returns the indexes of those that were not found.
@@ -174,9 +212,12 @@ func (l *errorList) mark(todo []int, failed []failure, sent int, err error) map[
 	return refused
 }
 
-// rtmsg is the fixed header of route messages (struct rtmsg) but for its flags.
-func rtmsg(dst netip.Prefix, table, protocol, scope, kind byte) []byte {
-	return []byte{family(dst.Addr()), byte(dst.Bits()), 0, 0, table, protocol, scope, kind, 0, 0, 0, 0} //nolint:gosec // up to 128
+// beginRoute begins a route message (struct rtmsg).
+func (e *encoder) beginRoute(typ, flags uint16, dst netip.Prefix, table, protocol, scope, kind byte) {
+	fixed := [unix.SizeofRtMsg]byte{
+		0: family(dst.Addr()), 1: byte(dst.Bits()), 4: table, 5: protocol, 6: scope, 7: kind, //nolint:gosec // up to 128
+	}
+	e.begin(typ, flags, fixed[:])
 }
 
 // routeFlags is where rtmsg has its flags.
@@ -192,7 +233,7 @@ func encodeRoute(e *encoder, typ, flags uint16, r Route, nhid int) {
 	case !r.Gateway.IsValid():
 		scope = unix.RT_SCOPE_LINK
 	}
-	e.begin(typ, flags, rtmsg(r.Dst, unix.RT_TABLE_MAIN, byte(protocolOf(r)), scope, kind)...) //nolint:gosec // RTPROT_* are bytes
+	e.beginRoute(typ, flags, r.Dst, unix.RT_TABLE_MAIN, byte(protocolOf(r)), scope, kind) //nolint:gosec // RTPROT_* are bytes
 	if r.OnLink && nhid == 0 {
 		e.setFixed(routeFlags, unix.RTNH_F_ONLINK)
 	}
@@ -210,10 +251,18 @@ func encodeRoute(e *encoder, typ, flags uint16, r Route, nhid int) {
 	if r.Gateway.IsValid() {
 		e.addr(unix.RTA_GATEWAY, r.Gateway)
 	}
-	if r.Link != 0 {
+	switch {
+	case r.Link != 0:
 		e.u32(unix.RTA_OIF, r.Link)
+	case r.Blackhole && r.Dst.Addr().Is6():
+		// That is where IPv6 has its blackholes, and the only way to tell
+		// them from others when deleting.
+		e.u32(unix.RTA_OIF, loopbackIndex)
 	}
 }
+
+// loopbackIndex is lo's in every namespace.
+const loopbackIndex = 1
 
 func protocolOf(r Route) int {
 	if r.Protocol == 0 {
@@ -232,7 +281,8 @@ func metricOf(r Route) int {
 
 func encodeRouteDump(family byte) dump {
 	return dump{family, func(e *encoder) {
-		e.begin(unix.RTM_GETROUTE, 0, family, 0, 0, 0, unix.RT_TABLE_MAIN, 0, 0, 0, 0, 0, 0, 0)
+		fixed := [unix.SizeofRtMsg]byte{0: family, 4: unix.RT_TABLE_MAIN}
+		e.begin(unix.RTM_GETROUTE, 0, fixed[:])
 	}}
 }
 
@@ -314,7 +364,7 @@ func (n *Netlink) RouteTo(ctx context.Context, dst netip.Addr) (Route, error) {
 	host := netip.PrefixFrom(dst, dst.BitLen())
 	err := n.use(ctx, func(c *conn) error {
 		return c.one(ctx, func(e *encoder) {
-			e.begin(unix.RTM_GETROUTE, 0, rtmsg(host, 0, 0, 0, 0)...)
+			e.beginRoute(unix.RTM_GETROUTE, 0, host, 0, 0, 0, 0)
 			e.addr(unix.RTA_DST, dst)
 		}, func(m message) {
 			if r, _, bad = parseRoute(m); bad == nil {

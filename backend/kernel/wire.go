@@ -39,9 +39,10 @@ type encoder struct {
 func (e *encoder) reset() { e.b = e.b[:0] }
 
 // begin starts a message with its fixed header; end sets its length.
-func (e *encoder) begin(typ, flags uint16, fixed ...byte) {
+func (e *encoder) begin(typ, flags uint16, fixed []byte) {
 	e.start = len(e.b)
-	e.b = append(e.b, make([]byte, unix.SizeofNlMsghdr)...)
+	var header [unix.SizeofNlMsghdr]byte
+	e.b = append(e.b, header[:]...)
 	binary.NativeEndian.PutUint16(e.b[e.start+4:], typ)
 	binary.NativeEndian.PutUint16(e.b[e.start+6:], flags|unix.NLM_F_REQUEST)
 	e.b = append(e.b, fixed...)

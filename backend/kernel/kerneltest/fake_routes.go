@@ -25,12 +25,38 @@ func (f *Fake) Routes() reconcile.Table[kernel.Route] {
 			}
 			return err
 		},
-		remove: func(r kernel.Route) {
-			if f.routes[r.Key()] == r {
-				delete(f.routes, r.Key())
-			}
-		},
+		remove: f.removeRoute,
 	}
+}
+
+// removeRoute removes the route of the lowest metric that matches r.
+func (f *Fake) removeRoute(r kernel.Route) {
+	var found *kernel.Route
+	for _, old := range f.routes {
+		if matches(r, old) && (found == nil || old.Metric < found.Metric) {
+			found = &old
+		}
+	}
+	if found != nil {
+		delete(f.routes, found.Key())
+	}
+}
+
+// matches reports whether the kernel takes old for r when asked to delete r: it
+// does not compare onlink, a source only if it is asked to (IPv6: never), and
+// takes IPv4's metric 0 for any.
+func matches(r, old kernel.Route) bool {
+	if r.Protocol == 0 {
+		r.Protocol = kernel.Protocol
+	}
+	if !r.Src.IsValid() || r.Dst.Addr().Is6() {
+		r.Src = old.Src
+	}
+	if r.Metric == 0 && r.Dst.Addr().Is4() {
+		r.Metric = old.Metric
+	}
+	r.OnLink = old.OnLink
+	return r == old
 }
 
 // checkRoute returns r as it would be listed, or the kernel's refusal.
@@ -41,32 +67,46 @@ func (f *Fake) checkRoute(r kernel.Route) (kernel.Route, error) {
 	if !r.Dst.IsValid() || r.Dst != r.Dst.Masked() {
 		return r, refused(syscall.EINVAL, "")
 	}
+	if err := f.checkWay(&r); err != nil {
+		return r, err
+	}
 	if r.Src.IsValid() && !f.local(r.Src) {
 		return r, refused(syscall.EINVAL, "Invalid prefsrc address")
 	}
+	return r, nil
+}
+
+// checkWay checks gateway and link, and fills in the link.
+func (f *Fake) checkWay(r *kernel.Route) error {
 	if r.Blackhole {
-		return r, nil
+		return nil
 	}
 	if r.Link == 0 && r.Gateway.IsValid() {
 		r.Link = f.linkTo(r.Gateway)
 		if r.Link == 0 {
-			return r, unreachable(r)
+			return unreachable(*r)
 		}
 	}
 	l, ok := f.links[r.Link]
 	switch {
 	case !ok:
-		return r, refused(syscall.ENODEV, "")
+		return refused(syscall.ENODEV, "")
 	case !l.Up:
-		return r, refused(syscall.ENETDOWN, "Nexthop device is not up")
+		return refused(syscall.ENETDOWN, "Nexthop device is not up")
 	case !r.Gateway.IsValid():
-		return r, nil
+		return nil
 	case f.local(r.Gateway):
-		return r, refused(syscall.EINVAL, "Nexthop has invalid gateway")
+		return refused(syscall.EINVAL, "Nexthop has invalid gateway")
 	case !r.OnLink && !f.onSegment(r.Link, r.Gateway):
-		return r, unreachable(r)
+		return unreachable(*r)
+	case r.OnLink && r.Gateway.Is6():
+		// IPv6 believes onlink only of an address that it does not know to
+		// be elsewhere.
+		if other := f.lookup(r.Gateway); other.Dst.Bits() > 0 && !other.Blackhole && other.Link != r.Link {
+			return refused(syscall.EINVAL, "Nexthop has invalid gateway or device mismatch")
+		}
 	}
-	return r, nil
+	return nil
 }
 
 func unreachable(r kernel.Route) error {
@@ -112,19 +152,9 @@ func (f *Fake) linkTo(a netip.Addr) int {
 	return 0
 }
 
-// RouteTo implements kernel.Host: the longest prefix wins, then a connected
-// one, then the lowest metric.
-func (f *Fake) RouteTo(ctx context.Context, dst netip.Addr) (kernel.Route, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := ctx.Err(); err != nil {
-		return kernel.Route{}, fmt.Errorf("route to %s: %w", dst, err)
-	}
-	host := netip.PrefixFrom(dst, dst.BitLen())
-	if f.local(dst) {
-		return kernel.Route{Dst: host, Link: 1, Src: dst}, nil
-	}
-	var best kernel.Route
+// lookup is the route that dst takes: the longest prefix wins, then a connected
+// one, then the lowest metric. The zero Route: none.
+func (f *Fake) lookup(dst netip.Addr) (best kernel.Route) {
 	for _, r := range f.connected() {
 		if r.Dst.Contains(dst) && (!best.Dst.IsValid() || r.Dst.Bits() > best.Dst.Bits()) {
 			best = r
@@ -136,6 +166,21 @@ func (f *Fake) RouteTo(ctx context.Context, dst netip.Addr) (kernel.Route, error
 			best = r
 		}
 	}
+	return best
+}
+
+// RouteTo implements kernel.Host.
+func (f *Fake) RouteTo(ctx context.Context, dst netip.Addr) (kernel.Route, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return kernel.Route{}, fmt.Errorf("route to %s: %w", dst, err)
+	}
+	host := netip.PrefixFrom(dst, dst.BitLen())
+	if f.local(dst) {
+		return kernel.Route{Dst: host, Link: 1, Src: dst}, nil
+	}
+	best := f.lookup(dst)
 	if !best.Dst.IsValid() || best.Blackhole {
 		return kernel.Route{}, fmt.Errorf("route to %s: %w", dst, kernel.ErrNotFound)
 	}
@@ -150,7 +195,7 @@ func (f *Fake) RouteTo(ctx context.Context, dst netip.Addr) (kernel.Route, error
 func (f *Fake) connected() []kernel.Route {
 	var out []kernel.Route
 	for a := range f.addrs {
-		if f.links[a.Link].Up && !a.Prefix.IsSingleIP() {
+		if f.links[a.Link].Up && (!a.Prefix.IsSingleIP() || a.Prefix.Addr().Is6()) {
 			out = append(out, kernel.Route{Dst: a.Prefix.Masked(), Link: a.Link, Src: a.Prefix.Addr()})
 		}
 	}

@@ -110,7 +110,9 @@ func (f *Fake) removeAddr(a kernel.Addr) {
 	if a.Prefix.Addr().Is6() {
 		return
 	}
-	maps.DeleteFunc(f.routes, func(_ kernel.RouteKey, r kernel.Route) bool { return r.Src == a.Prefix.Addr() })
+	if !f.local(a.Prefix.Addr()) { // no other link has it
+		maps.DeleteFunc(f.routes, func(_ kernel.RouteKey, r kernel.Route) bool { return r.Src == a.Prefix.Addr() })
+	}
 	for other := range f.addrs {
 		if other.Link == a.Link && other.Prefix.Addr().Is4() {
 			return
@@ -162,6 +164,9 @@ func (f *Fake) FDB(link int) reconcile.Table[kernel.FDB] {
 			}
 			if l.Type != "vxlan" {
 				return refused(syscall.EOPNOTSUPP, "")
+			}
+			if l.VXLAN.Local.Is6() != e.Dst.Is6() {
+				return refused(syscall.EAFNOSUPPORT, "")
 			}
 			f.fdb[e.Key()] = e
 			return nil
