@@ -49,13 +49,13 @@ func binDir() string {
 	return filepath.Join(os.TempDir(), fmt.Sprintf("flannel-netns-%d", os.Getpid()))
 }
 
-// build builds the commands, once, without the race detector: figures are taken
+// build builds the commands, once, as `make build` does: figures are taken
 // from them.
 var build = sync.OnceValue(func() error {
 	if err := os.Mkdir(binDir(), 0o700); err != nil {
 		return err
 	}
-	cmd := exec.Command("go", "build", "-o", binDir(), module+"cmd/flanneld-go", module+"cmd/flannelctl", module+"cmd/flannel-lab")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", binDir(), module+"cmd/flanneld-go", module+"cmd/flannelctl", module+"cmd/flannel-lab")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the commands: %w\n%s", err, out)
