@@ -24,6 +24,11 @@ func (n *Netlink) Events(ctx context.Context) (<-chan Event, error) {
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to kernel events: %w", err)
 	}
+	return n.watch(ctx, sock)
+}
+
+// watch starts the goroutines; the socket is theirs then.
+func (n *Netlink) watch(ctx context.Context, sock *os.File) (<-chan Event, error) {
 	links, err := n.Links(ctx)
 	if err != nil {
 		_ = sock.Close() // nothing was written

@@ -161,7 +161,9 @@ func (n *Netlink) deleteRoutes(ctx context.Context, c *conn, routes []Route, tod
 	})
 	kept := failed[:0]
 	for _, f := range failed {
-		if gone(code(f.err)) {
+		// An object that is gone makes the number invalid (EINVAL).
+		stale := code(f.err) == unix.EINVAL && n.hops.idOf(routes[todo[f.i]]) != 0
+		if stale || gone(code(f.err)) {
 			missing = append(missing, todo[f.i])
 		} else {
 			kept = append(kept, f)

@@ -1,0 +1,50 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// HopID is the number that a nexthop object would have at a probe.
+func HopID(gateway netip.Addr, link, probe int) int {
+	return hop{gateway: gateway, link: link, onLink: true}.id(probe)
+}
+
+// ShrinkBuffer leaves the request socket room for a few answers only.
+func (n *Netlink) ShrinkBuffer(ctx context.Context) error {
+	return n.use(ctx, func(c *conn) error { return unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1) })
+}
+
+// BatchSize is how many messages go out at once now.
+func (n *Netlink) BatchSize(ctx context.Context) (size int, err error) {
+	err = n.use(ctx, func(c *conn) error {
+		size = c.batch
+		return nil
+	})
+	return size, err
+}
+
+// Subscribe is the first half of Events.
+func (n *Netlink) Subscribe() (*os.File, error) { return n.subscribe() }
+
+// SetBuffer sets the receive buffer of a subscription.
+func SetBuffer(sock *os.File, size int) error {
+	raw, err := sock.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var setErr error
+	err = raw.Control(func(fd uintptr) {
+		setErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, size)
+	})
+	return errors.Join(err, setErr)
+}
+
+// Watch is the second half of Events.
+func (n *Netlink) Watch(ctx context.Context, sock *os.File) (<-chan Event, error) {
+	return n.watch(ctx, sock)
+}
