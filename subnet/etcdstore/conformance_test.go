@@ -2,7 +2,6 @@ package etcdstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -199,9 +198,6 @@ func (o *operator) Compact(ctx context.Context, revision subnet.Revision) error 
 	return err
 }
 
-func (o *operator) Wipe(ctx context.Context) error {
-	if o.server == nil {
-		return errors.New("no server of its own")
-	}
-	return o.server.Wipe(ctx)
-}
+func (o *operator) Wipe(ctx context.Context) error { return o.server.Wipe(ctx) }
+
+func (o *operator) Rewind(ctx context.Context, f func() error) error { return o.server.Rewind(ctx, f) }

@@ -88,10 +88,7 @@ func (s *Store) fail(ctx context.Context, op string, err error) error {
 	}
 	// An answer of etcd's own says more than the wire.
 	if answer := (rpctypes.EtcdError{}); errors.As(err, &answer) {
-		e.Err = errors.New(answer.Error())
-		if errors.Is(err, rpctypes.ErrUserEmpty) {
-			e.Err = errors.New("wants a user: --etcd-username and --etcd-password")
-		}
+		e.Err = s.plainAnswer(answer)
 		return e
 	}
 	if s.wire.explain(e) {
@@ -104,6 +101,18 @@ func (s *Store) fail(ctx context.Context, op string, err error) error {
 		e.Kind, e.Err = ErrUnreachable, errors.New("no answer in time")
 	}
 	return e
+}
+
+// plainAnswer words an answer of etcd's for the operator.
+func (s *Store) plainAnswer(answer rpctypes.EtcdError) error {
+	switch {
+	case errors.Is(answer, rpctypes.ErrUserEmpty):
+		return errors.New("wants a user: --etcd-username and --etcd-password")
+	case errors.Is(answer, rpctypes.ErrPermissionDenied):
+		return fmt.Errorf("permission denied: user %q must have the permission to read and write %s", s.opts.Username, s.prefix)
+	default:
+		return errors.New(strings.TrimPrefix(answer.Error(), "etcdserver: "))
+	}
 }
 
 // kindOf classifies an answer by its code. The client maps etcd's answers to

@@ -90,6 +90,8 @@ func New(opts Options) (*Store, error) {
 		s.stop()
 		return nil, fmt.Errorf("make etcd client: %w", err)
 	}
+	// The client has it. What is printed by reflection does not ask a Secret.
+	s.opts.Password = ""
 	s.watches = pb.NewWatchClient(s.client.ActiveConnection())
 	s.leases = pb.NewLeaseClient(s.client.ActiveConnection())
 	return s, nil

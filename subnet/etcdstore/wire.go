@@ -125,6 +125,10 @@ func (c *wireConn) Read(b []byte) (int, error) {
 	case c.answered || c.plain && c.wire.secure:
 	case n > 0:
 		c.answered = true
+		if strings.HasPrefix(string(b[:n]), "HTTP/") {
+			c.wire.record(c.addr, ErrUnreachable, errors.New("is no etcd: it answers in HTTP/1"))
+			break
+		}
 		c.wire.forget(c.addr)
 	case err != nil && !errors.Is(err, net.ErrClosed):
 		c.wire.unanswered(c.addr, err)
@@ -134,9 +138,8 @@ func (c *wireConn) Read(b []byte) (int, error) {
 
 // unanswered finds out why a connection ended with err before any answer.
 func (w *wire) unanswered(addr string, err error) {
-	var alert tls.AlertError
 	switch {
-	case errors.As(err, &alert), w.secure && isRemoteAlert(err):
+	case w.secure && isRemoteAlert(err):
 		// With TLS 1.3 a server refuses a client after the handshake.
 		w.record(addr, ErrTLS, fmt.Errorf("refuses our certificate: see --etcd-certfile and --etcd-keyfile: %w", plainly(err)))
 	case !w.secure && w.speaksTLS(addr):

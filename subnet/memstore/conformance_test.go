@@ -97,3 +97,12 @@ func (o operator) Wipe(context.Context) error {
 	o.s.Wipe()
 	return nil
 }
+
+func (o operator) Rewind(_ context.Context, f func() error) error {
+	backup := o.s.Snapshot()
+	if err := f(); err != nil {
+		return err
+	}
+	o.s.Restore(backup)
+	return nil
+}

@@ -14,6 +14,7 @@ func changedCases() []testCase {
 		{name: "Watch of the future is of another store", run: watchFuture},
 		{name: "a store that was wiped is another", own: true, run: wiped},
 		{name: "a store that was wiped and grew past the old revision is another", own: true, run: wipedAndGrown},
+		{name: "a store that was restored from a backup is another", own: true, run: restored},
 	}
 }
 
@@ -114,4 +115,37 @@ func wipedAndGrown(e *env) {
 	e.put(KV{Path: path(l.Subnet), Value: flannel("192.0.2.1")})
 	_, err := s.Renew(e.ctx, l)
 	e.is("Renew", err, subnet.ErrStoreChanged)
+}
+
+// Here it is the revision alone, since the identity is in the backup.
+func restored(e *env) {
+	s, w := e.seeded()
+	kept := e.create(s, host(1, v4("10.5.1.0/24")), long, w)
+	reserved := e.create(s, host(2, v4("10.5.2.0/24")), 0, w)
+	var late subnet.Lease
+	var watch *stream
+	e.ok(e.Rewind(e.ctx, func() error {
+		for range 5 {
+			e.put(KV{Path: "flanneld-go/unknown", Value: "moves the revision"})
+		}
+		late = e.create(s, host(3, v4("10.5.3.0/24")), long, w)
+		watch = e.watch(s, late.Modified)
+		return nil
+	}))
+	e.replaced(s, watch)
+	_, err := s.Renew(e.ctx, late)
+	e.is("Renew of what came after the backup", err, subnet.ErrStoreChanged)
+	e.is("Release of what came after the backup", s.Release(e.ctx, late), subnet.ErrStoreChanged)
+	for _, l := range []subnet.Lease{kept, reserved} {
+		if got, err := s.Renew(e.ctx, l); err != nil {
+			e.Errorf("Renew of what was there before: %v", err)
+		} else {
+			e.diff("Renew", l, got)
+		}
+	}
+	again := e.load(s)
+	if again.Identity != w.Identity || again.Revision >= late.Modified {
+		e.Errorf("Load returns identity %q at %d, want %q before %d", again.Identity, again.Revision, w.Identity, late.Modified)
+	}
+	e.diff("Load", []subnet.Lease{asListed(kept), asListed(reserved)}, again.Leases)
 }

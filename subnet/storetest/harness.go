@@ -47,6 +47,8 @@ type Operator interface {
 	Compact(ctx context.Context, revision subnet.Revision) error
 	// Wipe loses all data and starts again at the same place.
 	Wipe(ctx context.Context) error
+	// Rewind runs f and then restores a backup that was made before.
+	Rewind(ctx context.Context, f func() error) error
 }
 
 // Harness is an empty store: without config, leases and identity.
@@ -95,6 +97,22 @@ func Run(t *testing.T, f Factory) {
 			f.Around(t, func(t *testing.T) { c.on(t, f) })
 		})
 	}
+}
+
+// Failures runs the suite under doubles of t and returns the names of the cases
+// that fail, for tests of the suite itself: a broken store must fail some.
+func Failures(t *testing.T, f Factory) []string {
+	var failed []string
+	for _, c := range cases() {
+		f.Around(t, func(t *testing.T) {
+			r := &recorder{TB: t}
+			r.run(func() { c.on(r, f) })
+			if r.Failed() {
+				failed = append(failed, c.name)
+			}
+		})
+	}
+	return failed
 }
 
 // on runs the case under t, which may be a double.

@@ -5,13 +5,49 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 )
+
+// tail keeps the end of what is written to it, for an error message.
+type tail struct {
+	to io.Writer
+
+	mu sync.Mutex
+	// kept is guarded by mu.
+	kept []byte
+}
+
+// tailSize is how much is kept, in bytes.
+const tailSize = 4096
+
+// Write implements [io.Writer].
+func (t *tail) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.kept = append(t.kept, b...)
+	t.kept = t.kept[max(0, len(t.kept)-tailSize):]
+	if t.to == nil {
+		return len(b), nil
+	}
+	return t.to.Write(b)
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.kept)
+}
+
+// errExited is a child that ended by itself: because its port was taken, in all
+// likelihood.
+var errExited = errors.New("etcd exited")
 
 // child is a server in a process of its own.
 type child struct {
@@ -36,7 +72,8 @@ func (s *Server) startBinary(ctx context.Context) (_ instance, err error) {
 		"--cert-file", s.opts.Cert, "--key-file", s.opts.Key, "--trusted-ca-file", s.opts.ClientCA,
 		"--client-cert-auth="+strconv.FormatBool(s.opts.ClientCA != ""),
 	)
-	cmd.Stdout, cmd.Stderr = s.opts.Log, s.opts.Log
+	log := &tail{to: s.opts.Log}
+	cmd.Stdout, cmd.Stderr = log, log
 	// Settings for a production etcd of this machine must not leak in.
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "ETCD_UNSUPPORTED_ARCH=" + os.Getenv("ETCD_UNSUPPORTED_ARCH")}
 	// It must not survive us, however we end.
@@ -51,7 +88,7 @@ func (s *Server) startBinary(ctx context.Context) (_ instance, err error) {
 	}()
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, c.stop())
+			err = errors.Join(err, c.stop(), fmt.Errorf("its log ends with:\n%s", log))
 		}
 	}()
 	return c, s.await(ctx, c)
@@ -69,7 +106,7 @@ func (s *Server) await(ctx context.Context, c *child) error {
 		select {
 		case <-tick.C:
 		case <-c.exited:
-			return fmt.Errorf("%s: %w", s.opts.Binary, c.err)
+			return fmt.Errorf("%w: %s: %w", errExited, s.opts.Binary, c.err)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -94,13 +131,13 @@ func (s *Server) serves(ctx context.Context) bool {
 		// Whom it trusts and whom we trust is not the question.
 		conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // see above
 	}
-	if _, err := conn.Write([]byte("GET /health HTTP/1.0\r\n\r\n")); err != nil {
-		return false
-	}
 	var answer [1]byte
-	_, err = conn.Read(answer[:])
-	var alert tls.AlertError
-	return err == nil || errors.As(err, &alert)
+	if _, err = conn.Write([]byte("GET /health HTTP/1.0\r\n\r\n")); err == nil {
+		_, err = conn.Read(answer[:])
+	}
+	// Who wants a certificate that we do not have says so, which will do.
+	var alert *net.OpError
+	return err == nil || errors.As(err, &alert) && alert.Op == "remote error"
 }
 
 func (c *child) stop() error {

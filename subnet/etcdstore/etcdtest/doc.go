@@ -4,6 +4,7 @@
 //	Start --> [ Server ] --Stop--> down, data kept --Restart--> the same again
 //	              |
 //	              +--Wipe--> the same address and flags, all data lost
+//	              +--Rewind> the same with the data of an earlier moment
 //	              +--Close-> gone, and its folder if it was a temporary one
 //
 // It never syncs its files to the disk, and is no place for data that matters.

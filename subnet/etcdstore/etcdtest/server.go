@@ -90,7 +90,8 @@ func Start(ctx context.Context, opts Options) (s *Server, err error) {
 		if err = s.choosePorts(ctx, listen); err != nil {
 			return s, err
 		}
-		if err = s.Restart(ctx); !errors.Is(err, syscall.EADDRINUSE) || listen.Port() != "0" {
+		err = s.Restart(ctx)
+		if taken := errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, errExited); !taken || listen.Port() != "0" {
 			break
 		}
 	}
@@ -171,6 +172,31 @@ func (s *Server) Wipe(ctx context.Context) error {
 	}
 	if err := os.RemoveAll(s.data()); err != nil {
 		return fmt.Errorf("wipe etcd: %w", err)
+	}
+	return s.Restart(ctx)
+}
+
+// Rewind is a server restored from a backup: it makes one, runs f, and puts the
+// backup in the place of what was written meanwhile. The server restarts twice.
+func (s *Server) Rewind(ctx context.Context, f func() error) error {
+	backup := filepath.Join(s.opts.Dir, "backup")
+	if err := s.Stop(); err != nil {
+		return err
+	}
+	if err := os.CopyFS(backup, os.DirFS(s.data())); err != nil {
+		return fmt.Errorf("back up etcd: %w", err)
+	}
+	if err := s.Restart(ctx); err != nil {
+		return err
+	}
+	if err := f(); err != nil {
+		return err
+	}
+	if err := s.Stop(); err != nil {
+		return err
+	}
+	if err := errors.Join(os.RemoveAll(s.data()), os.Rename(backup, s.data())); err != nil {
+		return fmt.Errorf("restore etcd: %w", err)
 	}
 	return s.Restart(ctx)
 }

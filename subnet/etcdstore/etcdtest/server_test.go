@@ -45,7 +45,7 @@ func testServer(t *testing.T, opts Options) {
 		t.Fatal(err)
 	}
 	count := func() int64 {
-		resp, err := client.Get(ctx, "k")
+		resp, err := client.Get(ctx, "k", clientv3.WithPrefix())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -57,6 +57,16 @@ func testServer(t *testing.T, opts Options) {
 	}
 	if got := count(); got != 1 {
 		t.Errorf("%d keys after a restart, want 1", got)
+	}
+	err = s.Rewind(ctx, func() error {
+		_, err := client.Put(ctx, "k/later", "v")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := count(); got != 1 {
+		t.Errorf("%d keys after a rewind, want the 1 from before", got)
 	}
 	if err := s.Wipe(ctx); err != nil {
 		t.Fatal(err)
