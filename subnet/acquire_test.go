@@ -29,6 +29,8 @@ func attrs(owner, ip string) subnet.Attrs {
 	return a
 }
 
+const dual = `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd05::/48"}`
+
 // prior is a key that is there before Acquire; ttl 0: a reservation.
 type prior struct {
 	key   string
@@ -106,6 +108,40 @@ func TestAcquire(t *testing.T) {
 			claim: func(c *subnet.Claim) { c.Previous = previous("10.5.9.0-24") },
 			want:  "10.5.9.0-24",
 		},
+		{
+			name: "flannel's keys with one of our addresses, and with none", config: dual,
+			claim: func(c *subnet.Claim) { c.Attrs.PublicIP[subnet.IPv6] = netip.MustParseAddr("fd00::1") },
+			prior: []prior{
+				{"10.5.7.0-24&fd05:0:0:7::-64", subnet.Attrs{PublicIP: subnet.ByFamily[netip.Addr]{netip.MustParseAddr("198.18.0.2"), netip.MustParseAddr("fd00::1")}}, day},
+				{"0.0.0.0-0&fd05:0:0:8::-64", subnet.Attrs{PublicIP: subnet.ByFamily[netip.Addr]{subnet.IPv6: netip.MustParseAddr("fd00::2")}}, day},
+			},
+			want: "10.5.125.0-24&fd05:0:0:7d::-64",
+		},
+		{
+			name: "flannel's key with an address of another family", claim: func(*subnet.Claim) {},
+			prior: []prior{{"10.5.7.0-24", subnet.Attrs{PublicIP: subnet.ByFamily[netip.Addr]{subnet.IPv6: netip.MustParseAddr("fd00::2")}}, day}},
+			want:  "10.5.125.0-24",
+		},
+		{
+			name: "flannel's choice of a pair is kept", config: dual,
+			prior: []prior{{"10.5.7.0-24&fd05:0:0:52::-64", attrs("", "198.18.0.1"), day}},
+			want:  "10.5.7.0-24&fd05:0:0:52::-64",
+		},
+		{
+			name: "and not created again", config: dual,
+			claim: func(c *subnet.Claim) { c.Previous = previous("10.5.7.0-24&fd05:0:0:52::-64") },
+			want:  "10.5.125.0-24&fd05:0:0:7d::-64",
+		},
+		{
+			name: "this very process' key with a former address", claim: func(c *subnet.Claim) { c.Instance = "theirs" },
+			prior: []prior{{"10.5.7.0-24", attrs("me", "198.18.0.9"), day}},
+			want:  "10.5.7.0-24",
+		},
+		{
+			name: "a reservation that does not fit is in the way all the same", config: `{"Network":"10.5.0.0/16","SubnetLen":25}`,
+			prior: []prior{{"10.5.147.0-24", attrs("me", "198.18.0.1"), 0}},
+			want:  "10.5.148.0-25",
+		},
 		{name: "a reservation made for the node", prior: []prior{{"10.5.7.0-24", subnet.Attrs{Owner: "me"}, 0}}, want: "10.5.7.0-24", bare: true},
 		{
 			name: "our key with an old length is renumbered", config: `{"Network":"10.5.0.0/16","SubnetLen":25}`,
@@ -175,7 +211,7 @@ func TestAcquire(t *testing.T) {
 					return
 				}
 				want := c.Attrs
-				want.Owner, want.Instance = "me", "me-1"
+				want.Owner, want.Instance = "me", c.Instance
 				if got.Subnet.Key() != tt.want || got.Attrs != want || got.Reservation() != tt.bare {
 					t.Errorf("got %+v, want %s", got, tt.want)
 				}
@@ -225,7 +261,9 @@ func TestAcquireLosesRaces(t *testing.T) {
 		for _, key := range []string{"10.5.125.0-24", "10.5.126.0-24", "10.5.127.0-24"} {
 			put(t, s, key, attrs("b", "198.18.0.2"), time.Hour)
 		}
-		l, err := subnet.Acquire(t.Context(), s, w, claim("me", "198.18.0.1"))
+		c := claim("me", "198.18.0.1")
+		c.Previous = []subnet.Subnet{sub(t, "10.5.126.0-24")}
+		l, err := subnet.Acquire(t.Context(), s, w, c)
 		if err != nil || l.Subnet != sub(t, "10.5.128.0-24") {
 			t.Errorf("got %v, %v", l.Subnet, err)
 		}
@@ -301,7 +339,7 @@ func TestAcquireConcurrently(t *testing.T) {
 	for _, pool := range []struct{ name, config string }{
 		{"plenty", config},
 		{"just enough", `{"Network":"10.5.0.0/26","SubnetLen":30,"SubnetMin":"10.5.0.0","SubnetMax":"10.5.0.60"}`},
-		{"both families", `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd05::/48"}`},
+		{"both families", dual},
 	} {
 		t.Run(pool.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -231,6 +231,9 @@ func TestKeeperTakesItsKeyBack(t *testing.T) {
 func TestKeeperRecovers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := start(t, newStore(config), func(o *subnet.KeeperOptions) { o.OnConflict = subnet.Fence })
+		if h.keeper.Status().Withdraw {
+			t.Error("withdraws without a conflict")
+		}
 		put(t, h.data, home, attrs("b", "198.18.0.2"), ttl)
 		h.keeper.Nudge()
 		after(10 * time.Minute)
@@ -269,6 +272,23 @@ func TestKeeperInRestoredStore(t *testing.T) {
 		h.keeper.Nudge()
 		synctest.Wait()
 		data.Restore(backup)
+		h.keeper.Nudge()
+		synctest.Wait()
+		h.want(subnet.StateValid, home, "")
+		h.end()
+	})
+}
+
+// Nor is it in another cluster behind the same address, however young it looks.
+func TestKeeperInAnotherStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, newStore(config), nil)
+		h.data.Wipe()
+		for range 50 {
+			put(t, h.data, "10.5.9.0-24", attrs("b", "198.18.0.2"), 0)
+		}
+		put(t, h.data, home, attrs("me", "198.18.0.1"), ttl)
+		h.data.OverwriteConfig(config)
 		h.keeper.Nudge()
 		synctest.Wait()
 		h.want(subnet.StateValid, home, "")
@@ -418,8 +438,8 @@ func TestKeeperUpdateAttrs(t *testing.T) {
 		if l, _ := stored(t, h.data, home); l.Attrs.PublicIP != other.PublicIP {
 			t.Errorf("%+v", l)
 		}
-		// A key lost afterwards is still known as ours by its new address.
-		h.data.DeleteKey(home)
+		// A key that flannel overwrites is known as ours by the new address.
+		put(t, h.data, home, attrs("", "198.18.0.10"), ttl)
 		h.keeper.Nudge()
 		synctest.Wait()
 		h.want(subnet.StateValid, home, "")

@@ -238,6 +238,22 @@ updated: valid renew
 `,
 		},
 		{
+			name: "an update gives no time", start: held,
+			stages: []stage{
+				{"renewed", 0, renewed},
+				{"want", 7 * time.Hour, event{kind: evWant, want: old.Attrs}},
+				{"updated", 0, event{kind: evUpdated, lease: old}},
+				{"failed", 17*time.Hour - 100*time.Millisecond, failed},
+				{"expired", 100 * time.Millisecond, tick},
+			},
+			want: `renewed: valid wait 7h36m0s
+want: valid update
+updated: valid renew
+failed: degraded wait 100ms (down)
+expired: unproven wait 275ms (down)
+`,
+		},
+		{
 			name: "superseded", start: held,
 			stages: []stage{{"lost", 0, lost}, {"fatal", 0, event{kind: evFatal, err: errors.New("another daemon")}}},
 			want: `lost: lost look (lease was lost)

@@ -60,12 +60,9 @@ func (r Range) at(i uint64) netip.Prefix {
 	return netip.PrefixFrom(a, r.SubnetLen)
 }
 
-// index is the number of the subnet that holds a, which may lie beyond the last
-// one; false: a is below Min or too far above to be numbered.
+// index is the number of the subnet that holds a, which must not lie below Min
+// but may lie beyond Max; false: too far to be numbered.
 func (r Range) index(a netip.Addr) (uint64, bool) {
-	if a.Less(r.Min) {
-		return 0, false
-	}
 	n := numberOf(a).sub(numberOf(r.Min)).shr(r.shift())
 	return n.lo, n.hi == 0
 }
@@ -192,12 +189,12 @@ func (p Pool) covered(r Range, q netip.Prefix) span {
 	if last.Less(r.Min) {
 		return span{}
 	}
-	first, ok := r.index(q.Addr())
-	if q.Addr().Less(r.Min) {
-		first, ok = 0, true
-	}
-	if !ok || first >= p.size {
-		return span{}
+	var first uint64
+	if !q.Addr().Less(r.Min) {
+		var ok bool
+		if first, ok = r.index(q.Addr()); !ok || first >= p.size {
+			return span{}
+		}
 	}
 	end, ok := r.index(last)
 	if !ok || end >= p.size {
