@@ -63,7 +63,7 @@ func demoBackend(ctx context.Context, o demoOptions, backend string, out io.Writ
 			l.KeepFiles()
 			err = fmt.Errorf("%w\nlogs are kept in %s", err, l.Dir)
 		}
-		err = errors.Join(err, l.Close())
+		err = errors.Join(err, l.Close(ctx))
 	}()
 	config := fmt.Sprintf(`{"Network":"10.5.0.0/16","Backend":{"Type":%q}}`, backend)
 	fmt.Fprintf(out, "%s   %s\n\n", backend, config)
@@ -116,7 +116,11 @@ func show(ctx context.Context, l *lab.Lab, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if lost := showMesh(l, mesh, count, out); lost > 0 {
+	lost, err := showMesh(l, mesh, count, out)
+	if err != nil {
+		return err
+	}
+	if lost > 0 {
 		return fmt.Errorf("%w: %d of %d", errLoss, lost, count*pairs)
 	}
 	ctx, cancel := context.WithTimeout(ctx, stepWithin)

@@ -40,12 +40,12 @@ func showHosts(l *lab.Lab, out io.Writer) error {
 
 // showMesh prints a table of pairs, or for many hosts only those with loss, and
 // returns how many packets were lost.
-func showMesh(l *lab.Lab, mesh [][]lab.PingResult, count int, out io.Writer) (lost int) {
+func showMesh(l *lab.Lab, mesh [][]lab.PingResult, count int, out io.Writer) (lost int, err error) {
 	fmt.Fprintf(out, "  ping between containers, %d each way: median round trip, loss\n", count)
 	if len(l.Hosts) > widestTable {
-		showLossyPairs(l, mesh, out)
+		err = showLossyPairs(l, mesh, out)
 	} else {
-		showPairs(l, mesh, out)
+		err = showPairs(l, mesh, out)
 	}
 	var all meshSummary
 	for _, row := range mesh {
@@ -54,10 +54,10 @@ func showMesh(l *lab.Lab, mesh [][]lab.PingResult, count int, out io.Writer) (lo
 		}
 	}
 	fmt.Fprintf(out, "  %s\n", all)
-	return all.sent - all.received
+	return all.sent - all.received, err
 }
 
-func showPairs(l *lab.Lab, mesh [][]lab.PingResult, out io.Writer) {
+func showPairs(l *lab.Lab, mesh [][]lab.PingResult, out io.Writer) error {
 	t := newTable(out)
 	fmt.Fprint(t, "  from \\ to")
 	for _, to := range l.Hosts {
@@ -71,10 +71,10 @@ func showPairs(l *lab.Lab, mesh [][]lab.PingResult, out io.Writer) {
 		}
 		fmt.Fprintln(t)
 	}
-	t.Flush()
+	return t.Flush()
 }
 
-func showLossyPairs(l *lab.Lab, mesh [][]lab.PingResult, out io.Writer) {
+func showLossyPairs(l *lab.Lab, mesh [][]lab.PingResult, out io.Writer) error {
 	t := newTable(out)
 	for i, from := range l.Hosts {
 		for j, to := range l.Hosts {
@@ -83,7 +83,7 @@ func showLossyPairs(l *lab.Lab, mesh [][]lab.PingResult, out io.Writer) {
 			}
 		}
 	}
-	t.Flush()
+	return t.Flush()
 }
 
 // meshCell reads as "42 µs", or with loss "42 µs, 3 % lost".

@@ -54,9 +54,9 @@ func TestShowMesh(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var out bytes.Buffer
-			lost := showMesh(labOf("c1", "c2"), tc.mesh, 10, &out)
-			if lost != tc.lost {
-				t.Errorf("%d lost, want %d", lost, tc.lost)
+			lost, err := showMesh(labOf("c1", "c2"), tc.mesh, 10, &out)
+			if err != nil || lost != tc.lost {
+				t.Errorf("%d lost (%v), want %d", lost, err, tc.lost)
 			}
 			if diff := cmp.Diff(tc.want, out.String()); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
@@ -82,7 +82,9 @@ func TestShowMeshOfMany(t *testing.T) {
 	}
 	mesh[2][7] = answered(4, 3, 40*time.Microsecond)
 	var out bytes.Buffer
-	showMesh(labOf(names...), mesh, 4, &out)
+	if _, err := showMesh(labOf(names...), mesh, 4, &out); err != nil {
+		t.Fatal(err)
+	}
 	want := `  ping between containers, 4 each way: median round trip, loss
   c -> h   40 µs, 25 % lost
   360 sent, 359 received, 0.2778 % lost; fastest 39 µs, slowest 120 µs

@@ -104,7 +104,7 @@ func newLab(t *testing.T, o lab.Options) *lab.Lab {
 				}
 			}
 		}
-		if err := l.Close(); err != nil {
+		if err := l.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
 	})

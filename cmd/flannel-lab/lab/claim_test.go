@@ -20,16 +20,16 @@ func TestLabsSideBySide(t *testing.T) {
 	}
 	second, err := New(t.Context(), Options{Name: first.Name + "b", Hosts: 2})
 	if err != nil {
-		t.Fatal(errors.Join(err, first.Close()))
+		t.Fatal(errors.Join(err, first.Close(t.Context())))
 	}
-	if err := first.Close(); err != nil {
+	if err := first.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
 	r, err := second.Hosts[0].Ping(t.Context(), PingOptions{To: second.Hosts[1].Addrs[0].Addr(), Count: 1})
 	if err != nil || r.Lost() > 0 {
 		t.Errorf("after another lab was closed: %s, %v", r, err)
 	}
-	if err := second.Close(); err != nil {
+	if err := second.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if left := append(traces(t, first.Name), traces(t, second.Name)...); len(left) > 0 {
@@ -102,7 +102,7 @@ func TestStaleLabIsReplacedOnRequest(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(netnsDir, name+"-h2")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the stale lab's second host: %v", err)
 	}
-	if err := l.Close(); err != nil {
+	if err := l.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if left := traces(t, name); len(left) > 0 {
@@ -141,7 +141,7 @@ func TestKeptFiles(t *testing.T) {
 	}
 	name := l.Name
 	l.KeepFiles()
-	if err := l.Close(); err != nil {
+	if err := l.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(filepath.Join(root, name, "h1")); err != nil {
@@ -152,7 +152,7 @@ func TestKeptFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := again.Close(); err != nil {
+	if err := again.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if left := traces(t, name); len(left) > 0 {

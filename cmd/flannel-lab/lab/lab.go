@@ -77,7 +77,7 @@ func New(ctx context.Context, o Options) (_ *Lab, err error) {
 	l := &Lab{Name: o.Name, Dir: c.dir, opts: o, plan: p, claim: c}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, l.Close())
+			err = errors.Join(err, l.Close(ctx))
 		}
 	}()
 	if err := l.addSwitch(); err != nil {
@@ -154,10 +154,10 @@ func (l *Lab) KeepFiles() {
 // closeWithin is how long processes may take to end when asked.
 const closeWithin = 5 * time.Second
 
-// Close ends the lab's processes and removes its namespaces and files. It must
-// be called once, after everything else has returned.
-func (l *Lab) Close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
+// Close ends the lab's processes and removes its namespaces and files, also when
+// ctx has ended. It must be called once, after everything else has returned.
+func (l *Lab) Close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeWithin)
 	defer cancel()
 	var errs []error
 	if l.client != nil {

@@ -36,7 +36,7 @@ func newTestLab(t *testing.T, hosts int, script string) *Lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
+		if err := l.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
 	})
@@ -84,7 +84,7 @@ func TestHostsReachEachOtherAndLeaveNoTrace(t *testing.T) {
 	if got := len(traces(t, l.Name)); got != 5 {
 		t.Errorf("%d traces of a running lab, want 4 namespaces and a folder", got)
 	}
-	if err := l.Close(); err != nil {
+	if err := l.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if left := traces(t, l.Name); len(left) > 0 {

@@ -117,7 +117,7 @@ func (n *Node) StartPing(ctx context.Context, o PingOptions) (*Pinging, error) {
 		defer p.stop()
 		p.send(ctx)
 		p.await(answered)
-		p.conn.Close()
+		_ = p.conn.Close() // ends receive
 		<-received
 	}()
 	return p, nil

@@ -40,22 +40,12 @@ func Transfer(ctx context.Context, from, to *Node, addr netip.Addr, size int) (T
 	return r, nil
 }
 
-func transfer(ctx context.Context, from, to *Node, addr netip.Addr, size int) (TransferResult, error) {
-	ln, err := to.Listen(netip.AddrPortFrom(addr, 0))
+func transfer(ctx context.Context, from, to *Node, addr netip.Addr, size int) (_ TransferResult, err error) {
+	out, in, err := connect(ctx, from, to, addr)
 	if err != nil {
 		return TransferResult{}, err
 	}
-	defer ln.Close()
-	out, err := from.Dial(ctx, ln.Addr().(*net.TCPAddr).AddrPort())
-	if err != nil {
-		return TransferResult{}, err
-	}
-	defer out.Close()
-	in, err := ln.AcceptTCP()
-	if err != nil {
-		return TransferResult{}, err
-	}
-	defer in.Close()
+	defer func() { err = errors.Join(err, out.Close(), in.Close()) }()
 	// A path that swallows large packets must not hold us for ever.
 	stop := context.AfterFunc(ctx, func() {
 		_ = out.SetDeadline(time.Unix(1, 0))
@@ -84,4 +74,21 @@ func transfer(ctx context.Context, from, to *Node, addr netip.Addr, size int) (T
 	}
 	source := in.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
 	return TransferResult{Bytes: size, Took: took, Source: source}, nil
+}
+
+// connect opens a TCP connection from one node to an address of another, and
+// returns both ends.
+func connect(ctx context.Context, from, to *Node, addr netip.Addr) (out, in *net.TCPConn, err error) {
+	ln, err := to.Listen(netip.AddrPortFrom(addr, 0))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, ln.Close()) }()
+	if out, err = from.Dial(ctx, ln.Addr().(*net.TCPAddr).AddrPort()); err != nil {
+		return nil, nil, err
+	}
+	if in, err = ln.AcceptTCP(); err != nil {
+		return nil, nil, errors.Join(err, out.Close())
+	}
+	return out, in, nil
 }
