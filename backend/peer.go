@@ -3,6 +3,7 @@ package backend
 import (
 	"errors"
 	"net/netip"
+	"slices"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/backend/reconcile"
@@ -33,7 +34,7 @@ func Blame(err error, peer func(entry any) *PeerError) error {
 	case interface{ Unwrap() error }:
 		// A wrapper around failures of entries only says which table they
 		// are in, and each of them says so itself.
-		for range reconcile.Failures(err) {
+		if len(slices.Collect(reconcile.Failures(err))) > 0 {
 			return Blame(e.Unwrap(), peer)
 		}
 	}

@@ -39,7 +39,8 @@ type Router struct {
 	Kernel kernel.Host
 	Log    *slog.Logger
 
-	differ reconcile.Differ[kernel.Route, kernel.RouteKey]
+	differ  reconcile.Differ[kernel.Route, kernel.RouteKey]
+	desired []kernel.Route
 	// reported are the foreign routes that the log named last.
 	reported string
 }
@@ -89,11 +90,16 @@ func (r *Router) Step(ctx context.Context, plan RoutePlan) (reconcile.Step, erro
 		table.err = err // what is in the way is not known: do nothing
 	}
 	ours := plan.proof()
-	foreign := slices.DeleteFunc(slices.Clone(table.routes), ours)
+	var foreign []kernel.Route
+	for _, e := range table.routes {
+		if !ours(e) {
+			foreign = append(foreign, e)
+		}
+	}
 	words := &describer{ctx: ctx, kernel: r.Kernel}
 	blocked := words.occupied(foreign, connected)
 
-	desired := make([]kernel.Route, 0, len(plan.Routes)+len(plan.Keep))
+	desired := r.desired[:0]
 	var errs []error
 	for _, route := range plan.Routes {
 		if why := blocked(route.Dst); why != nil {
@@ -103,6 +109,7 @@ func (r *Router) Step(ctx context.Context, plan RoutePlan) (reconcile.Step, erro
 		desired = append(desired, route.Route)
 	}
 	desired = append(desired, plan.blackholes()...)
+	r.desired = desired
 	r.report(plan.Desired.Config, foreign, words)
 	step := r.differ.Step("route", table, desired, func(e kernel.Route) bool {
 		return !plan.Keep[subnet.FamilyOf(e.Dst.Addr())] && ours(e)
@@ -159,11 +166,17 @@ func Precedence(r kernel.Route) int {
 
 // proof returns what tells our routes from others'.
 func (p *RoutePlan) proof() func(kernel.Route) bool {
-	listed := make(map[netip.Addr]bool, len(p.Desired.Peers))
-	for i := range p.Desired.Peers {
-		for _, a := range p.Desired.Peers[i].Attrs.PublicIP {
-			listed[a] = true
+	var listed map[netip.Addr]bool // made for the first route that may be flannel's
+	isListed := func(gateway netip.Addr) bool {
+		if listed == nil {
+			listed = make(map[netip.Addr]bool, len(p.Desired.Peers))
+			for i := range p.Desired.Peers {
+				for _, a := range p.Desired.Peers[i].Attrs.PublicIP {
+					listed[a] = a.IsValid()
+				}
+			}
 		}
+		return listed[gateway]
 	}
 	return func(r kernel.Route) bool {
 		switch {
@@ -174,7 +187,7 @@ func (p *RoutePlan) proof() func(kernel.Route) bool {
 		case r.Blackhole: // flannel's --ip-blackhole-route
 			return p.Blackhole && slices.Contains(p.Desired.Own.Subnet[:], r.Dst)
 		}
-		return r.Link == p.Uplink && r.Link != 0 && r.Gateway.IsValid() && listed[r.Gateway]
+		return r.Link == p.Uplink && r.Link != 0 && isListed(r.Gateway)
 	}
 }
 

@@ -132,6 +132,7 @@ func TestRouter(t *testing.T) {
 				via("10.6.4.0/24", "198.18.0.2", 3, 0),  // outside
 				{Dst: prefix("10.5.6.0/24"), Gateway: netip.MustParseAddr("10.5.54.9"), Link: docker0, Protocol: 3},
 				{Dst: prefix("10.5.7.0/24"), Blackhole: true, Protocol: 3},
+				{Dst: prefix("10.5.8.0/24"), Gateway: netip.MustParseAddr("198.18.0.2"), Link: docker0, OnLink: true, Protocol: 3},
 			},
 			ops: []string{put4, put6},
 		},
@@ -166,6 +167,9 @@ func TestRouter(t *testing.T) {
 		"blackhole": {
 			plan: func(p *backend.RoutePlan) { p.Blackhole = true },
 			ops:  []string{put4, put6, "put route blackhole 10.5.54.0/24 metric 1048576"},
+		},
+		"flannel's blackhole stays where none is wanted": {
+			there: []kernel.Route{{Dst: prefix("10.5.54.0/24"), Blackhole: true, Protocol: 3}}, ops: []string{put4, put6},
 		},
 		"flannel's blackhole would win over the bridge": {
 			there: []kernel.Route{{Dst: prefix("10.5.54.0/24"), Blackhole: true, Protocol: 3}},

@@ -74,6 +74,10 @@ func TestSelect(t *testing.T) {
 			o:    uplink.Options{Regexes: []string{"nothing", "^eth"}},
 			link: "eth0", v4: "198.18.0.1", v6: "fd00:198:18::1", segments: []string{"198.18.0.0/24", "fd00:198:18::/64"},
 		},
+		"regex by name passes over loopback, tunnel and what is down": {
+			o:    uplink.Options{Regexes: []string{"^lo|^flannel|^eth2|^docker"}},
+			link: "docker0", v4: "10.5.54.1", segments: []string{"10.5.54.0/24"},
+		},
 		"regex passes over tunnel and loopback": {
 			o:    uplink.Options{Regexes: []string{`^10\.`}},
 			link: "docker0", v4: "10.5.54.1", segments: []string{"10.5.54.0/24"},

@@ -188,7 +188,7 @@ func (b *Backend) settle(ctx context.Context, have, want kernel.Link) (changed i
 			err = fmt.Errorf("change device %s: %w", have.Name, err)
 		} else {
 			changed = 1
-			b.log.Info("device changed", "device", have.Name, "mtu", c.MTU, "mac", c.MAC.String(), "alias", c.Alias)
+			b.log.Info("device changed", "device", have.Name, "mtu", want.MTU, "mac", want.MAC.String())
 		}
 	}
 	n, tuneErr := b.tune(want.Name)

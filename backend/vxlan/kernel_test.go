@@ -2,9 +2,11 @@ package vxlan_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/flanneld-go/flanneld-go/backend"
@@ -90,7 +92,7 @@ func TestHostLooksLikeFlannels(t *testing.T) {
 }
 
 // onKernel makes a backend whose uplink is chosen as the daemon does.
-func onKernel(t *testing.T, ns *kerneltest.Namespace, config string) (backend.Backend, backend.Desired, *reconcile.Result) {
+func onKernel(t testing.TB, ns *kerneltest.Namespace, config string) (backend.Backend, backend.Desired, *reconcile.Result) {
 	t.Helper()
 	c, err := subnet.ParseConfig(config)
 	if err != nil {
@@ -231,4 +233,82 @@ func TestCleanupOnKernel(t *testing.T) {
 	if diff := lines(before, show()); diff != "" {
 		t.Errorf("after cleanup (-before +after)\n%s", diff)
 	}
+}
+
+// What is somebody else's stays as it is and is named.
+func TestForeignThingsOnKernel(t *testing.T) {
+	tests := map[string]struct {
+		command string
+		is      error
+		want    string
+	}{
+		"device of another type": {
+			"ip link add flannel.1 type bridge", vxlan.ErrForeignDevice,
+			`device is not ours: flannel.1 exists with type "bridge" and alias ""; remove it (ip link delete flannel.1) or choose another VNI`,
+		},
+		"our tunnel under another name": {
+			"ip link add vx0 type vxlan id 1 dstport 8472 local 198.18.0.1 dev eth0", vxlan.ErrForeignDevice,
+			"device is not ours: vx0 holds VNI 1 on UDP port 8472; remove it (ip link delete vx0) or choose another VNI or Port",
+		},
+		"socket of another kind on the port": {
+			"ip link add cilium_vxlan type vxlan external dstport 8472 && ip link set cilium_vxlan up", syscall.EADDRINUSE,
+			"bring up device flannel.1 (also on UDP port 8472: cilium_vxlan): set link flannel.1: address already in use",
+		},
+		"bridge on a peer's subnet": {
+			"ip link add docker0 type bridge && ip addr add 10.5.3.1/24 dev docker0 && ip link set docker0 up", new(backend.OccupiedError),
+			"peer 10.5.3.0/24 at 198.18.0.2: foreign address 10.5.3.1/24 of docker0 is in the way: remove it, or renumber one of the two",
+		},
+		"route to a peer's subnet": {
+			"ip route add 10.5.3.0/24 via 198.18.0.77", new(backend.OccupiedError),
+			"peer 10.5.3.0/24 at 198.18.0.2: foreign route 10.5.3.0/24 via 198.18.0.77 dev eth0 proto 3 is in the way: remove it, or renumber one of the two",
+		},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			ns := backendtest.FlannelHost(t)
+			be, d, _ := onKernel(t, ns, fmt.Sprintf(v4only, ""))
+			ns.Run(t, "sh", "-c", tc.command)
+			show := func() string { return ns.Run(t, "sh", "-c", "ip -o link; ip -o -4 addr; ip route") }
+			before := show()
+			d.Own, d.Peers = lease("10.5.54.0-24", "198.18.0.1", ownMAC, "", ""), []subnet.Lease{peer3}
+			err := be.Apply(t.Context(), d)
+			if err == nil || err.Error() != tc.want {
+				t.Errorf("Apply error\n got %v\nwant %s", err, tc.want)
+			}
+			if occupied := new(backend.OccupiedError); !errors.Is(err, tc.is) && !errors.As(err, &occupied) {
+				t.Errorf("Apply error %v is no %T", err, tc.is)
+			}
+			if err := be.Cleanup(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if diff := lines(before, show()); diff != "" {
+				t.Errorf("what was there changed (-before +after)\n%s", diff)
+			}
+		})
+	}
+}
+
+// A new process on the same host, an unchanged Apply, and a host that flannel
+// kept until now lose no packet.
+func TestNoPacketIsLost(t *testing.T) {
+	lab := backendtest.NewLab(t, vxlan.New, fmt.Sprintf(v4only, ""), 0, 0)
+	lab.ApplyAll()
+	h := lab.Hosts[0]
+	attrs := h.Lease.Attrs
+	stop := lab.Flood(0, 1)
+	for range 10 {
+		h.Restart(netip.MustParseAddr("198.18.0.1"))
+		h.Apply(t.Context())
+		if h.Result != (reconcile.Result{}) || h.Lease.Attrs != attrs {
+			t.Errorf("after a restart: observed %+v, attributes %+v, want nothing and %+v", h.Result, h.Lease.Attrs, attrs)
+		}
+		h.Run(t, "ip", "link", "set", "flannel.1", "alias", "")
+		h.Run(t, "ip", "route", "replace", "10.5.2.0/24", "via", "10.5.2.0", "dev", "flannel.1", "onlink")
+		h.Restart(netip.MustParseAddr("198.18.0.1"))
+		h.Apply(t.Context())
+		if want := (reconcile.Result{Put: 2}); h.Result != want || h.Lease.Attrs != attrs {
+			t.Errorf("after flannel: observed %+v, attributes %+v, want %+v and %+v", h.Result, h.Lease.Attrs, want, attrs)
+		}
+	}
+	stop()
 }

@@ -24,6 +24,7 @@ type Backend struct {
 	log    *slog.Logger
 	mtu    subnet.ByFamily[int]
 
+	projection projection
 	router     backend.Router
 	fdb        subnet.ByFamily[reconcile.Differ[kernel.FDB, kernel.FDBKey]]
 	neighbours subnet.ByFamily[reconcile.Differ[kernel.Neighbour, kernel.NeighbourKey]]
@@ -44,7 +45,8 @@ func New(p backend.Params) (backend.Backend, error) {
 	p.WarnUnknown(unknown)
 	b := &Backend{
 		params: p, opts: opts, kernel: p.Kernel, log: p.Logger(),
-		router: backend.Router{Kernel: p.Kernel, Log: p.Logger()},
+		projection: projection{params: p, opts: opts},
+		router:     backend.Router{Kernel: p.Kernel, Log: p.Logger()},
 	}
 	for _, f := range p.Families() {
 		if err := b.fit(f); err != nil {
@@ -183,9 +185,9 @@ func (b *Backend) address(ctx context.Context, f subnet.Family, dev device, own 
 // peers makes the entries of all peers match: the FDB first, then neighbours,
 // then the routes that lead packets there.
 func (b *Backend) peers(ctx context.Context, devices subnet.ByFamily[device], d backend.Desired) (reconcile.Result, error) {
-	p := projection{params: b.params, opts: b.opts, devices: devices}
-	e, skipped := p.project(d.Peers)
-	plan := backend.RoutePlan{Desired: d, Routes: e.routes, Uplink: b.params.Uplink.Link.Index, Blackhole: b.params.Blackhole}
+	p := &b.projection
+	skipped := p.project(devices, d.Peers)
+	plan := backend.RoutePlan{Desired: d, Routes: p.routes, Uplink: b.params.Uplink.Link.Index, Blackhole: b.params.Blackhole}
 	var steps []reconcile.Step
 	for _, f := range b.params.Families() {
 		index := devices[f].index
@@ -194,16 +196,16 @@ func (b *Backend) peers(ctx context.Context, devices subnet.ByFamily[device], d 
 			continue
 		}
 		plan.Devices = append(plan.Devices, index)
-		steps = append(steps, b.fdb[f].Step("fdb entry", b.kernel.FDB(index), e.fdb[f], nil))
+		steps = append(steps, b.fdb[f].Step("fdb entry", b.kernel.FDB(index), p.fdb[f], nil))
 	}
 	for _, f := range b.params.Families() {
 		if index := devices[f].index; index != 0 {
-			steps = append(steps, b.neighbours[f].Step("neighbour", b.kernel.Neighbours(index), e.neighbours[f], nil))
+			steps = append(steps, b.neighbours[f].Step("neighbour", b.kernel.Neighbours(index), p.neighbours[f], nil))
 		}
 	}
 	step, blocked := b.router.Step(ctx, plan)
 	r, err := reconcile.Apply(ctx, append(steps, step)...)
-	return r, errors.Join(skipped, blocked, backend.Blame(err, e.peer))
+	return r, errors.Join(skipped, blocked, backend.Blame(err, p.peerOf()))
 }
 
 // sweep removes what an earlier config left: VXLAN devices with our alias that

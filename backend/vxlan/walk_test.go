@@ -3,7 +3,6 @@ package vxlan_test
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"syscall"
 	"testing"
 
@@ -67,10 +66,8 @@ func harm(t *rapid.T, h *host) {
 		case "addr":
 			err = lose(t, h, h.Addrs(l.Index))
 		case "fdb":
-			err = lose(t, h, h.FDB(l.Index))
-			if err == nil {
-				err = h.FDB(l.Index).Put(ctx, []kernel.FDB{{Link: l.Index, MAC: kernel.MAC{2, 9}, Dst: netip.MustParseAddr("192.0.2.1")}})
-			}
+			stray := kernel.FDB{Link: l.Index, MAC: kernel.MAC{2, 9}, Dst: l.VXLAN.Local.Next()}
+			err = errors.Join(lose(t, h, h.FDB(l.Index)), h.FDB(l.Index).Put(ctx, []kernel.FDB{stray}))
 		case "neigh":
 			err = lose(t, h, h.Neighbours(l.Index))
 		case "route":
