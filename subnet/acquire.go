@@ -68,18 +68,14 @@ const (
 )
 
 // relate decides whose l is: see decision 3 of the design. A key with an owner
-// belongs to that owner; it is disputed unless this very process wrote it, an
-// address of ours is among its own, or it has none yet (a reservation made for a
+// belongs to that owner; it is disputed unless an address of ours is among its
+// own, this very process wrote it, or no process did (a reservation made for a
 // node). A key without an owner, which flannel wrote, belongs to whoever has all
 // its addresses.
 func (c Claim) relate(l Lease) relation {
-	var compared, equal, recorded int
+	var compared, equal int
 	for f, a := range l.Attrs.PublicIP {
-		if !a.IsValid() {
-			continue
-		}
-		recorded++
-		if ours := c.Attrs.PublicIP[f]; ours.IsValid() {
+		if ours := c.Attrs.PublicIP[f]; a.IsValid() && ours.IsValid() {
 			compared++
 			if ours == a {
 				equal++
@@ -91,7 +87,7 @@ func (c Claim) relate(l Lease) relation {
 		return own
 	case l.Attrs.Owner == "" || l.Attrs.Owner != c.Node:
 		return foreign
-	case equal > 0 || recorded == 0 || c.Instance != "" && l.Attrs.Instance == c.Instance:
+	case equal > 0 || l.Attrs.Instance == "" || l.Attrs.Instance == c.Instance:
 		return own
 	}
 	return disputed

@@ -142,6 +142,11 @@ func TestAcquire(t *testing.T) {
 			prior: []prior{{"10.5.147.0-24", attrs("me", "198.18.0.1"), 0}},
 			want:  "10.5.148.0-25",
 		},
+		{
+			name:  "a reservation made for the node and an address it had",
+			prior: []prior{{"10.5.7.0-24", subnet.Attrs{Owner: "me", PublicIP: addr4("198.18.0.9")}, 0}},
+			want:  "10.5.7.0-24", bare: true,
+		},
 		{name: "a reservation made for the node", prior: []prior{{"10.5.7.0-24", subnet.Attrs{Owner: "me"}, 0}}, want: "10.5.7.0-24", bare: true},
 		{
 			name: "our key with an old length is renumbered", config: `{"Network":"10.5.0.0/16","SubnetLen":25}`,

@@ -213,8 +213,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 	for k.m.do != doStop {
 		asked := k.m.do != doWait
 		ev := k.perform(ctx)
-		if ctx.Err() != nil {
-			ev = event{kind: evStop, err: errors.New("stopped")}
+		if ev.kind == evFailed && ctx.Err() != nil {
+			ev = stopped()
 		}
 		k.m = k.m.step(input{event: ev, now: k.o.Clock.Uptime(), random: k.o.Random()})
 		k.publish(ctx)
@@ -253,12 +253,15 @@ func (k *Keeper) perform(ctx context.Context) event {
 		ev = outcome(evUpdated, l, err)
 	case doRenumber:
 		ev = k.renumber(ctx)
-	default:
-		ev = event{kind: evStop}
+	default: // doWait and doStop are not performed here
 	}
 	ev.sent = sent
 	return ev
 }
+
+// stopped is the event of a context that ended. What a deed achieved before
+// that is taken in first, so that Release knows it.
+func stopped() event { return event{kind: evStop, err: errors.New("stopped")} }
 
 // outcome sorts a write's or renewal's result.
 func outcome(success eventKind, l Lease, err error) event {
@@ -286,7 +289,7 @@ func (k *Keeper) wait(ctx context.Context) event {
 		}
 		select {
 		case <-ctx.Done():
-			return event{kind: evStop}
+			return stopped()
 		case <-timer.C:
 			return event{kind: evTick}
 		case <-k.nudges:

@@ -530,6 +530,53 @@ func TestKeeperWithView(t *testing.T) {
 	})
 }
 
+// A view that lags behind says nothing about a key that is younger.
+func TestKeeperWithLaggingView(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		w := watch(t, data, func(o *subnet.ViewOptions) { o.Store = &deafStore{Store: o.Store} })
+		h := start(t, data, func(o *subnet.KeeperOptions) { o.View = w.view })
+		after(20 * time.Second)
+		w.synced(true, "")
+		if got := h.requests["Renew"].Load(); got != 1 {
+			t.Errorf("%d renewals, want 1", got)
+		}
+		h.stop()
+		<-h.result
+		w.finish()
+	})
+}
+
+// What was achieved while the context ended counts: Release knows it.
+func TestKeeperStopsInTheMiddle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var h *host
+		data := newStore(config)
+		h = start(t, data, func(o *subnet.KeeperOptions) {
+			o.Store = data.Open(memstore.Options{After: func(method string) error {
+				if method == "Update" {
+					h.stop()
+				}
+				return nil
+			}})
+		})
+		_ = h.keeper.UpdateAttrs(t.Context(), subnet.Attrs{PublicIP: addr4("198.18.0.9")})
+		if err := <-h.result; err != nil {
+			t.Errorf("Run = %v", err)
+		}
+		if l, _ := stored(t, data, home); l.Attrs.PublicIP != addr4("198.18.0.9") {
+			t.Fatalf("the store holds %+v", l)
+		}
+		if err := h.keeper.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if l, ok := stored(t, data, home); ok {
+			t.Errorf("left behind: %+v", l)
+		}
+		data.Wipe()
+	})
+}
+
 // Whoever waits for a change sees it, and is not woken by renewals.
 func TestKeeperStatusChanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
