@@ -32,6 +32,8 @@ const (
 	// maxReconnect is the longest pause between attempts to connect: gRPC's
 	// own two minutes would be too long after etcd is back.
 	maxReconnect = 2 * time.Second
+	// closeGrace is how long Close waits for revocations.
+	closeGrace = time.Second
 	// tick is how often a watch proves that the store is the same and the
 	// stream alive; it promises progress every 10 s.
 	tick = 4 * time.Second
@@ -90,11 +92,17 @@ func New(opts Options) (*Store, error) {
 		s.stop()
 		return nil, fmt.Errorf("make etcd client: %w", err)
 	}
-	// The client has it. What is printed by reflection does not ask a Secret.
-	s.opts.Password = ""
+	s.opts.Password = "" // The client has it.
 	s.watches = pb.NewWatchClient(s.client.ActiveConnection())
 	s.leases = pb.NewLeaseClient(s.client.ActiveConnection())
 	return s, nil
+}
+
+// Format implements [fmt.Formatter]: the store is where it is. By reflection,
+// package fmt would find the password that the client holds.
+func (s *Store) Format(f fmt.State, _ rune) {
+	// The state collects into memory and does not fail.
+	_, _ = fmt.Fprintf(f, "etcd %s%s", strings.Join(s.opts.Endpoints, ","), s.opts.Prefix)
 }
 
 // connect makes the client, which dials when it is used.
@@ -144,8 +152,10 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.discard(spare)
-	s.stop()
+	grace := time.AfterFunc(closeGrace, s.stop)
 	s.background.Wait()
+	grace.Stop()
+	s.stop()
 	if err := s.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("close etcd client: %w", err)
 	}

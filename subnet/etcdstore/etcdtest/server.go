@@ -30,7 +30,8 @@ type Options struct {
 	// https when Cert is set. Port 0 is replaced by a free one, which stays the same over
 	// Restart and Wipe. Peers' port is on the same host.
 	Listen string
-	// Dir is the data folder: a temporary one by default, removed by Close.
+	// Dir is the data folder: a temporary one by default, in memory if
+	// possible, removed by Close.
 	Dir string
 	// Binary, when set, is the etcd to run instead of the embedded one.
 	Binary string
@@ -74,7 +75,7 @@ func Start(ctx context.Context, opts Options) (s *Server, err error) {
 		return nil, fmt.Errorf("start etcd: %s needs a certificate exactly if it is https", listen)
 	}
 	if s.opts.Dir == "" {
-		if s.opts.Dir, err = os.MkdirTemp("", "etcdtest-"); err != nil {
+		if s.opts.Dir, err = os.MkdirTemp(memory(), "etcdtest-"); err != nil {
 			return nil, fmt.Errorf("start etcd: %w", err)
 		}
 		s.temporary = true
@@ -96,6 +97,16 @@ func Start(ctx context.Context, opts Options) (s *Server, err error) {
 		}
 	}
 	return s, err
+}
+
+// memory is a folder in memory, so that a busy disk does not delay a server that
+// cannot be told not to sync; empty where there is none.
+func memory() string {
+	const shm = "/dev/shm"
+	if info, err := os.Stat(shm); err != nil || !info.IsDir() {
+		return ""
+	}
+	return shm
 }
 
 // choosePorts fills in the ports that the caller left open.

@@ -1,0 +1,348 @@
+package etcdstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/etcdstore/etcdtest"
+	"github.com/flanneld-go/flanneld-go/subnet/storetest"
+)
+
+// follow runs a watch until the test ends and hands on what it yields.
+func follow(t *testing.T, s *Store, after subnet.Revision) <-chan result {
+	ctx, cancel := context.WithCancel(context.Background())
+	results := make(chan result)
+	go func() {
+		defer close(results)
+		for b, err := range s.Watch(ctx, after) {
+			select {
+			case results <- result{b, err}:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		for range results {
+		}
+	})
+	return results
+}
+
+type result struct {
+	subnet.Batch
+	err error
+}
+
+// next is what comes next, within a generous time.
+func next(t *testing.T, results <-chan result) result {
+	t.Helper()
+	select {
+	case r := <-results:
+		return r
+	case <-time.After(30 * time.Second):
+		t.Fatal("watch yields nothing")
+		return result{}
+	}
+}
+
+// config is the text of the next config that the watch yields.
+func config(t *testing.T, results <-chan result) string {
+	t.Helper()
+	for {
+		r := next(t, results)
+		if r.err != nil {
+			t.Fatalf("Watch: %v", r.err)
+		}
+		if r.Config != nil {
+			return r.Config.Text
+		}
+	}
+}
+
+func loaded(t *testing.T, s *Store) subnet.World {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	w, err := s.Load(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func (o *operator) config(t *testing.T, text string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if _, err := o.Put(ctx, storetest.KV{Path: "config", Value: text}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A member that restarts, and what is written meanwhile, is no reason to load
+// everything again.
+func TestWatchSurvivesBrokenConnections(t *testing.T) {
+	server := startServer(t, etcdtest.Options{})
+	p := newProxy(t, server)
+	s := open(t, Options{Endpoints: []string{p.endpoint()}, Prefix: "/p", DialTimeout: 20 * time.Second})
+	o := newOperator(t, server, "/p")
+	results := follow(t, s, loaded(t, s).Revision)
+	for i := range 5 {
+		text := fmt.Sprint(i)
+		if i%2 == 1 {
+			p.cut()
+		}
+		o.config(t, text)
+		if got := config(t, results); got != text {
+			t.Errorf("config %q, want %q", got, text)
+		}
+	}
+	if err := server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	o.config(t, "after the restart")
+	if got := config(t, results); got != "after the restart" {
+		t.Errorf("config %q after a restart", got)
+	}
+}
+
+// Without etcd a watch ends, and says why.
+func TestWatchEndsWithoutEtcd(t *testing.T) {
+	server := startServer(t, etcdtest.Options{})
+	p := newProxy(t, server)
+	for _, c := range []struct {
+		name string
+		lose func()
+		why  string
+	}{
+		{"silence", p.freeze, "no answer in time"},
+		{"refused", p.close, "connection refused"},
+	} {
+		s := open(t, Options{Endpoints: []string{p.endpoint()}, Prefix: "/p", DialTimeout: time.Second})
+		results := follow(t, s, loaded(t, s).Revision)
+		if r := next(t, results); r.err != nil {
+			t.Fatalf("%s: Watch: %v", c.name, r.err)
+		}
+		c.lose()
+		var err error
+		for err == nil {
+			err = next(t, results).err
+		}
+		if !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), c.why) {
+			t.Errorf("%s: Watch = %v, want %q", c.name, err, c.why)
+		}
+		if _, ok := <-results; ok {
+			t.Errorf("%s: watch goes on after its error", c.name)
+		}
+		p.thaw()
+	}
+	s := open(t, Options{Endpoints: []string{p.endpoint()}, Prefix: "/p", DialTimeout: time.Second})
+	for _, err := range s.Watch(t.Context(), 1) {
+		if !errors.Is(err, ErrUnreachable) {
+			t.Errorf("Watch from the beginning without etcd = %v, want %v", err, ErrUnreachable)
+		}
+	}
+}
+
+// tampered is a watch service whose streams' messages go through edit, which
+// may drop one by returning nil.
+type tampered struct {
+	pb.WatchClient
+	edit func(*pb.WatchResponse) *pb.WatchResponse
+}
+
+type tamperedStream struct {
+	pb.Watch_WatchClient
+	edit func(*pb.WatchResponse) *pb.WatchResponse
+}
+
+func (w tampered) Watch(ctx context.Context, opts ...grpc.CallOption) (pb.Watch_WatchClient, error) {
+	stream, err := w.WatchClient.Watch(ctx, opts...)
+	return tamperedStream{stream, w.edit}, err
+}
+
+func (s tamperedStream) Recv() (*pb.WatchResponse, error) {
+	for {
+		resp, err := s.Watch_WatchClient.Recv()
+		if err != nil {
+			return nil, err
+		}
+		if resp = s.edit(resp); resp != nil {
+			return resp, nil
+		}
+	}
+}
+
+// A stream on which nothing comes although the store answers is not waited on.
+func TestWatchNoticesASilentStream(t *testing.T) {
+	s := open(t, Options{Endpoints: startServer(t, etcdtest.Options{}).Endpoints(), Prefix: "/p"})
+	s.tick = 50 * time.Millisecond
+	s.watches = tampered{s.watches, func(m *pb.WatchResponse) *pb.WatchResponse {
+		if !m.Created {
+			return nil
+		}
+		return m
+	}}
+	if r := next(t, follow(t, s, loaded(t, s).Revision)); !errors.Is(r.err, errStalled) {
+		t.Errorf("Watch = %+v, %v, want %v", r.Batch, r.err, errStalled)
+	}
+}
+
+// etcd 3.4.23 may answer a progress request with a revision ahead of events that
+// are still to come: they must come nevertheless.
+func TestWatchDoesNotBelieveProgressAhead(t *testing.T) {
+	server := startServer(t, etcdtest.Options{})
+	s := open(t, Options{Endpoints: server.Endpoints(), Prefix: "/p"})
+	s.tick = 50 * time.Millisecond
+	s.watches = tampered{s.watches, func(m *pb.WatchResponse) *pb.WatchResponse {
+		if m.WatchId == streamWide {
+			m.Header.Revision += 1000
+		}
+		return m
+	}}
+	w := loaded(t, s)
+	results := follow(t, s, w.Revision)
+	for range 3 {
+		if r := next(t, results); r.err != nil || r.Revision != w.Revision {
+			t.Fatalf("progress %+v, %v, want revision %d", r.Batch, r.err, w.Revision)
+		}
+	}
+	newOperator(t, server, "/p").config(t, "{}")
+	if got := config(t, results); got != "{}" {
+		t.Errorf("config %q, want {}", got)
+	}
+}
+
+// What is larger than a message comes in fragments, and as whole revisions.
+func TestWatchPutsFragmentsTogether(t *testing.T) {
+	server := startServer(t, etcdtest.Options{})
+	fragments := 0
+	s := open(t, Options{Endpoints: server.Endpoints(), Prefix: "/p"})
+	s.watches = tampered{s.watches, func(m *pb.WatchResponse) *pb.WatchResponse {
+		if m.Fragment {
+			fragments++
+		}
+		return m
+	}}
+	o := newOperator(t, server, "/p")
+	w := loaded(t, s)
+	const configs = 6
+	filler := strings.Repeat(" ", 1<<20)
+	for i := range configs {
+		o.config(t, fmt.Sprint(i)+filler)
+	}
+	results := follow(t, s, w.Revision)
+	for i := range configs {
+		if got := strings.TrimSpace(config(t, results)); got != fmt.Sprint(i) {
+			t.Errorf("config %s, want %d", got, i)
+		}
+	}
+	if fragments == 0 {
+		t.Error("nothing was fragmented: the test tests nothing")
+	}
+}
+
+// proxy stands between a store and its server.
+type proxy struct {
+	listener net.Listener
+	target   string
+	done     sync.WaitGroup
+
+	mu     sync.Mutex
+	conns  map[net.Conn]bool
+	frozen bool
+	moved  *sync.Cond
+}
+
+func newProxy(t *testing.T, server *etcdtest.Server) *proxy {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{listener: l, target: strings.TrimPrefix(server.Endpoint(), "http://"), conns: map[net.Conn]bool{}}
+	p.moved = sync.NewCond(&p.mu)
+	p.done.Go(p.accept)
+	t.Cleanup(func() { p.close(); p.thaw(); p.done.Wait() })
+	return p
+}
+
+func (p *proxy) endpoint() string { return "http://" + p.listener.Addr().String() }
+
+func (p *proxy) accept() {
+	for {
+		in, err := p.listener.Accept()
+		if err != nil {
+			return
+		}
+		out, err := net.Dial("tcp", p.target)
+		if err != nil {
+			in.Close()
+			continue
+		}
+		p.mu.Lock()
+		p.conns[in], p.conns[out] = true, true
+		p.mu.Unlock()
+		p.done.Go(func() { p.forward(in, out) })
+		p.done.Go(func() { p.forward(out, in) })
+	}
+}
+
+func (p *proxy) forward(to, from net.Conn) {
+	defer to.Close()
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		p.mu.Lock()
+		for p.frozen {
+			p.moved.Wait()
+		}
+		p.mu.Unlock()
+		if err != nil {
+			return
+		}
+		if _, err := io.WriteString(to, string(buf[:n])); err != nil {
+			return
+		}
+	}
+}
+
+// cut ends all connections; new ones are welcome.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		c.Close()
+		delete(p.conns, c)
+	}
+}
+
+// close refuses connections from now on.
+func (p *proxy) close() {
+	p.listener.Close()
+	p.cut()
+}
+
+// freeze lets nothing pass until thaw.
+func (p *proxy) freeze() { p.set(true) }
+func (p *proxy) thaw()   { p.set(false) }
+
+func (p *proxy) set(frozen bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.frozen = frozen
+	p.moved.Broadcast()
+}
