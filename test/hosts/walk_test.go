@@ -1,0 +1,335 @@
+package hosts
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// prefix is that of the walk-through in the field: docs/compatibility.md.
+const prefix = "/atomic.io/network"
+
+// walk is the walk-through with one backend.
+type walk struct {
+	name, config string
+	device       string
+	mtu          int
+}
+
+func walks() []walk {
+	return []walk{
+		{"udp", `{"Network":"172.20.0.0/16"}`, "flannel0", 1472},
+		{"vxlan", `{"Network":"172.20.0.0/16","Backend":{"Type":"vxlan"}}`, "flannel.1", 1450},
+		{"host-gw", `{"Network":"172.20.0.0/16","Backend":{"Type":"host-gw"}}`, "eth0", 1500},
+	}
+}
+
+// TestWalkThrough does what a user does, and nothing else: two machines, etcd,
+// the service, the config, a restart of Docker. No hand touches the firewall,
+// whose policies are DROP.
+func TestWalkThrough(t *testing.T) {
+	for i, w := range walks() {
+		t.Run(w.name, func(t *testing.T) {
+			if i > 0 && !whole() {
+				t.Skip("long matrix: run make hosts")
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+			defer cancel()
+			s := newSite(ctx, t, 2)
+			s.closeFirewall(ctx, t)
+			s.startService(ctx, t)
+			s.putConfig(ctx, t, w)
+			s.checkFiles(ctx, t, w)
+			s.each(t, func(m *Machine) error {
+				_, err := m.Run(ctx, "systemctl", "restart", "docker")
+				return err
+			})
+			s.checkTraffic(ctx, t, w)
+			s.checkPublishedPort(ctx, t)
+			s.checkReboot(ctx, t, w)
+		})
+	}
+}
+
+// closeFirewall makes the machines as strict as a careful admin's: everything
+// is dropped but answers and the machine's own.
+func (s *site) closeFirewall(ctx context.Context, t *testing.T) {
+	t.Helper()
+	s.each(t, func(m *Machine) error {
+		for _, rule := range []string{
+			"-A INPUT -i lo -j ACCEPT", "-A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+			"-P INPUT DROP", "-P FORWARD DROP",
+		} {
+			if _, err := m.Run(ctx, append([]string{"iptables"}, strings.Fields(rule)...)...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// startService starts the service while there is no config: that must neither
+// fail nor hang.
+func (s *site) startService(ctx context.Context, t *testing.T) {
+	t.Helper()
+	settings := fmt.Sprintf("FLANNEL_ETCD_ENDPOINTS=%q\nFLANNEL_ETCD_PREFIX=%q\n", s.EtcdURL(), prefix)
+	s.each(t, func(m *Machine) error {
+		if _, err := m.Pipe(ctx, strings.NewReader(settings), "tee", "/etc/default/flanneld-go"); err != nil {
+			return err
+		}
+		_, err := m.Run(ctx, "systemctl", "enable", "flanneld-go")
+		return err
+	})
+	began := time.Now()
+	s.each(t, func(m *Machine) error {
+		startCtx, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		_, err := m.Run(startCtx, "systemctl", "start", "flanneld-go")
+		return err
+	})
+	t.Logf("systemctl start without a config returned after %s", time.Since(began).Round(time.Millisecond))
+	s.each(t, func(m *Machine) error {
+		out, err := m.Run(ctx, "systemctl", "show", "flanneld-go", "--property=StatusText,NRestarts,ActiveState")
+		if err != nil {
+			return err
+		}
+		want := fmt.Sprintf(`no network config yet: waiting for key %s/config at %s; put one with: etcdctl --endpoints=%s put %s/config '{"Network":"10.5.0.0/16"}'`,
+			prefix, s.EtcdURL(), s.EtcdURL(), prefix)
+		for _, part := range []string{want, "NRestarts=0", "ActiveState=active"} {
+			if !strings.Contains(out, part) {
+				return fmt.Errorf("%s: systemctl show has no %q:\n%s", m.Name, part, out)
+			}
+		}
+		return nil
+	})
+}
+
+// putConfig does it as the status line says, from a machine.
+func (s *site) putConfig(ctx context.Context, t *testing.T, w walk) {
+	t.Helper()
+	_, err := s.machines[0].Run(ctx, "env", "ETCDCTL_API=3", "etcdctl", "--endpoints="+s.EtcdURL(), "put", prefix+"/config", w.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	s.waitReady(ctx, t)
+	t.Logf("ready %s after the config was put", time.Since(began).Round(time.Millisecond))
+}
+
+// waitReady waits until every machine says that it is ready and knows the
+// others.
+func (s *site) waitReady(ctx context.Context, t *testing.T) {
+	t.Helper()
+	s.each(t, func(m *Machine) error {
+		var last string
+		err := m.poll(ctx, "readiness", func() (bool, error) {
+			last, _ = m.Run(ctx, "flannelctl", "status", "--json")
+			var status struct {
+				Ready bool
+				Peers []struct{ Error string }
+			}
+			if err := json.Unmarshal([]byte(last), &status); err != nil {
+				return false, nil // not up yet
+			}
+			return status.Ready && len(status.Peers) == len(s.machines)-1, nil
+		})
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, last)
+		}
+		return nil
+	})
+}
+
+// subnetOf returns a machine's FLANNEL_SUBNET.
+func subnetOf(ctx context.Context, m *Machine) (string, error) {
+	text, err := m.Read(ctx, "/run/flannel/subnet.env")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), "FLANNEL_SUBNET="); ok {
+			return value, nil
+		}
+	}
+	return "", fmt.Errorf("%s: no FLANNEL_SUBNET in %q", m.Name, text)
+}
+
+// checkFiles looks at what was handed over.
+func (s *site) checkFiles(ctx context.Context, t *testing.T, w walk) {
+	t.Helper()
+	seen := map[string]bool{}
+	for _, m := range s.machines {
+		subnet, err := subnetOf(ctx, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen[subnet] || !strings.HasPrefix(subnet, "172.20.") || !strings.HasSuffix(subnet, ".1/24") {
+			t.Errorf("%s: FLANNEL_SUBNET=%s is not a /24 of its own in 172.20.0.0/16", m.Name, subnet)
+		}
+		seen[subnet] = true
+		got, err := m.Read(ctx, "/run/flannel/subnet.env")
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := fmt.Sprintf("FLANNEL_NETWORK=172.20.0.0/16\nFLANNEL_SUBNET=%s\nFLANNEL_MTU=%d\nFLANNEL_IPMASQ=false\n", subnet, w.mtu)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: subnet.env (-want +got):\n%s", m.Name, diff)
+		}
+		text, err := m.Read(ctx, "/etc/docker/daemon.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var docker map[string]any
+		if err := json.Unmarshal([]byte(text), &docker); err != nil {
+			t.Fatalf("%s: daemon.json: %v: %s", m.Name, err, text)
+		}
+		if diff := cmp.Diff(map[string]any{"bip": subnet, "mtu": float64(w.mtu)}, docker); diff != "" {
+			t.Errorf("%s: daemon.json (-want +got):\n%s", m.Name, diff)
+		}
+	}
+}
+
+// startContainers starts one on each machine and returns their addresses.
+func (s *site) startContainers(ctx context.Context, t *testing.T) []string {
+	t.Helper()
+	addrs := make([]string, len(s.machines))
+	for i, m := range s.machines {
+		subnet, err := subnetOf(ctx, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := m.Run(ctx, "ip", "-o", "-4", "addr", "show", "docker0")
+		if err != nil || !strings.Contains(out, " "+subnet+" ") {
+			t.Fatalf("%s: docker0 has not %s: %s (%v)", m.Name, subnet, out, err)
+		}
+		if _, err := m.Run(ctx, "docker", "run", "-d", "--restart=always", "--name=c", "busybox", "sleep", "86400"); err != nil {
+			t.Fatal(err)
+		}
+		addr, err := m.Run(ctx, "docker", "inspect", "--format={{.NetworkSettings.IPAddress}}", "c")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs[i] = strings.TrimSpace(addr)
+	}
+	return addrs
+}
+
+// checkTraffic pings both ways, looks at the source, and sends 100 MB.
+func (s *site) checkTraffic(ctx context.Context, t *testing.T, w walk) {
+	t.Helper()
+	addrs := s.startContainers(ctx, t)
+	s.ping(ctx, t, addrs)
+	link, err := s.machines[0].Run(ctx, "docker", "exec", "c", "ip", "link", "show", "eth0")
+	if err != nil || !strings.Contains(link, fmt.Sprintf("mtu %d ", w.mtu)) {
+		t.Errorf("the container's eth0 has not mtu %d: %s (%v)", w.mtu, link, err)
+	}
+
+	// The callee says who called and what it got.
+	a, b := s.machines[0], s.machines[1]
+	if _, err := b.Run(ctx, "docker", "exec", "-d", "c", "sh", "-c", "nc -v -l -p 5000 2>/tmp/caller | sha256sum >/tmp/sum"); err != nil {
+		t.Fatal(err)
+	}
+	send := fmt.Sprintf("dd if=/dev/urandom of=/tmp/data bs=1000000 count=100 2>/dev/null; for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 30 %s 5000 </tmp/data && break; sleep 1; done; sha256sum </tmp/data", addrs[1])
+	sent, err := a.Run(ctx, "docker", "exec", "c", "sh", "-c", send)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got string
+	err = b.poll(ctx, "the checksum", func() (bool, error) {
+		got, err = b.Run(ctx, "docker", "exec", "c", "cat", "/tmp/sum")
+		return err == nil && strings.TrimSpace(got) != "", nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.TrimSpace(sent) != strings.TrimSpace(got) {
+		t.Errorf("100 MB over TCP: sha256 sent %q, received %q", sent, got)
+	}
+	caller, err := b.Run(ctx, "docker", "exec", "c", "cat", "/tmp/caller")
+	if err != nil || !strings.Contains(caller, addrs[0]) {
+		t.Errorf("the callee sees %q (%v), want the container's own address %s", caller, err, addrs[0])
+	}
+}
+
+// ping pings between the containers, each way, until one answer comes, and then
+// wants all of them.
+func (s *site) ping(ctx context.Context, t *testing.T, addrs []string) {
+	t.Helper()
+	for i, m := range s.machines {
+		to := addrs[(i+1)%len(addrs)]
+		err := m.poll(ctx, "a ping to "+to, func() (bool, error) {
+			_, err := m.Run(ctx, "docker", "exec", "c", "ping", "-c", "1", "-W", "1", to)
+			return err == nil, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := m.Run(ctx, "docker", "exec", "c", "ping", "-c", "20", "-i", "0.1", "-W", "2", to)
+		if err != nil || !strings.Contains(out, " 0% packet loss") {
+			t.Errorf("%s: ping %s: %s (%v)", m.Name, to, tail(out, 3), err)
+		}
+	}
+}
+
+// checkPublishedPort asks for a port published on one machine from the other,
+// host to host, as users do.
+func (s *site) checkPublishedPort(ctx context.Context, t *testing.T) {
+	t.Helper()
+	a, b := s.machines[0], s.machines[1]
+	if _, err := b.Run(ctx, "docker", "run", "-d", "--name=web", "-p", "8080:80", "busybox",
+		"sh", "-c", "while true; do echo published | nc -l -p 80; done"); err != nil {
+		t.Fatal(err)
+	}
+	ask := fmt.Sprintf("nc -w 5 %s 8080 </dev/null", b.Host.Addrs[0].Addr())
+	var got string
+	err := a.poll(ctx, "the published port", func() (bool, error) {
+		var err error
+		got, err = a.Run(ctx, "docker", "exec", "c", "sh", "-c", ask)
+		return err == nil && got == "published\n", nil
+	})
+	if err != nil {
+		t.Errorf("published port from the other machine's container: %v: %q", err, got)
+	}
+}
+
+// checkReboot reboots the second machine: same subnet, and traffic without a
+// hand.
+func (s *site) checkReboot(ctx context.Context, t *testing.T, w walk) {
+	t.Helper()
+	m := s.machines[1]
+	before, err := subnetOf(ctx, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.PowerOff(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Boot(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.waitReady(ctx, t)
+	after, err := subnetOf(ctx, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before != after {
+		t.Errorf("subnet %s before the reboot, %s after it", before, after)
+	}
+	addrs := make([]string, len(s.machines))
+	for i, m := range s.machines {
+		err := m.poll(ctx, "container c", func() (bool, error) {
+			addr, err := m.Run(ctx, "docker", "inspect", "--format={{.NetworkSettings.IPAddress}}", "c")
+			addrs[i] = strings.TrimSpace(addr)
+			return err == nil && addrs[i] != "", nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.ping(ctx, t, addrs)
+}
