@@ -128,8 +128,9 @@ func (d *daemon) run(ctx context.Context) (err error) {
 
 // announce tells systemd READY, the status line, and that we are alive.
 func (d *daemon) announce(ctx context.Context, beat *heartbeat) error {
+	patience := d.clock.Uptime() + readyAnyway
 	late := d.clock.Timer(readyAnyway)
-	defer late.Stop()
+	defer func() { late.Stop() }()
 	interval, err := d.notify.WatchdogInterval()
 	d.complain(err)
 	var watchdog <-chan time.Time
@@ -146,6 +147,10 @@ func (d *daemon) announce(ctx context.Context, beat *heartbeat) error {
 			d.complain(d.notify.Stopping("stopping; devices, routes and rules stay in place"))
 			return nil
 		case <-late.C:
+			if left := patience - d.clock.Uptime(); left > 0 {
+				late = d.clock.Timer(left)
+				continue
+			}
 			if !told {
 				d.complain(d.notify.Ready(d.board.Snapshot().Line()))
 				told = true

@@ -118,10 +118,10 @@ func (l *loop) firstLease(ctx context.Context) error {
 // freshWorld returns the world that the view started from, the first time, and
 // loads one later: so that a start with a config costs one load.
 func (l *loop) freshWorld(ctx context.Context) (subnet.World, error) {
-	if l.world != nil {
-		world := *l.world
-		l.world = nil
-		return world, nil
+	world := l.world
+	l.world = nil
+	if world != nil && world.Config == l.config.doc {
+		return *world, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, acquireTimeout)
 	defer cancel()

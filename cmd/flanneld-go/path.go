@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/firewall"
@@ -19,8 +20,6 @@ type pathState struct {
 	refused []refusal
 	// running: the data path in user space was started.
 	running bool
-	// changed is signalled when it failed or recovered.
-	changed chan struct{}
 }
 
 // apply makes the kernel hold our device and the paths to all peers. Failures
@@ -127,13 +126,27 @@ func (l *loop) runDataPath(ctx context.Context, runner backend.Runner) error {
 		if l.clock.Uptime()-began > retryMax {
 			pause = retryMin
 		}
-		timer := l.clock.Timer(pause)
+		if !l.sleep(ctx, pause) {
+			return nil
+		}
+		l.report(s, nil)
+	}
+}
+
+// sleep waits for d and reports whether ctx let it.
+func (l *loop) sleep(ctx context.Context, d time.Duration) bool {
+	end := l.clock.Uptime() + d
+	for {
+		left := end - l.clock.Uptime()
+		if left <= 0 {
+			return true
+		}
+		timer := l.clock.Timer(left)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			return nil
+			return false
 		case <-timer.C:
-			l.report(s, nil)
 		}
 	}
 }

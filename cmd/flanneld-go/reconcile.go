@@ -50,6 +50,10 @@ type loop struct {
 	// lease a subnet, or when the view started from the cache or from nothing.
 	world *subnet.World
 	view  *subnet.View
+	// firstLoad is how the first load failed; the view knows better as soon
+	// as it shows anything but firstSnap.
+	firstLoad error
+	firstSnap *subnet.Snapshot
 	// snap is what this round sees.
 	snap *subnet.Snapshot
 
@@ -111,11 +115,13 @@ func (l *loop) run(ctx context.Context) error {
 		pause := l.pause(l.round(ctx, stages))
 		l.beat.set(l.clock.Now())
 		timer := l.clock.Timer(pause)
+		// News is worth a try at once, and ends the patience with what failed.
 		select {
 		case <-ctx.Done():
 		case <-l.snap.Changed():
+			l.retry = retryMin
 		case <-l.lease.changed():
-		case <-l.path.changed:
+			l.retry = retryMin
 		case <-timer.C:
 		case _, ok := <-events:
 			if !ok {

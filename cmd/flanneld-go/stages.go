@@ -27,9 +27,9 @@ type configState struct {
 // followStore starts the view, once, and says whether etcd answers. Nothing
 // else depends on that: a host with a lease goes on without.
 func (l *loop) followStore(ctx context.Context) error {
-	var err error
 	if l.view == nil {
-		err = l.startView(ctx)
+		l.firstLoad = l.startView(ctx)
+		l.firstSnap = l.view.Snapshot()
 	}
 	l.snap = l.view.Snapshot()
 	l.board.Update(func(s *status.Status) {
@@ -39,7 +39,8 @@ func (l *loop) followStore(ctx context.Context) error {
 	if l.snap.Synced {
 		return nil
 	}
-	if err == nil {
+	err := l.firstLoad
+	if l.snap != l.firstSnap {
 		err = errors.New(l.snap.Why)
 	}
 	return withHint(err, "etcdctl --endpoints=%s endpoint health", strings.Join(l.opts.etcd.Endpoints, ","))
