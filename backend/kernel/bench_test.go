@@ -16,9 +16,9 @@ import (
 func peers(link, n int) (fs []kernel.FDB, ns []kernel.Neighbour, rs []kernel.Route) {
 	for i := 1; i <= n; i++ {
 		var b [4]byte
-		binary.BigEndian.PutUint32(b[:], 10<<24|uint32(i)<<8) //nolint:gosec // small
+		binary.BigEndian.PutUint32(b[:], 10<<24|uint32(i)<<8)
 		gw := netip.AddrFrom4(b)
-		binary.BigEndian.PutUint32(b[:], 198<<24|18<<16+uint32(i)) //nolint:gosec // small
+		binary.BigEndian.PutUint32(b[:], 198<<24|18<<16+uint32(i))
 		mac := kernel.MAC{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)}
 		fs = append(fs, kernel.FDB{Link: link, MAC: mac, Dst: netip.AddrFrom4(b)})
 		ns = append(ns, kernel.Neighbour{Link: link, Addr: gw, MAC: mac})

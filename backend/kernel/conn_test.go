@@ -56,7 +56,7 @@ func scripted(t *testing.T, kernel func(requests []message) [][]byte) *conn {
 var noEcho = make([]byte, unix.SizeofNlMsghdr)
 
 func acknowledge(m message, code unix.Errno) []byte {
-	return ack(m.seq, int32(code), unix.NLM_F_CAPPED, noEcho, "") //nolint:gosec // an errno
+	return ack(m.seq, int32(code), unix.NLM_F_CAPPED, noEcho, "")
 }
 
 // part is a message of a dump.

@@ -1,7 +1,8 @@
 // Package kernel is the only door to the Linux network stack: links, addresses,
 // routes, neighbours, FDB entries and sysctls, as values of package net/netip
-// and this package. It is the only importer of netlink and x/sys/unix, the
-// sockets of backend/udp aside.
+// and this package. It is the only importer of x/sys/unix, the sockets of
+// backend/udp aside, and speaks rtnetlink itself: what is worth having here,
+// batches, is what libraries do not do.
 //
 //	backends --> Host (interface) --> Netlink: rtnetlink, batched
 //	                 |                  |
@@ -17,5 +18,18 @@
 //     kernel has them (5.3) and in the classic form elsewhere; callers see
 //     [Route] either way. Reason: the classic form costs the kernel quadratic
 //     time in the number of routes of one device.
-//   - Fake and Netlink pass one suite, kerneltest.Suite.
+//   - Fake and Netlink pass one suite, kerneltest.Suite, and answer alike on
+//     random walks.
+//
+// # What the kernel does not do
+//
+// These hold for every user of the kernel, and a caller should know them:
+//
+//   - A link that goes down loses its routes and neighbours without an event of
+//     their own; one that loses its last IPv4 address loses its classic IPv4
+//     routes and its neighbours likewise.
+//   - To delete a route the kernel does not compare OnLink, nor Src unless
+//     given, and takes an IPv4 metric of 0 for any.
+//   - IPv6 refuses an OnLink gateway that a route of another link covers.
+//   - Without a single address in the namespace IPv4 refuses every gateway.
 package kernel

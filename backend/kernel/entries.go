@@ -37,8 +37,8 @@ func (n *Netlink) Addrs(link int) reconcile.Table[Addr] {
 
 // beginAddr begins an address message (struct ifaddrmsg).
 func (e *encoder) beginAddr(typ, flags uint16, family byte, bits, link int) {
-	fixed := [unix.SizeofIfAddrmsg]byte{family, byte(bits), 0, unix.RT_SCOPE_UNIVERSE} //nolint:gosec // up to 128
-	binary.NativeEndian.PutUint32(fixed[4:], uint32(link))                             //nolint:gosec // the kernel's own index
+	fixed := [unix.SizeofIfAddrmsg]byte{family, byte(bits), 0, unix.RT_SCOPE_UNIVERSE}
+	binary.NativeEndian.PutUint32(fixed[4:], uint32(link))
 	e.begin(typ, flags, fixed[:])
 }
 
@@ -138,8 +138,8 @@ func (n *Netlink) FDB(link int) reconcile.Table[FDB] {
 // beginNeighbour begins a neighbour message (struct ndmsg).
 func (e *encoder) beginNeighbour(typ, flags uint16, n neighbour) {
 	fixed := [unix.SizeofNdMsg]byte{0: n.family, 10: n.flags}
-	binary.NativeEndian.PutUint32(fixed[4:], uint32(n.link))  //nolint:gosec // the kernel's own index
-	binary.NativeEndian.PutUint16(fixed[8:], uint16(n.state)) //nolint:gosec // NUD_* are bits of a u16
+	binary.NativeEndian.PutUint32(fixed[4:], uint32(n.link))
+	binary.NativeEndian.PutUint16(fixed[8:], uint16(n.state))
 	e.begin(typ, flags, fixed[:])
 }
 

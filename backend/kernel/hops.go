@@ -52,8 +52,8 @@ const (
 func (h hop) id(probe int) int {
 	sum := fnv.New32a()
 	b := h.gateway.As16()
-	_, _ = sum.Write(b[:])                                               // a hash does not fail
-	_, _ = sum.Write(binary.BigEndian.AppendUint32(nil, uint32(h.link))) //nolint:gosec // an index
+	_, _ = sum.Write(b[:]) // a hash does not fail
+	_, _ = sum.Write(binary.BigEndian.AppendUint32(nil, uint32(h.link)))
 	if h.onLink {
 		_, _ = sum.Write([]byte{1})
 	}

@@ -12,7 +12,7 @@ import (
 
 // ifinfo is the fixed header of link messages (struct ifinfomsg).
 func ifinfo(index int, flags, change uint32) (b [unix.SizeofIfInfomsg]byte) {
-	binary.NativeEndian.PutUint32(b[4:], uint32(index)) //nolint:gosec // the kernel's own index
+	binary.NativeEndian.PutUint32(b[4:], uint32(index))
 	binary.NativeEndian.PutUint32(b[8:], flags)
 	binary.NativeEndian.PutUint32(b[12:], change)
 	return b
@@ -160,7 +160,7 @@ func encodeVXLAN(e *encoder, v VXLAN) {
 	}
 	e.u8(unix.IFLA_VXLAN_LEARNING, learning)
 	if v.Port != 0 {
-		e.bytes(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, uint16(v.Port))) //nolint:gosec // a UDP port
+		e.bytes(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, uint16(v.Port)))
 	}
 	if v.GBP {
 		e.bytes(unix.IFLA_VXLAN_GBP, nil)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -217,7 +218,7 @@ func (l *errorList) mark(todo []int, failed []failure, sent int, err error) map[
 // beginRoute begins a route message (struct rtmsg).
 func (e *encoder) beginRoute(typ, flags uint16, dst netip.Prefix, table, protocol, scope, kind byte) {
 	fixed := [unix.SizeofRtMsg]byte{
-		0: family(dst.Addr()), 1: byte(dst.Bits()), 4: table, 5: protocol, 6: scope, 7: kind, //nolint:gosec // up to 128
+		0: family(dst.Addr()), 1: byte(dst.Bits()), 4: table, 5: protocol, 6: scope, 7: kind,
 	}
 	e.begin(typ, flags, fixed[:])
 }
@@ -235,7 +236,7 @@ func encodeRoute(e *encoder, typ, flags uint16, r Route, nhid int) {
 	case !r.Gateway.IsValid():
 		scope = unix.RT_SCOPE_LINK
 	}
-	e.beginRoute(typ, flags, r.Dst, unix.RT_TABLE_MAIN, byte(protocolOf(r)), scope, kind) //nolint:gosec // RTPROT_* are bytes
+	e.beginRoute(typ, flags, r.Dst, unix.RT_TABLE_MAIN, byte(protocolOf(r)), scope, kind)
 	if r.OnLink && nhid == 0 {
 		e.setFixed(routeFlags, unix.RTNH_F_ONLINK)
 	}
@@ -374,9 +375,7 @@ func (n *Netlink) RouteTo(ctx context.Context, dst netip.Addr) (Route, error) {
 			}
 		})
 	})
-	switch code(err) { //nolint:exhaustive // the others are failures
-	case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EINVAL, unix.EACCES:
-		// No route, or one of type unreachable, blackhole, prohibit.
+	if noWay(code(err)) {
 		return Route{}, fmt.Errorf("route to %s: %w (%s)", dst, ErrNotFound, err.Error())
 	}
 	if err == nil {
@@ -389,4 +388,15 @@ func (n *Netlink) RouteTo(ctx context.Context, dst netip.Addr) (Route, error) {
 		return Route{}, fmt.Errorf("route to %s: %w", dst, ErrNotFound)
 	}
 	return Route{Dst: host, Gateway: r.Gateway, Link: r.Link, Src: r.Src}, nil
+}
+
+// noWay reports whether the kernel's answer to a lookup is that there is no
+// route, or one of type unreachable, blackhole or prohibit.
+func noWay(code syscall.Errno) bool {
+	switch code {
+	case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EINVAL, unix.EACCES:
+		return true
+	default:
+		return false
+	}
 }

@@ -97,9 +97,11 @@ type Route struct {
 	OnLink bool
 	// Src is the preferred source address; invalid: none.
 	Src netip.Addr
-	// Metric is the priority; 0 is the kernel's default of the family.
+	// Metric is the priority; 0 is the kernel's default of the family, and
+	// listed so (IPv6: 1024).
 	Metric int
-	// Protocol says who installed it; 0 on Put means [Protocol].
+	// Protocol says who installed it; 0 on Put means [Protocol], which is what
+	// is listed then: desired entries should name it.
 	Protocol int
 	// Blackhole routes have neither Gateway nor Link.
 	Blackhole bool
@@ -189,7 +191,10 @@ type Host interface {
 	// (link-local, scope link) left out; link 0: of all links.
 	Addrs(link int) reconcile.Table[Addr]
 	// Routes are the unicast and blackhole routes of the main table, both
-	// families, whoever installed them, except those of protocol "kernel".
+	// families, whoever installed them, except those of protocol "kernel" and
+	// those for a source or type of service. A route with several gateways is
+	// listed with neither Gateway nor Link. Put and Delete, also of nothing,
+	// sweep nexthop objects of ours that no route uses.
 	Routes() reconcile.Table[Route]
 	// Neighbours are the permanent neighbours of one link.
 	Neighbours(link int) reconcile.Table[Neighbour]

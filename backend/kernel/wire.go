@@ -50,7 +50,7 @@ func (e *encoder) begin(typ, flags uint16, fixed []byte) {
 }
 
 func (e *encoder) end(seq uint32) {
-	binary.NativeEndian.PutUint32(e.b[e.start:], uint32(len(e.b)-e.start)) //nolint:gosec // far below 4 GiB
+	binary.NativeEndian.PutUint32(e.b[e.start:], uint32(len(e.b)-e.start))
 	binary.NativeEndian.PutUint32(e.b[e.start+8:], seq)
 }
 
@@ -83,7 +83,7 @@ func (e *encoder) u8(typ uint16, v uint8) { e.bytes(typ, []byte{v}) }
 
 func (e *encoder) u32(typ uint16, v int) {
 	at := e.nest(typ)
-	e.b = binary.NativeEndian.AppendUint32(e.b, uint32(v)) //nolint:gosec // indexes, ids and sizes, all of 32 bits
+	e.b = binary.NativeEndian.AppendUint32(e.b, uint32(v))
 	e.endNest(at)
 }
 
@@ -108,7 +108,7 @@ func (e *encoder) nest(typ uint16) int {
 }
 
 func (e *encoder) endNest(at int) {
-	binary.NativeEndian.PutUint16(e.b[at:], uint16(len(e.b)-at)) //nolint:gosec // attributes are small
+	binary.NativeEndian.PutUint16(e.b[at:], uint16(len(e.b)-at))
 	e.pad()
 }
 
@@ -144,11 +144,11 @@ func (m message) status() error {
 	if len(m.data) < 4 {
 		return nil // kernels before 4.13 end some dumps with an empty message
 	}
-	code := int32(binary.NativeEndian.Uint32(m.data)) //nolint:gosec // a negative errno
+	code := int32(binary.NativeEndian.Uint32(m.data))
 	if code == 0 {
 		return nil
 	}
-	return &Error{Code: syscall.Errno(-code), Message: m.extended()} //nolint:gosec // likewise
+	return &Error{Code: syscall.Errno(-code), Message: m.extended()}
 }
 
 // extended returns the text of the extended acknowledgement. In NLMSG_ERROR it

@@ -90,9 +90,10 @@ func do[E any](ctx context.Context, entries []E, op func(context.Context, []E) e
 	if err == nil {
 		return len(entries), 0, nil
 	}
-	for range Failures(err) {
+	walk(err, func(*EntryError) bool {
 		failed++
-	}
+		return true
+	})
 	if failed == 0 { // the table could not even begin
 		failed = len(entries)
 	}

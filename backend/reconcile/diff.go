@@ -105,7 +105,7 @@ func (d *Differ[E, K]) indexDesired(desired []E) {
 		k := e.Key()
 		first, ok := d.index[k]
 		if !ok {
-			d.index[k] = int32(i) //nolint:gosec // no kernel table has 2^31 entries
+			d.index[k] = int32(i)
 			continue
 		}
 		d.state[i] = skipped

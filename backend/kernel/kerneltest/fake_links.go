@@ -98,7 +98,7 @@ func (f *Fake) insertLink(l kernel.Link) kernel.Link {
 	f.nextIndex++
 	l.TxQueueLen = cmp.Or(l.TxQueueLen, 1000)
 	if l.MAC == (kernel.MAC{}) && l.Type != "tun" && l.Type != "loopback" {
-		l.MAC = kernel.MAC{0x02, 0xfa, 0xce, 0, byte(l.Index >> 8), byte(l.Index)} //nolint:gosec // a counter's low bytes
+		l.MAC = kernel.MAC{0x02, 0xfa, 0xce, 0, byte(l.Index >> 8), byte(l.Index)}
 	}
 	mtu := 1500
 	if l.Type == "vxlan" {

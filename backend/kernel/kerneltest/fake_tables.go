@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
@@ -25,7 +24,10 @@ type table[E notator] struct {
 	remove func(E)
 }
 
-type notator interface{ Notation(link string) string }
+type notator interface {
+	fmt.Stringer
+	Notation(link string) string
+}
 
 // List implements reconcile.Table.
 func (t table[E]) List(ctx context.Context) ([]E, error) {
@@ -42,8 +44,20 @@ func (t table[E]) List(ctx context.Context) ([]E, error) {
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(out, func(a, b E) int { return strings.Compare(a.Notation(""), b.Notation("")) })
-	return out, nil
+	return sorted(out), nil
+}
+
+// sorted orders entries by their notation: a map's order would hide from a test
+// that it relies on one.
+func sorted[E fmt.Stringer](entries []E) []E {
+	names := make(map[string]E, len(entries))
+	for _, e := range entries {
+		names[e.String()] = e
+	}
+	for i, name := range slices.Sorted(maps.Keys(names)) {
+		entries[i] = names[name]
+	}
+	return entries
 }
 
 // Put implements reconcile.Table.
