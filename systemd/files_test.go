@@ -19,34 +19,48 @@ func installUnits(t *testing.T) string {
 	return filepath.Join(s.root, "etc", "systemd", "system")
 }
 
+// TestUnitVerifies has systemd read our unit and Docker's with our drop-in, each
+// example in turn: unknown keys, bad values, ordering cycles between the two.
 func TestUnitVerifies(t *testing.T) {
-	units := installUnits(t)
+	examples, err := filepath.Glob("examples/*.conf")
+	if err != nil || len(examples) == 0 {
+		t.Fatalf("examples: %v, %v", examples, err)
+	}
 	docker, err := os.ReadFile("testdata/docker.service")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(units, "docker.service"), docker, 0o644); err != nil {
-		t.Fatal(err)
+	for _, example := range examples {
+		t.Run(filepath.Base(example), func(t *testing.T) {
+			units := installUnits(t)
+			text, err := os.ReadFile(example)
+			if err != nil {
+				t.Fatal(err)
+			}
+			here := strings.ReplaceAll(string(text), "/usr/bin/dockerd", "/bin/true") // verify wants programs that exist
+			for path, text := range map[string]string{"docker.service": string(docker), "docker.service.d/options.conf": here} {
+				if err := os.WriteFile(filepath.Join(units, path), []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			out, err := run("systemd-analyze", "verify", "--man=no",
+				filepath.Join(units, "docker.service"), filepath.Join(units, "flanneld-go.service"))
+			if complaints := aboutUs(out); err != nil || len(complaints) > 0 {
+				t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+			}
+		})
 	}
-	example, err := os.ReadFile("examples/docker-options.conf")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(units, "docker.service.d", "options.conf"), example, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	// Both at once: verify finds ordering cycles between them.
-	out, err := run("systemd-analyze", "verify", "--man=no",
-		filepath.Join(units, "docker.service"), filepath.Join(units, "flanneld-go.service"))
-	var ours []string
+}
+
+// aboutUs are the lines of verify's output that concern the units under test:
+// it also reads what they depend on, and complains about that.
+func aboutUs(out string) (lines []string) {
 	for line := range strings.Lines(out) {
 		if strings.Contains(line, "flannel") || strings.Contains(line, "docker") || strings.Contains(line, "cycle") {
-			ours = append(ours, line)
+			lines = append(lines, line)
 		}
 	}
-	if err != nil || len(ours) > 0 {
-		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
-	}
+	return lines
 }
 
 func TestUnitExposure(t *testing.T) {
@@ -94,6 +108,37 @@ func TestDockerIsNeverPulledDown(t *testing.T) {
 			if strings.HasPrefix(line, strong) {
 				t.Errorf("the unit has %s", line)
 			}
+		}
+	}
+}
+
+// TestDefaultsSetNothing: the settings file comes last, so what it set would
+// override those of a flannel that was here before.
+func TestDefaultsSetNothing(t *testing.T) {
+	if got := settings(t, "flanneld-go.default"); len(got) > 0 {
+		t.Errorf("flanneld-go.default sets %q", got)
+	}
+}
+
+// TestDevicesMatch: both files must know the name of every device of ours.
+func TestDevicesMatch(t *testing.T) {
+	patterns := map[string]string{
+		"network/10-flannel.link":        "Match.OriginalName=",
+		"network/10-flannel.network":     "Match.Name=",
+		"NetworkManager/10-flannel.conf": "keyfile.unmanaged-devices+=interface-name:",
+	}
+	for path, key := range patterns {
+		first, ok := strings.CutPrefix(settings(t, path)[0], key)
+		if !ok {
+			t.Errorf("%s does not begin with %s", path, key)
+		}
+		for _, device := range []string{"flannel0", "flannel.1", "flannel-v6.4096", "flannel.ipip", "flannel-wg"} {
+			if match, err := filepath.Match(first, device); err != nil || !match {
+				t.Errorf("%s: %s does not match %s: %v", path, first, device, err)
+			}
+		}
+		if match, _ := filepath.Match(first, "eth0"); match {
+			t.Errorf("%s matches eth0", path)
 		}
 	}
 }
