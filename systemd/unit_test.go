@@ -163,6 +163,8 @@ func TestRestartUnit(t *testing.T) {
 			if failed := tt.result != "done"; errors.As(err, &job) != failed || failed && job.Result != tt.result {
 				t.Errorf("job error %v, want result %q", job, tt.result)
 			}
+			f.mu.Lock()
+			defer f.mu.Unlock()
 			if want := "try-restart docker.service replace"; tt.unit == "docker.service" && strings.Join(f.jobs, ";") != want {
 				t.Errorf("jobs %q, want %q", f.jobs, want)
 			}
