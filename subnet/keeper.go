@@ -382,14 +382,12 @@ func (k *Keeper) renumber(ctx context.Context) event {
 	c := k.o.Claim
 	c.Previous = append([]Subnet{k.m.lease.Subnet}, c.Previous...)
 	l, err := Acquire(ctx, k.o.Store, k.world, c)
-	var exhausted *ExhaustedError
 	var foreigner *ForeignInstanceError
 	switch {
 	case errors.As(err, &foreigner):
 		return event{kind: evFatal, err: err}
-	case errors.As(err, &exhausted), errors.Is(err, ErrNoConfig):
-		return event{kind: evRefused, err: err}
 	case err == nil && l.TTL == 0:
+		// Taken over, not created.
 		return event{kind: evUpdated, lease: l}
 	}
 	return outcome(evCreated, l, err)

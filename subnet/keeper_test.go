@@ -226,6 +226,24 @@ func TestKeeperTakesItsKeyBack(t *testing.T) {
 	}
 }
 
+// A host that has another key takes that in a conflict, and renews it at once:
+// nobody knows how much time it has left.
+func TestKeeperRenumbersToAnotherKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, newStore(config), nil)
+		id := put(t, h.data, "10.5.7.0-24", attrs("", "198.18.0.1"), ttl)
+		after(ttl - time.Minute)
+		put(t, h.data, home, attrs("b", "198.18.0.2"), ttl)
+		h.keeper.Nudge()
+		after(15 * time.Minute)
+		h.want(subnet.StateValid, "10.5.7.0-24", "")
+		if got := h.keeper.Lease().ID; got != id {
+			t.Errorf("hangs on %d, want flannel's %d: it expired", got, id)
+		}
+		h.end()
+	})
+}
+
 // A conflict ends when the subnet is free, and a wait for the config when it is
 // there.
 func TestKeeperRecovers(t *testing.T) {

@@ -102,8 +102,8 @@ const (
 	// doUpdate by Store.Update to the attributes wanted, which also takes a
 	// key back; ends in evUpdated, evLost or evFailed.
 	doUpdate
-	// doRenumber by Load and Acquire; ends in evCreated, evUpdated, evLost,
-	// evFailed, evRefused or evFatal.
+	// doRenumber by Acquire in the world looked at; ends in evCreated,
+	// evUpdated, evLost, evFailed or evFatal.
 	doRenumber
 	// doStop ends Run.
 	doStop
@@ -128,7 +128,8 @@ const (
 	evUpdated
 	// evLost: the key, the config or the store is not what was assumed.
 	evLost
-	// evFailed: the store could not be asked; what was to be written may be.
+	// evFailed: the store could not be asked, and what was to be written may
+	// be; or no other subnet can be had at the moment.
 	evFailed
 	// evAbsent: our subnet is free and may be created.
 	evAbsent
@@ -138,8 +139,6 @@ const (
 	evTaken
 	// evBlocked: the subnet is free, but the store holds no valid config.
 	evBlocked
-	// evRefused: no other subnet can be had.
-	evRefused
 	// evFatal: the operator must decide.
 	evFatal
 )
@@ -313,7 +312,7 @@ func (m machine) looked(in input) machine {
 		if m.policy != Renumber {
 			return m.retry(in)
 		}
-	default: // evBlocked, evRefused
+	default: // evBlocked
 		m.why = in.err
 		return m.retry(in)
 	}

@@ -172,7 +172,7 @@ due: lost wait 1s (lease was lost)
 			stages: []stage{
 				{"lost", 0, lost},
 				{"taken", 0, event{kind: evTaken, err: errors.New("node b holds it")}},
-				{"exhausted", 0, event{kind: evRefused, err: errors.New("full")}},
+				{"exhausted", 0, event{kind: evFailed, err: errors.New("full")}},
 				{"due", 10 * time.Second, tick},
 				{"taken", 0, event{kind: evTaken, err: errors.New("node b holds it")}},
 				{"created", 0, created},
@@ -287,7 +287,7 @@ func TestMachineRandomWalk(t *testing.T) {
 		doLook:     {evAbsent, evOurs, evTaken, evBlocked, evFailed},
 		doCreate:   {evCreated, evLost, evFailed},
 		doUpdate:   {evUpdated, evLost, evFailed},
-		doRenumber: {evCreated, evUpdated, evLost, evFailed, evRefused},
+		doRenumber: {evCreated, evUpdated, evLost, evFailed},
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		m := machine{

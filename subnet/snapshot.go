@@ -214,7 +214,7 @@ func (p *projection) delete(key string, now time.Duration) {
 		return
 	}
 	e := p.leases.get(s)
-	if e == nil || e.gone {
+	if e == nil {
 		return
 	}
 	for _, other := range p.index.overlapping(s) {

@@ -170,6 +170,23 @@ func TestViewHoldsDeletedLeases(t *testing.T) {
 	}
 }
 
+// Each deleted lease has its own two seconds.
+func TestViewHoldsEachForItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := watch(t, newStore(config), nil)
+		w.put("10.5.1.0-24", "a")
+		w.put("10.5.2.0-24", "b")
+		w.data.DeleteKey("10.5.1.0-24")
+		after(time.Second)
+		w.data.DeleteKey("10.5.2.0-24")
+		after(time.Second)
+		w.want("10.5.2.0/24 b")
+		after(time.Second)
+		w.want()
+		w.finish()
+	})
+}
+
 // A held lease is not in the store, and one in the store is.
 func TestSnapshotStored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -203,12 +220,14 @@ func TestViewBadKeys(t *testing.T) {
 			w := watch(t, data, nil)
 			w.put("10.5.1.0-24", "a")
 			w.put("10.5.2.0-24", "b")
+			w.put("10.5.3.0-24", "c")
 			synctest.Wait()
 			if how != "watched" {
 				w.store.SetUnavailable(errDown)
 				synctest.Wait()
 			}
-			for _, key := range []string{"readme", "10.5.1.0-24", "10.5.2.9-24", "10.5.7.0-24"} {
+			data.DeleteKey("10.5.3.0-24")
+			for _, key := range []string{"readme", "10.5.1.0-24", "10.5.2.9-24", "10.5.3.9-24", "10.5.7.0-24"} {
 				if _, err := data.Put(key, "nonsense", 0); err != nil {
 					t.Fatal(err)
 				}
@@ -220,7 +239,7 @@ func TestViewBadKeys(t *testing.T) {
 			for _, b := range w.view.Snapshot().Bad {
 				bad = append(bad, b.Key)
 			}
-			if d := cmp.Diff([]string{"10.5.1.0-24", "10.5.2.9-24", "10.5.7.0-24", "readme"}, bad); d != "" {
+			if d := cmp.Diff([]string{"10.5.1.0-24", "10.5.2.9-24", "10.5.3.9-24", "10.5.7.0-24", "readme"}, bad); d != "" {
 				t.Errorf("bad: -want +got\n%s", d)
 			}
 			if _, ok := w.view.Snapshot().Stored(sub(t, "10.5.1.0-24")); ok {
@@ -232,6 +251,7 @@ func TestViewBadKeys(t *testing.T) {
 			w.put("10.5.1.0-24", "c")
 			data.DeleteKey("readme")
 			data.DeleteKey("10.5.2.9-24")
+			data.DeleteKey("10.5.3.9-24")
 			synctest.Wait()
 			w.want("10.5.1.0/24 c", "10.5.2.0/24 b")
 			if got := len(w.view.Snapshot().Bad); got != 1 {
@@ -307,6 +327,12 @@ func TestViewAfterDisaster(t *testing.T) {
 			load(w.t, w.data)
 		}},
 		{"restored", func(w *watcher, empty memstore.Snapshot) { w.data.Restore(empty) }},
+		{"restored while it was away", func(w *watcher, empty memstore.Snapshot) {
+			w.store.SetUnavailable(errDown)
+			synctest.Wait()
+			w.data.Restore(empty)
+			w.store.SetUnavailable(nil)
+		}},
 		{"another identity", func(w *watcher, _ memstore.Snapshot) {
 			w.store.SetUnavailable(errDown)
 			synctest.Wait()
@@ -339,6 +365,12 @@ func TestViewAfterDisaster(t *testing.T) {
 				w.want("10.5.1.0/24 a", "10.5.2.0/24 c")
 				after(51 * time.Minute)
 				w.want("10.5.2.0/24 c")
+
+				// Afterwards a deletion is a deletion again.
+				w.data.OverwriteConfig(config)
+				w.data.DeleteKey("10.5.2.0-24")
+				after(2 * time.Second)
+				w.want()
 				w.finish()
 			})
 		})
