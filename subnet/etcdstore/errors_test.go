@@ -168,7 +168,7 @@ func errorsTell(t *testing.T, binary string) {
 				t.Fatalf("Load: %v, want an *Error", err)
 			}
 			for _, kind := range []error{ErrUnreachable, ErrTLS, ErrAuth} {
-				if got := errors.Is(err, kind); got != (kind == c.kind) {
+				if got := errors.Is(err, kind); got != errors.Is(kind, c.kind) {
 					t.Errorf("errors.Is(%v, %v) = %t", err, kind, got)
 				}
 			}

@@ -27,6 +27,9 @@ type grant struct {
 // one: what it has lost of its TTL by then does not matter.
 const freshFor = time.Second
 
+// revokeTimeout bounds a revocation that nobody but Close waits for.
+const revokeTimeout = 2 * time.Second
+
 // take returns a lease, or none for a ttl of zero.
 func (s *Store) take(ctx context.Context, ttl time.Duration) (grant, error) {
 	if ttl <= 0 {
@@ -39,7 +42,7 @@ func (s *Store) take(ctx context.Context, ttl time.Duration) (grant, error) {
 	if spare.asked == ttl && time.Since(spare.at) < min(freshFor, ttl/10) {
 		return spare, nil
 	}
-	s.discard(spare)
+	s.discard(ctx, spare)
 	at := time.Now()
 	resp, err := s.client.Grant(ctx, int64(math.Ceil(ttl.Seconds())))
 	if err != nil {
@@ -49,22 +52,23 @@ func (s *Store) take(ctx context.Context, ttl time.Duration) (grant, error) {
 }
 
 // keep saves g for the next candidate.
-func (s *Store) keep(g grant) {
+func (s *Store) keep(ctx context.Context, g grant) {
 	s.mu.Lock()
 	if s.spare.id == 0 && !s.closed {
 		s.spare, g = g, grant{}
 	}
 	s.mu.Unlock()
-	s.discard(g)
+	s.discard(ctx, g)
 }
 
-// discard revokes g while nobody waits. If that fails, it expires.
-func (s *Store) discard(g grant) {
+// discard revokes g while nobody waits, and though ctx may have ended. If that
+// fails, it expires.
+func (s *Store) discard(ctx context.Context, g grant) {
 	if g.id == 0 {
 		return
 	}
 	s.background.Go(func() {
-		ctx, cancel := context.WithTimeout(s.life, s.opts.DialTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), revokeTimeout)
 		defer cancel()
 		s.revoke(ctx, g.id)
 	})

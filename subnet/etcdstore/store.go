@@ -32,8 +32,6 @@ const (
 	// maxReconnect is the longest pause between attempts to connect: gRPC's
 	// own two minutes would be too long after etcd is back.
 	maxReconnect = 2 * time.Second
-	// closeGrace is how long Close waits for revocations.
-	closeGrace = time.Second
 	// tick is how often a watch proves that the store is the same and the
 	// stream alive; it promises progress every 10 s.
 	tick = 4 * time.Second
@@ -52,10 +50,8 @@ type Store struct {
 
 	identityKey, configKey, subnets, prefix string
 
-	// background are revocations that nobody waits for, ended by stop.
+	// background are revocations that nobody waits for but Close.
 	background sync.WaitGroup
-	life       context.Context
-	stop       context.CancelFunc
 
 	mu sync.Mutex
 	// The fields below are guarded by mu.
@@ -87,9 +83,7 @@ func New(opts Options) (*Store, error) {
 		configKey:   path.Join(opts.Prefix, layout.Config),
 		subnets:     path.Join(opts.Prefix, layout.Subnets) + "/",
 	}
-	s.life, s.stop = context.WithCancel(context.Background())
 	if s.client, err = s.connect(); err != nil {
-		s.stop()
 		return nil, fmt.Errorf("make etcd client: %w", err)
 	}
 	s.opts.Password = "" // The client has it.
@@ -151,11 +145,8 @@ func (s *Store) Close() error {
 	if closed {
 		return nil
 	}
-	s.discard(spare)
-	grace := time.AfterFunc(closeGrace, s.stop)
+	s.discard(context.Background(), spare)
 	s.background.Wait()
-	grace.Stop()
-	s.stop()
 	if err := s.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("close etcd client: %w", err)
 	}

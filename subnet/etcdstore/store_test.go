@@ -138,7 +138,7 @@ func TestLostRacesShareALease(t *testing.T) {
 		t.Errorf("created under lease %x, want the one left over, %x", int64(got.ID), int64(spare.id))
 	}
 	// Another time to live, or an old one, is another lease.
-	s.keep(grant{id: got.ID + 1, asked: time.Hour, at: time.Now().Add(-time.Minute)})
+	s.keep(ctx, grant{id: got.ID + 1, asked: time.Hour, at: time.Now().Add(-time.Minute)})
 	for i, ttl := range []time.Duration{time.Hour, 2 * time.Hour} {
 		g, err := s.take(ctx, ttl)
 		if err != nil {
@@ -147,7 +147,7 @@ func TestLostRacesShareALease(t *testing.T) {
 		if g.id == got.ID+1 || g.ttl != ttl {
 			t.Errorf("%d: took lease %x for %s, want a new one for %s", i, int64(g.id), g.ttl, ttl)
 		}
-		s.keep(g)
+		s.keep(ctx, g)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"strings"
 	"sync"
@@ -314,7 +313,7 @@ func (p *proxy) forward(to, from net.Conn) {
 		if err != nil {
 			return
 		}
-		if _, err := io.WriteString(to, string(buf[:n])); err != nil {
+		if _, err := to.Write(buf[:n]); err != nil {
 			return
 		}
 	}

@@ -76,7 +76,7 @@ func (w *wire) explain(e *Error) bool {
 		var why error
 		for _, endpoint := range e.Endpoints {
 			c, ok := w.trouble[strings.TrimPrefix(endpoint, w.scheme)]
-			if !ok || c.kind != kind || why != nil && c.err.Error() != why.Error() {
+			if !ok || !errors.Is(c.kind, kind) || why != nil && c.err.Error() != why.Error() {
 				continue
 			}
 			same, why = append(same, endpoint), c.err
@@ -142,7 +142,7 @@ func (w *wire) unanswered(addr string, err error) {
 	case w.secure && isRemoteAlert(err):
 		// With TLS 1.3 a server refuses a client after the handshake.
 		w.record(addr, ErrTLS, fmt.Errorf("refuses our certificate: see --etcd-certfile and --etcd-keyfile: %w", plainly(err)))
-	case !w.secure && w.speaksTLS(addr):
+	case !w.secure && w.speaksTLS(context.Background(), addr):
 		w.record(addr, ErrTLS, errors.New("speaks TLS: use https:// in --etcd-endpoints"))
 	default:
 		w.record(addr, ErrUnreachable, fmt.Errorf("closes the connection: %w", plainly(err)))
@@ -171,7 +171,7 @@ func (c wireCreds) ClientHandshake(ctx context.Context, authority string, raw ne
 	}
 	if err != nil {
 		if !errors.Is(ctx.Err(), context.Canceled) {
-			c.wire.refused(below.addr, err)
+			c.wire.refused(ctx, below.addr, err)
 		}
 		return nil, nil, err
 	}
@@ -184,7 +184,7 @@ func (c wireCreds) Clone() credentials.TransportCredentials {
 }
 
 // refused says why a TLS handshake failed.
-func (w *wire) refused(addr string, err error) {
+func (w *wire) refused(ctx context.Context, addr string, err error) {
 	var untrusted *tls.CertificateVerificationError
 	var noTLS tls.RecordHeaderError
 	switch {
@@ -196,7 +196,7 @@ func (w *wire) refused(addr string, err error) {
 		w.record(addr, ErrTLS, fmt.Errorf("certificate not trusted%s: %w", hint, untrusted.Err))
 	case isRemoteAlert(err):
 		w.record(addr, ErrTLS, fmt.Errorf("refuses our certificate: see --etcd-certfile and --etcd-keyfile: %w", plainly(err)))
-	case errors.As(err, &noTLS), w.speaksPlain(addr):
+	case errors.As(err, &noTLS), w.speaksPlain(ctx, addr):
 		w.record(addr, ErrTLS, errors.New("does not speak TLS: use http:// in --etcd-endpoints"))
 	default:
 		w.record(addr, ErrUnreachable, fmt.Errorf("TLS handshake: %w", plainly(err)))
@@ -204,8 +204,8 @@ func (w *wire) refused(addr string, err error) {
 }
 
 // speaksTLS asks an endpoint for its half of a handshake.
-func (w *wire) speaksTLS(addr string) bool {
-	return w.probe(addr, func(conn net.Conn) bool {
+func (w *wire) speaksTLS(ctx context.Context, addr string) bool {
+	return w.probe(ctx, addr, func(conn net.Conn) bool {
 		// Whether to trust it is not the question, and nothing is sent to it.
 		err := tls.Client(conn, &tls.Config{InsecureSkipVerify: true}).Handshake() //nolint:gosec // see above
 		return err == nil || isRemoteAlert(err)
@@ -214,13 +214,13 @@ func (w *wire) speaksTLS(addr string) bool {
 
 // speaksPlain asks an endpoint for the HTTP/2 settings that a server begins
 // with.
-func (w *wire) speaksPlain(addr string) bool {
+func (w *wire) speaksPlain(ctx context.Context, addr string) bool {
 	const (
 		preface       = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 		emptySettings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 		typeAt        = 3 // in a frame's header, behind three bytes of length
 	)
-	return w.probe(addr, func(conn net.Conn) bool {
+	return w.probe(ctx, addr, func(conn net.Conn) bool {
 		if _, err := io.WriteString(conn, preface+emptySettings); err != nil {
 			return false
 		}
@@ -230,14 +230,14 @@ func (w *wire) speaksPlain(addr string) bool {
 	})
 }
 
-func (w *wire) probe(addr string, ask func(net.Conn) bool) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+func (w *wire) probe(ctx context.Context, addr string, ask func(net.Conn) bool) bool {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	conn, err := w.dialer.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return false
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	deadline, _ := ctx.Deadline()
 	return conn.SetDeadline(deadline) == nil && ask(conn)
 }

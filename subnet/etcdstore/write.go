@@ -62,10 +62,10 @@ func (s *Store) create(ctx context.Context, entry layout.Entry, ttl time.Duratio
 	found := foundIn(resp)
 	err = found.differs(w)
 	if err == nil && found.key != nil {
-		s.keep(g)
+		s.keep(ctx, g)
 		return subnet.Lease{}, subnet.ErrTaken
 	}
-	s.discard(g)
+	s.discard(ctx, g)
 	if err == nil {
 		err = errUnexplained
 	}

@@ -67,8 +67,6 @@ func (o operator) Get(_ context.Context, path string) (kv storetest.KV, err erro
 	return kv, nil
 }
 
-func (o operator) Revision(context.Context) (subnet.Revision, error) { return o.s.Revision(), nil }
-
 func (o operator) Grant(_ context.Context, ttl time.Duration) (subnet.LeaseID, error) {
 	return o.s.Grant(ttl), nil
 }

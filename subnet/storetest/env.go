@@ -78,13 +78,6 @@ func (e *env) get(path string) KV {
 	return kv
 }
 
-func (e *env) revision() subnet.Revision {
-	e.Helper()
-	rev, err := e.Revision(e.ctx)
-	e.ok(err)
-	return rev
-}
-
 func (e *env) grant(ttl time.Duration) subnet.LeaseID {
 	e.Helper()
 	id, err := e.Grant(e.ctx, ttl)
@@ -161,8 +154,8 @@ var equal = cmp.Options{
 		cmp.Comparer(func(a, b error) bool { return (a == nil) == (b == nil) })),
 }
 
-// unread stands for any error of a key that cannot be read.
-var unread = errors.New("any error")
+// errUnread stands for any error of a key that cannot be read.
+var errUnread = errors.New("any error")
 
 func v4(s string) subnet.Subnet { return subnet.Subnet{subnet.IPv4: netip.MustParsePrefix(s)} }
 

@@ -37,7 +37,6 @@ type Operator interface {
 	Delete(ctx context.Context, paths ...string) (subnet.Revision, error)
 	// Get returns the zero KV where there is no key.
 	Get(ctx context.Context, path string) (KV, error)
-	Revision(ctx context.Context) (subnet.Revision, error)
 
 	Grant(ctx context.Context, ttl time.Duration) (subnet.LeaseID, error)
 	Revoke(ctx context.Context, id subnet.LeaseID) error

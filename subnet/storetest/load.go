@@ -64,10 +64,10 @@ func loadAll(e *env) {
 	foreign.Created = e.put(KV{Path: path(foreign.Subnet), Value: flannel("192.0.2.19"), Lease: id})
 	foreign.Modified = e.put(KV{Path: path(foreign.Subnet), Value: flannel("192.0.2.20"), Lease: id})
 	bad := []subnet.BadKey{
-		{Key: "10.5.3.0-24", Occupies: v4("10.5.3.0/24"), Err: unread},
-		{Key: "10.5.4.7-24", Occupies: v4("10.5.4.0/24"), Err: unread},
-		{Key: "10.5.5.0-24&fd05:0:0:5::-64", Occupies: dual("10.5.5.0/24", "fd05:0:0:5::/64"), Err: unread},
-		{Key: "README", Err: unread},
+		{Key: "10.5.3.0-24", Occupies: v4("10.5.3.0/24"), Err: errUnread},
+		{Key: "10.5.4.7-24", Occupies: v4("10.5.4.0/24"), Err: errUnread},
+		{Key: "10.5.5.0-24&fd05:0:0:5::-64", Occupies: dual("10.5.5.0/24", "fd05:0:0:5::/64"), Err: errUnread},
+		{Key: "README", Err: errUnread},
 	}
 	values := []string{`{"PublicIP":`, flannel("192.0.2.4"), `{"PublicIP":"nobody"}`, flannel("192.0.2.5")}
 	for i := range bad {

@@ -133,9 +133,9 @@ func watchOrder(e *env) {
 	rev = e.put(KV{Path: path(both), Value: flannel("192.0.2.9")})
 	expect(subnet.Batch{Revision: rev, Put: []subnet.Lease{{Subnet: both, Attrs: flannelAttrs("192.0.2.9"), Created: rev, Modified: rev}}})
 	rev = e.put(KV{Path: path(both), Value: "unreadable"})
-	expect(subnet.Batch{Revision: rev, Bad: []subnet.BadKey{{Key: both.Key(), Occupies: both, Modified: rev, Err: unread}}})
+	expect(subnet.Batch{Revision: rev, Bad: []subnet.BadKey{{Key: both.Key(), Occupies: both, Modified: rev, Err: errUnread}}})
 	rev = e.put(KV{Path: layout.Subnets + "README", Value: flannel("192.0.2.9")})
-	expect(subnet.Batch{Revision: rev, Bad: []subnet.BadKey{{Key: "README", Modified: rev, Err: unread}}})
+	expect(subnet.Batch{Revision: rev, Bad: []subnet.BadKey{{Key: "README", Modified: rev, Err: errUnread}}})
 	rev = e.remove(layout.Subnets + "README")
 	expect(subnet.Batch{Revision: rev, Deleted: []string{"README"}})
 	rev = e.remove(layout.Config)
@@ -169,7 +169,7 @@ func watchOneRevision(e *env) {
 		Revision: rev,
 		Config:   &subnet.Document{Text: "{}", Modified: rev},
 		Put:      []subnet.Lease{lease(a, "192.0.2.1"), lease(b, "192.0.2.2")},
-		Bad:      []subnet.BadKey{{Key: "x", Modified: rev, Err: unread}},
+		Bad:      []subnet.BadKey{{Key: "x", Modified: rev, Err: errUnread}},
 	}, watch.next())
 	e.ok(e.Revoke(e.ctx, id))
 	got := watch.next()
