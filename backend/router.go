@@ -30,9 +30,9 @@ const (
 // which are somebody else's and not touched. Ours is a route
 //
 //   - with our protocol number, or
-//   - through a device of ours, or
-//   - that flannel left: inside the network, by the uplink, by hand's protocol,
-//     and its gateway the address of a listed peer.
+//   - through a device of ours, or inside the network through flannel's, or
+//   - that flannel left on the uplink: inside the network, without a protocol,
+//     its gateway the address of a listed peer.
 //
 // The zero Router with a Kernel is ready. It serves one caller at a time.
 type Router struct {
@@ -89,14 +89,14 @@ func (r *Router) Step(ctx context.Context, plan RoutePlan) (reconcile.Step, erro
 	if err != nil && table.err == nil {
 		table.err = err // what is in the way is not known: do nothing
 	}
-	ours := plan.proof()
+	words := &describer{ctx: ctx, kernel: r.Kernel}
+	ours := plan.proof(words)
 	var foreign []kernel.Route
 	for _, e := range table.routes {
 		if !ours(e) {
 			foreign = append(foreign, e)
 		}
 	}
-	words := &describer{ctx: ctx, kernel: r.Kernel}
 	blocked := words.occupied(foreign, connected)
 
 	desired := r.desired[:0]
@@ -165,7 +165,7 @@ func Precedence(r kernel.Route) int {
 }
 
 // proof returns what tells our routes from others'.
-func (p *RoutePlan) proof() func(kernel.Route) bool {
+func (p *RoutePlan) proof(links *describer) func(kernel.Route) bool {
 	var listed map[netip.Addr]bool // made for the first route that may be flannel's
 	isListed := func(gateway netip.Addr) bool {
 		if listed == nil {
@@ -186,8 +186,10 @@ func (p *RoutePlan) proof() func(kernel.Route) bool {
 			return false
 		case r.Blackhole: // flannel's --ip-blackhole-route
 			return p.Blackhole && slices.Contains(p.Desired.Own.Subnet[:], r.Dst)
+		case r.Link == p.Uplink:
+			return r.Link != 0 && isListed(r.Gateway)
 		}
-		return r.Link == p.Uplink && r.Link != 0 && isListed(r.Gateway)
+		return IsTunnel(links.find(r.Link))
 	}
 }
 
@@ -228,8 +230,8 @@ func inside(c *subnet.Config, p netip.Prefix) bool {
 	return network.IsValid() && network.Bits() <= p.Bits() && network.Contains(p.Addr())
 }
 
-// describer words what is in the way. It asks for the links' names once, and
-// only when something is.
+// describer knows the links and words what is in the way. It asks for the links
+// once, and only when something is not plainly ours.
 type describer struct {
 	ctx    context.Context //nolint:containedctx // lives for one call of Step
 	kernel kernel.Host
@@ -266,13 +268,21 @@ func (d *describer) route(r kernel.Route) string { return r.Notation(d.link(r.Li
 
 // link is a link's name, or its index where names cannot be had.
 func (d *describer) link(index int) string {
+	if l := d.find(index); l.Name != "" {
+		return l.Name
+	}
+	return fmt.Sprintf("if%d", index)
+}
+
+// find is the link of an index; the zero Link where it cannot be had.
+func (d *describer) find(index int) kernel.Link {
 	if d.links == nil {
 		d.links, _ = d.kernel.Links(d.ctx)
 	}
 	for _, l := range d.links {
 		if l.Index == index {
-			return l.Name
+			return l
 		}
 	}
-	return fmt.Sprintf("if%d", index)
+	return kernel.Link{}
 }

@@ -28,6 +28,7 @@ func via(dst, gateway string, proto, metric int) kernel.Route {
 const (
 	eth0    = 2
 	docker0 = 3
+	tunnel  = 4
 )
 
 // router is a Router on a host with an uplink and a Docker bridge.
@@ -44,6 +45,7 @@ func newRouter(t *testing.T) *router {
 	r := &router{Fake: kerneltest.New()}
 	r.Plug(kernel.Link{Name: "eth0", MTU: 1500}, prefix("198.18.0.1/24"), prefix("fd00:198:18::1/64"))
 	r.Plug(kernel.Link{Name: "docker0", Type: "bridge", MTU: 1500}, prefix("10.5.54.1/24"))
+	r.Plug(kernel.Link{Name: "flannel0", Type: "tun", MTU: 1472})
 	r.Router = backend.Router{Kernel: r.Fake, Log: slog.New(slog.NewTextHandler(&r.log, nil))}
 	var err error
 	r.config, err = subnet.ParseConfig(`{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd05::/48","Backend":{"Type":"host-gw"}}`)
@@ -124,6 +126,14 @@ func TestRouter(t *testing.T) {
 			there: []kernel.Route{{Dst: prefix("10.5.4.0/24"), Link: docker0, Protocol: 3}},
 			plan:  func(p *backend.RoutePlan) { p.Devices = []int{docker0} },
 			ops:   []string{put4, put6, "delete route 10.5.4.0/24 dev docker0 proto 3"},
+		},
+		"flannel's tunnel leads here no more": {
+			there: []kernel.Route{
+				{Dst: prefix("10.5.3.0/24"), Gateway: netip.MustParseAddr("10.5.3.0"), Link: tunnel, OnLink: true, Protocol: 3},
+				{Dst: prefix("10.5.4.0/24"), Gateway: netip.MustParseAddr("10.5.4.0"), Link: tunnel, OnLink: true, Protocol: 3},
+				{Dst: prefix("10.6.4.0/24"), Gateway: netip.MustParseAddr("10.6.4.0"), Link: tunnel, OnLink: true, Protocol: 3},
+			},
+			ops: []string{put4, put6, "delete route 10.5.4.0/24 via 10.5.4.0 dev flannel0 proto 3 onlink"},
 		},
 		"unproven ones stay": {
 			there: []kernel.Route{
@@ -279,5 +289,41 @@ func TestBlame(t *testing.T) {
 	}
 	if err := backend.Blame(nil, backend.PeerOf(nil)); err != nil {
 		t.Errorf("Blame(nil) = %v", err)
+	}
+}
+
+func TestSweepLinks(t *testing.T) {
+	r := newRouter(t) // with flannel's tunnel
+	for _, l := range []kernel.Link{
+		{Name: "flannel.1", Type: "vxlan", Alias: kernel.Alias, VXLAN: kernel.VXLAN{VNI: 1}},
+		{Name: "flannel.2", Type: "vxlan", Alias: kernel.Alias, VXLAN: kernel.VXLAN{VNI: 2}},
+		{Name: "flannel.3", Type: "vxlan", VXLAN: kernel.VXLAN{VNI: 3}},
+		{Name: "bridge0", Type: "bridge", Alias: kernel.Alias},
+	} {
+		if _, err := r.AddLink(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.Plug(kernel.Link{Name: "flannel1", Type: "tun", Alias: kernel.Alias})
+	r.ResetOps()
+	p := backend.Params{Config: r.config, Kernel: r.Fake}
+
+	// Not before all that leads there has moved.
+	r.OnOp(kerneltest.FailNth(1, syscall.ENOBUFS, func(o kerneltest.Op) bool { return o.Verb == "put" }))
+	step, _ := r.Step(t.Context(), r.plan())
+	if _, err := p.ApplyAndSweep(t.Context(), []string{"flannel.2"}, step); !errors.Is(err, syscall.ENOBUFS) {
+		t.Errorf("ApplyAndSweep error %v, want ENOBUFS", err)
+	}
+	step, _ = r.Step(t.Context(), r.plan())
+	result, err := p.ApplyAndSweep(t.Context(), []string{"flannel.2"}, step)
+	if want := (reconcile.Result{Put: 1, Deleted: 2}); err != nil || result != want {
+		t.Errorf("ApplyAndSweep() = %+v, %v, want %+v", result, err, want)
+	}
+	var ops []string
+	for _, o := range r.Ops() {
+		ops = append(ops, o.String())
+	}
+	if diff := cmp.Diff([]string{put6, put4, "delete link flannel.1", "delete link flannel1"}, ops); diff != "" {
+		t.Errorf("operations (-want +got)\n%s", diff)
 	}
 }

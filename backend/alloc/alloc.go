@@ -5,7 +5,6 @@ import (
 	"errors"
 
 	"github.com/flanneld-go/flanneld-go/backend"
-	"github.com/flanneld-go/flanneld-go/backend/reconcile"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -41,15 +40,16 @@ func (b *Backend) Tunnel() backend.Tunnel { return backend.Tunnel{} }
 // Apply leaves no route of ours but the one of last resort, if it is wanted.
 func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 	step, err := b.router.Step(ctx, backend.RoutePlan{Desired: d, Blackhole: b.params.Blackhole})
-	r, applyErr := reconcile.Apply(ctx, step)
+	r, applyErr := b.params.ApplyAndSweep(ctx, nil, step)
 	if b.params.Observe != nil {
 		b.params.Observe(r)
 	}
 	return errors.Join(err, applyErr)
 }
 
-// Cleanup removes our routes.
+// Cleanup removes our routes, and tunnels that an earlier config left.
 func (b *Backend) Cleanup(ctx context.Context) error {
-	_, err := b.router.Sweep(ctx)
-	return err
+	_, routes := b.router.Sweep(ctx)
+	_, links := b.params.SweepLinks(ctx)
+	return errors.Join(routes, links)
 }

@@ -5,7 +5,7 @@
 //
 // # Contract
 //
-//   - Peers mean no kernel entries. Routes of ours that an earlier backend left
-//     are removed; see [backend.Router].
+//   - Peers mean no kernel entries. Routes and tunnels of ours that an earlier
+//     backend left are removed; see [backend.Router].
 //   - As in flannel, the lease names no backend.
 package alloc

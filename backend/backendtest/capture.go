@@ -30,6 +30,7 @@ func FlannelHost(t testing.TB) *kerneltest.Namespace {
 	} {
 		ns.Run(t, "ip", args...)
 	}
+	awaitCarrier(t, ns, "eth0")
 	return ns
 }
 

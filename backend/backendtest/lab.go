@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
@@ -84,6 +85,26 @@ func (l *Lab) cable(ns *kerneltest.Namespace, name string, to *kerneltest.Namesp
 	to.Run(l.t, "ip", "link", "add", port, "type", "veth", "peer", "name", name, "netns", path(ns))
 	to.Run(l.t, "ip", "link", "set", port, "master", bridge, "up")
 	ns.Run(l.t, "ip", "link", "set", name, "up")
+	awaitCarrier(l.t, ns, name)
+	awaitCarrier(l.t, to, port)
+}
+
+// awaitCarrier waits until a link transmits. The kernel says a new carrier to
+// the queueing discipline, which drops until then, up to a second later.
+func awaitCarrier(t testing.TB, ns *kerneltest.Namespace, name string) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); <-tick.C {
+		l, err := ns.LinkByName(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.Running {
+			return
+		}
+	}
+	t.Fatalf("link %s has no carrier", name)
 }
 
 func (l *Lab) addHost(n, segment int) {

@@ -9,7 +9,6 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
-	"github.com/flanneld-go/flanneld-go/backend/reconcile"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -51,7 +50,7 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 	step, blocked := b.router.Step(ctx, backend.RoutePlan{
 		Desired: d, Routes: routes, Uplink: b.params.Uplink.Link.Index, Blackhole: b.params.Blackhole,
 	})
-	r, err := reconcile.Apply(ctx, step)
+	r, err := b.params.ApplyAndSweep(ctx, nil, step)
 	if b.params.Observe != nil {
 		b.params.Observe(r)
 	}
@@ -104,8 +103,9 @@ func segments(all []netip.Prefix, f subnet.Family) string {
 	return strings.Join(s, ", ")
 }
 
-// Cleanup removes our routes.
+// Cleanup removes our routes, and tunnels that an earlier config left.
 func (b *Backend) Cleanup(ctx context.Context) error {
-	_, err := b.router.Sweep(ctx)
-	return err
+	_, routes := b.router.Sweep(ctx)
+	_, links := b.params.SweepLinks(ctx)
+	return errors.Join(routes, links)
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
-	"strings"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
@@ -168,13 +167,11 @@ func unfit(l kernel.Link) error {
 
 // never says why an interface cannot ever carry the tunnel.
 func never(l kernel.Link) error {
-	switch l.Type {
-	case "loopback":
+	if l.Type == "loopback" {
 		return fmt.Errorf("%s is loopback, which reaches no other host", l.Name)
-	case "vxlan", "tun", "ipip", "ip6tnl", "wireguard":
-		if l.Alias == kernel.Alias || strings.HasPrefix(l.Name, "flannel") {
-			return fmt.Errorf("%s is the overlay's own tunnel", l.Name)
-		}
+	}
+	if backend.IsTunnel(l) {
+		return fmt.Errorf("%s is the overlay's own tunnel", l.Name)
 	}
 	return nil
 }

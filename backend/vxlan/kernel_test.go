@@ -268,7 +268,9 @@ func TestForeignThingsOnKernel(t *testing.T) {
 			ns := backendtest.FlannelHost(t)
 			be, d, _ := onKernel(t, ns, fmt.Sprintf(v4only, ""))
 			ns.Run(t, "sh", "-c", tc.command)
-			show := func() string { return ns.Run(t, "sh", "-c", "ip -o link; ip -o -4 addr; ip route") }
+			show := func() string {
+				return ns.Run(t, "sh", "-c", "ip -o link | sed 's/<.*>//; s/state [A-Z]*//'; ip -o -4 addr; ip route")
+			}
 			before := show()
 			d.Own, d.Peers = lease("10.5.54.0-24", "198.18.0.1", ownMAC, "", ""), []subnet.Lease{peer3}
 			err := be.Apply(t.Context(), d)

@@ -147,7 +147,6 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 		}
 	}
 	done(b.peers(ctx, devices, d))
-	done(b.sweep(ctx, links))
 	if b.params.Observe != nil {
 		b.params.Observe(total)
 	}
@@ -204,51 +203,17 @@ func (b *Backend) peers(ctx context.Context, devices subnet.ByFamily[device], d 
 		}
 	}
 	step, blocked := b.router.Step(ctx, plan)
-	r, err := reconcile.Apply(ctx, append(steps, step)...)
+	r, err := b.params.ApplyAndSweep(ctx, b.Tunnel().Devices, append(steps, step)...)
 	return r, errors.Join(skipped, blocked, backend.Blame(err, p.peerOf()))
-}
-
-// sweep removes what an earlier config left: VXLAN devices with our alias that
-// are not wanted now. It comes last, when nothing leads there any more.
-func (b *Backend) sweep(ctx context.Context, links []kernel.Link) (reconcile.Result, error) {
-	wanted := b.Tunnel().Devices
-	return b.deleteLinks(ctx, links, func(l kernel.Link) bool {
-		return l.Type == linkType && l.Alias == kernel.Alias && !slices.Contains(wanted, l.Name)
-	})
 }
 
 // Cleanup removes the routes and the devices, flannel's under our name too; the
 // other entries go with their device.
 func (b *Backend) Cleanup(ctx context.Context) error {
 	_, routes := b.router.Sweep(ctx)
-	links, err := b.kernel.Links(ctx)
-	if err != nil {
-		return errors.Join(routes, fmt.Errorf("list links: %w", err))
-	}
-	wanted := b.Tunnel().Devices
-	_, err = b.deleteLinks(ctx, links, func(l kernel.Link) bool {
-		return adoptable(l) && (l.Alias == kernel.Alias || slices.Contains(wanted, l.Name))
+	_, ours := b.params.SweepLinks(ctx)
+	_, flannels := b.params.DeleteLinks(ctx, func(l kernel.Link) bool {
+		return adoptable(l) && slices.Contains(b.Tunnel().Devices, l.Name)
 	})
-	return errors.Join(routes, err)
-}
-
-// deleteLinks deletes the links that match.
-func (b *Backend) deleteLinks(ctx context.Context, links []kernel.Link, match func(kernel.Link) bool) (reconcile.Result, error) {
-	var (
-		r    reconcile.Result
-		errs []error
-	)
-	for _, l := range links {
-		if !match(l) {
-			continue
-		}
-		if err := b.kernel.DeleteLink(ctx, l.Index); err != nil {
-			r.Failed++
-			errs = append(errs, fmt.Errorf("delete device %s: %w", l.Name, err))
-			continue
-		}
-		r.Deleted++
-		b.log.Info("device deleted", "device", l.Name)
-	}
-	return r, errors.Join(errs...)
+	return errors.Join(routes, ours, flannels)
 }
