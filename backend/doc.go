@@ -10,7 +10,9 @@
 //
 // A backend is a projection: it says which kernel entries one lease means. How
 // entries are compared, ordered, batched, owned and retried is written once, in
-// backend/reconcile and backend/kernel. No backend imports another.
+// backend/reconcile and backend/kernel; which routes and links are ours, and
+// which are flannel's to take over, in [Router] and [Params.SweepLinks]. No
+// backend imports another.
 //
 // # Contract
 //

@@ -222,6 +222,26 @@ func TestCleanup(t *testing.T) {
 	}
 }
 
+// A config that was vxlan before: the routes move first, then its device goes.
+func TestTunnelOfEarlierConfigGoes(t *testing.T) {
+	h := newHost(t, dual)
+	up := true
+	dev, err := h.AddLink(t.Context(), kernel.Link{Name: "flannel.1", Type: "vxlan", Alias: kernel.Alias, VXLAN: kernel.VXLAN{VNI: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	past := kernel.Route{Dst: netip.MustParsePrefix("10.5.33.0/24"), Gateway: netip.MustParseAddr("10.5.33.0"), Link: dev.Index, OnLink: true}
+	err = errors.Join(h.SetLink(t.Context(), dev.Index, kernel.LinkChange{Up: &up}), h.Routes().Put(t.Context(), []kernel.Route{past}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.ResetOps()
+	if err := h.apply(lease("10.5.33.0-24", "198.18.0.2", "")); err != nil {
+		t.Fatal(err)
+	}
+	h.expectOps("put route 10.5.33.0/24 via 198.18.0.2 dev eth0", "delete link flannel.1")
+}
+
 func TestOptions(t *testing.T) {
 	h := newHost(t, dual)
 	h.params.Uplink.Addr[subnet.IPv6] = netip.Addr{}
