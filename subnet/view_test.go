@@ -287,6 +287,13 @@ func TestViewReconnects(t *testing.T) {
 		after(10 * time.Second)
 		w.synced(true, "")
 		w.want("10.5.2.0/24 b")
+		// The next outage is another one: no long pause is left from the last.
+		after(10 * time.Second)
+		w.store.SetUnavailable(errDown)
+		synctest.Wait()
+		w.store.SetUnavailable(nil)
+		after(300 * time.Millisecond)
+		w.synced(true, "")
 		w.finish()
 	})
 }
@@ -332,6 +339,12 @@ func TestViewAfterDisaster(t *testing.T) {
 			synctest.Wait()
 			w.data.Restore(empty)
 			w.store.SetUnavailable(nil)
+		}},
+		{"restored, and past its old revision already", func(w *watcher, empty memstore.Snapshot) {
+			w.data.Restore(empty)
+			for range 50 {
+				w.data.OverwriteConfig(config)
+			}
 		}},
 		{"another identity", func(w *watcher, _ memstore.Snapshot) {
 			w.store.SetUnavailable(errDown)
@@ -512,5 +525,14 @@ func TestViewBeforeItsStart(t *testing.T) {
 	case <-v.Ready():
 		t.Error("ready")
 	default:
+	}
+	world := subnet.World{Identity: "x", Revision: 7}
+	v = subnet.NewView(subnet.ViewOptions{Clock: newClock(), World: world, Cached: true})
+	if s := v.Snapshot(); s.Synced || s.Why != "this comes from the cache" || s.Revision != 7 {
+		t.Errorf("%+v", s)
+	}
+	v = subnet.NewView(subnet.ViewOptions{Clock: newClock(), World: world})
+	if s := v.Snapshot(); !s.Synced || s.Why != "" {
+		t.Errorf("%+v", s)
 	}
 }
