@@ -167,6 +167,19 @@ func TestApplyFromNothingAndAgain(t *testing.T) {
 	}
 }
 
+// TestApplyBindsTheUplinkOnly: the port is free on the host's other addresses.
+func TestApplyBindsTheUplinkOnly(t *testing.T) {
+	h := newHost(t)
+	if err := h.Apply(t.Context(), h.desired()); err != nil {
+		t.Fatal(err)
+	}
+	other, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 2), Port: int(h.port)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.Close()
+}
+
 func TestApplyAnotherSubnet(t *testing.T) {
 	h := newHost(t)
 	for _, own := range []string{"10.5.1.0", "10.5.7.0"} {

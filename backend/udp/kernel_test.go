@@ -2,10 +2,12 @@ package udp
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -220,6 +222,71 @@ func TestKernelAdopts(t *testing.T) {
 	}
 }
 
+// TestKernelTurnsOffloadsOff: with those of an earlier holder, TCP packets would
+// reach the peer without their checksums.
+func TestKernelTurnsOffloadsOff(t *testing.T) {
+	m := twoMachines(t)
+	m[0].ns.do(t, func() {
+		before, err := openTUN(device, false)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer before.Close()
+		err = before.(*tun).control(func(fd int) error {
+			return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4)
+		})
+		if err := errors.Join(err, before.persist()); err != nil {
+			t.Error(err)
+		}
+	})
+	for i, own := range m {
+		own.boot(t)
+		own.mustApply(t, m[1-i])
+		own.start(t)
+	}
+	in, out := stream(t, m[0], m[1])
+	defer in.Close()
+	defer out.Close()
+	for _, c := range []net.Conn{in, out} {
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	}
+	sent := bytes.Repeat([]byte("flannel0"), 10_000)
+	go in.Write(sent)
+	got := make([]byte, len(sent))
+	if _, err := io.ReadFull(out, got); err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("stream: %v", err)
+	}
+}
+
+// stream opens a TCP connection between the two hosts' tunnel addresses.
+func stream(t testing.TB, from, to *machine) (client, server net.Conn) {
+	t.Helper()
+	address := fmt.Sprintf("10.5.%d.0:5000", to.n)
+	var ln net.Listener
+	to.ns.do(t, func() {
+		var err error
+		if ln, err = net.Listen("tcp4", address); err != nil {
+			t.Error(err)
+		}
+	})
+	defer ln.Close()
+	from.ns.do(t, func() {
+		var err error
+		if client, err = net.DialTimeout("tcp4", address, 10*time.Second); err != nil {
+			t.Error(err)
+		}
+	})
+	if client == nil {
+		t.FailNow()
+	}
+	server, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client, server
+}
+
 func TestKernelForeignDevices(t *testing.T) {
 	a := twoMachines(t)[0]
 	for _, add := range []string{"link add flannel0 type bridge", "tuntap add dev flannel0 mode tap"} {
@@ -392,48 +459,83 @@ func TestKernelDoesNotAllocate(t *testing.T) {
 	}
 }
 
-// BenchmarkTunnelTCP is one TCP stream between two containers.
+// TestKernelTUNContract: what Device promises of Read, Write and Close.
+func TestKernelTUNContract(t *testing.T) {
+	for name, end := range map[string]func(*testing.T, *machine, tunnel){
+		"closed":  func(_ *testing.T, _ *machine, d tunnel) { d.Close() },
+		"deleted": func(t *testing.T, m *machine, _ tunnel) { m.ns.ip(t, "link del flannel0") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := twoMachines(t)[0]
+			m.boot(t)
+			m.mustApply(t)
+			defer m.Close()
+			d := m.tunnel
+			type result struct {
+				n   int
+				err error
+			}
+			results := make(chan result, 100)
+			go func() {
+				batch := newBatch(2)
+				for {
+					n, err := d.Read(batch)
+					results <- result{n, err}
+					if err != nil {
+						return
+					}
+				}
+			}()
+			m.ns.ping("-c 1 10.5.2.9")
+			end(t, m, d)
+			packets := 0
+			for r := range results {
+				if errors.Is(r.err, errGone) {
+					break
+				}
+				if r.err != nil || r.n < 1 || r.n > 2 {
+					t.Fatalf("read %d packets, %v", r.n, r.err)
+				}
+				packets += r.n
+			}
+			if packets == 0 {
+				t.Error("read no packet")
+			}
+			if n, err := d.Write([]Packet{{Data: out("10.5.2.9", 1).packet()}}); n != 0 || !errors.Is(err, errGone) {
+				t.Errorf("wrote %d packets, %v", n, err)
+			}
+			if d.attached() {
+				t.Error("attached to nothing")
+			}
+			if err := errors.Join(d.Close(), d.Close()); err != nil {
+				t.Errorf("close twice: %v", err)
+			}
+		})
+	}
+}
+
+// BenchmarkTunnelTCP is one TCP stream between two hosts.
 func BenchmarkTunnelTCP(b *testing.B) {
-	x, y := joined(b)
-	var ln net.Listener
-	y.container.do(b, func() {
-		var err error
-		if ln, err = net.Listen("tcp4", "10.5.2.2:5000"); err != nil {
-			b.Error(err)
-		}
-	})
-	defer ln.Close()
-	done := make(chan int)
+	from, to := joined(b)
+	client, server := stream(b, from, to)
+	defer server.Close()
+	done := make(chan struct{})
 	go func() {
-		c, err := ln.Accept()
-		if err != nil {
-			b.Error(err)
-			return
-		}
-		defer c.Close()
-		total, buf := 0, make([]byte, 1<<18)
+		defer close(done)
+		buf := make([]byte, 1<<18)
 		for {
-			n, err := c.Read(buf)
-			if total += n; err != nil {
-				done <- total
+			if _, err := server.Read(buf); err != nil {
 				return
 			}
 		}
 	}()
-	var c net.Conn
-	x.container.do(b, func() {
-		var err error
-		if c, err = net.Dial("tcp4", "10.5.2.2:5000"); err != nil {
-			b.Error(err)
-		}
-	})
 	chunk := make([]byte, 1<<18)
 	b.SetBytes(int64(len(chunk)))
 	for b.Loop() {
-		if _, err := c.Write(chunk); err != nil {
+		if _, err := client.Write(chunk); err != nil {
 			b.Fatal(err)
 		}
 	}
-	c.Close()
+	client.Close()
 	<-done
 }
