@@ -4,18 +4,34 @@ import (
 	"context"
 	"errors"
 	"net/url"
+	"sync"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"google.golang.org/grpc"
 )
 
 // embedded is a server in this process.
-type embedded struct{ etcd *embed.Etcd }
+type embedded struct {
+	etcd *embed.Etcd
+
+	mu sync.Mutex
+	// serving are the gRPC servers in it; guarded by mu.
+	serving []*grpc.Server
+}
+
+func (e *embedded) register(s *grpc.Server) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.serving = append(e.serving, s)
+}
 
 func (s *Server) startEmbedded(ctx context.Context) (instance, error) {
+	run := new(embedded)
 	cfg := embed.NewConfig()
+	cfg.ServiceRegister = run.register
 	cfg.Dir = s.data()
 	cfg.TickMs, cfg.ElectionMs = heartbeatMillis, electionMillis
 	cfg.UnsafeNoFsync = true
@@ -32,23 +48,29 @@ func (s *Server) startEmbedded(ctx context.Context) (instance, error) {
 	if err != nil {
 		return nil, err
 	}
+	run.etcd = e
 	select {
 	case <-e.Server.ReadyNotify():
-		return &embedded{e}, nil
+		return run, nil
 	case err = <-e.Err():
 	case <-e.Server.StopNotify():
 		err = errors.New("stopped by itself")
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
-	e.Close()
-	return nil, err
+	return nil, errors.Join(err, run.stop())
 }
 
 func (e *embedded) stop() error {
-	// First the server: Close alone waits for clients to end their streams,
-	// and watches do not.
-	e.etcd.Server.HardStop()
+	// All connections first, as when a process dies: Close alone would wait 5 s
+	// for clients to end their streams, and watches never do.
+	// (One that registers only now has none.)
+	e.mu.Lock()
+	serving := e.serving
+	e.mu.Unlock()
+	for _, s := range serving {
+		s.Stop()
+	}
 	e.etcd.Close()
 	return nil
 }
