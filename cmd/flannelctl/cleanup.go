@@ -118,7 +118,7 @@ func formerBackend(dir statedir.Dir, saved statedir.Host, host kernel.Host, log 
 		}
 	}
 	cfg.BackendType, cfg.Backend = saved.BackendType, saved.Backend
-	b, err := catalog.New(backend.Params{Config: cfg, Kernel: host, Log: log})
+	b, err := catalog.Detached(cfg, host, log)
 	if err != nil {
 		return nil, fmt.Errorf("find out what backend %s left: %w", saved.BackendType, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend"
@@ -83,8 +84,8 @@ func splitPeerErrors(err error) (failed map[subnet.Subnet]string, rest error) {
 		if err == nil {
 			return
 		}
-		if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the shape itself is asked for
-			for _, e := range joined.Unwrap() {
+		if parts := joined(err); parts != nil {
+			for _, e := range parts {
 				walk(e)
 			}
 			return
@@ -100,6 +101,23 @@ func splitPeerErrors(err error) (failed map[subnet.Subnet]string, rest error) {
 	return failed, errors.Join(others...)
 }
 
+// joined returns the parts of an error that says nothing of its own: of
+// errors.Join, but not of a fmt.Errorf that wraps several.
+func joined(err error) []error {
+	multi, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // the shape itself is asked for
+	if !ok {
+		return nil
+	}
+	var texts []string
+	for _, e := range multi.Unwrap() {
+		texts = append(texts, e.Error())
+	}
+	if err.Error() != strings.Join(texts, "\n") {
+		return nil
+	}
+	return multi.Unwrap()
+}
+
 // startDataPath starts a backend's data path in user space, once.
 func (l *loop) startDataPath(ctx context.Context) {
 	runner, ok := l.backend.(backend.Runner)
@@ -112,7 +130,7 @@ func (l *loop) startDataPath(ctx context.Context) {
 
 // runDataPath runs it again, ever later, when it fails.
 func (l *loop) runDataPath(ctx context.Context, runner backend.Runner) error {
-	s := stage{component: status.ComponentDataPath, vital: true}
+	s := stage{component: status.ComponentDataPath, weight: vital}
 	for pause := retryMin; ; pause = min(2*pause, retryMax) {
 		began := l.clock.Uptime()
 		err := runner.Run(ctx)

@@ -78,26 +78,38 @@ func newLoop(d *daemon, host kernel.Host, group *errgroup.Group) *loop {
 	return l
 }
 
-// stage is one step of a round. A vital stage that fails ends the round.
+// stage is one step of a round.
 type stage struct {
 	component string
-	vital     bool
+	weight    weight
 	run       func(context.Context) error
 }
 
+// weight is what a stage's failure means.
+type weight uint8
+
+const (
+	// minor: the host is degraded, and ready all the same.
+	minor weight = iota
+	// gating: traffic passes, but the host is not ready.
+	gating
+	// vital: the stages behind it cannot run.
+	vital
+)
+
 func (l *loop) stages() []stage {
 	return []stage{
-		{status.ComponentEtcd, false, l.followStore},
-		{status.ComponentConfig, true, l.takeConfig},
-		{status.ComponentUplink, true, l.takeUplink},
-		{status.ComponentBackend, true, l.takeBackend},
-		{status.ComponentLease, true, l.takeLease},
-		{status.ComponentForwarding, false, l.keepForwarding},
-		{status.ComponentKernel, true, l.apply},
-		{status.ComponentFirewall, false, l.applyFirewall},
-		{status.ComponentFiles, false, l.writeFiles},
-		{status.ComponentDocker, false, l.writeDocker},
-		{status.ComponentCache, false, l.keepCache},
+		{status.ComponentEtcd, minor, l.followStore},
+		{status.ComponentConfig, vital, l.takeConfig},
+		{status.ComponentUplink, vital, l.takeUplink},
+		{status.ComponentBackend, vital, l.takeBackend},
+		{status.ComponentLease, vital, l.takeLease},
+		{status.ComponentForwarding, minor, l.keepForwarding},
+		{status.ComponentKernel, vital, l.apply},
+		{status.ComponentFirewall, minor, l.applyFirewall},
+		{status.ComponentFiles, gating, l.writeFiles},
+		{status.ComponentDocker, minor, l.writeDocker},
+		{status.ComponentCache, minor, l.keepCache},
 	}
 }
 
@@ -169,18 +181,23 @@ func (l *loop) pause(complete bool) time.Duration {
 // round runs the stages and reports whether all of them succeeded.
 func (l *loop) round(ctx context.Context, stages []stage) (complete bool) {
 	began := l.clock.Uptime()
-	complete, vital := true, true
+	complete, ready, broken := true, true, false
 	for _, s := range stages {
 		err := s.run(ctx)
 		if ctx.Err() != nil {
 			return false
 		}
 		var mild *harmless
-		s.vital = s.vital && !errors.As(err, &mild)
+		if errors.As(err, &mild) {
+			s.weight = minor
+		}
 		l.report(s, err)
-		complete = complete && err == nil
-		if err != nil && s.vital {
-			vital = false
+		if err == nil {
+			continue
+		}
+		complete = false
+		ready = ready && s.weight == minor
+		if broken = s.weight == vital; broken {
 			break
 		}
 	}
@@ -192,11 +209,11 @@ func (l *loop) round(ctx context.Context, stages []stage) (complete bool) {
 		if !complete {
 			s.Sync.Failures++
 		}
-		s.State = status.StateWaiting
-		if vital || l.path.applied {
-			s.State = status.StateRunning
+		s.State = status.StateRunning
+		if broken && !l.path.applied {
+			s.State = status.StateWaiting
 		}
-		s.Ready = vital
+		s.Ready = ready
 	})
 	return complete
 }
@@ -205,11 +222,11 @@ func (l *loop) round(ctx context.Context, stages []stage) (complete bool) {
 func (l *loop) report(s stage, err error) {
 	if err == nil {
 		if p, had := l.board.Clear(s.component); had {
-			l.log.Info("recovered", "component", s.component, "problem", p.Message, "duration", l.clock.Now().Sub(p.Since))
+			l.log.Info("recovered", "component", s.component, "duration", l.clock.Now().Sub(p.Since))
 		}
 		return
 	}
-	p := status.Problem{Component: s.component, Message: err.Error(), Blocking: s.vital}
+	p := status.Problem{Component: s.component, Message: err.Error(), Blocking: s.weight != minor}
 	var h *hintError
 	if asHint(err, &h) {
 		p.Hint = h.hint

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"strings"
 
 	"github.com/flanneld-go/flanneld-go/backend"
@@ -169,7 +171,7 @@ func needsRestart(old, changed *subnet.Config) []string {
 			what = append(what, "SubnetLen")
 		}
 	}
-	if old.BackendType != changed.BackendType || old.Backend != changed.Backend {
+	if old.BackendType != changed.BackendType || !sameJSON(old.Backend, changed.Backend) {
 		what = append(what, "Backend")
 	}
 	return what
@@ -241,7 +243,7 @@ func (l *loop) takeBackend(ctx context.Context) error {
 // removeFormer cleans up after the backend that ran here before, if the config
 // names another now.
 func (l *loop) removeFormer(ctx context.Context) error {
-	if l.saved.BackendType == "" || l.saved.BackendType == l.config.current.BackendType && l.saved.Backend == l.config.current.Backend {
+	if l.saved.BackendType == "" || l.saved.BackendType == l.config.current.BackendType && sameJSON(l.saved.Backend, l.config.current.Backend) {
 		return nil
 	}
 	former := *l.config.current
@@ -256,6 +258,19 @@ func (l *loop) removeFormer(ctx context.Context) error {
 		return fmt.Errorf("remove what backend %s left: %w", former.BackendType, err)
 	}
 	return nil
+}
+
+// sameJSON reports whether two texts are the same JSON value, in whatever order
+// and layout; the empty text is the same as itself alone.
+func sameJSON(a, b subnet.RawJSON) bool {
+	if a == b {
+		return true
+	}
+	var x, y any
+	if json.Unmarshal([]byte(a), &x) != nil || json.Unmarshal([]byte(b), &y) != nil {
+		return false
+	}
+	return reflect.DeepEqual(x, y)
 }
 
 func addrs(list subnet.ByFamily[netip.Addr]) []string {

@@ -47,15 +47,23 @@ func New(p backend.Params) (backend.Backend, error) {
 // Check checks the Backend object of cfg on no particular host, and returns the
 // paths of keys that nobody knows.
 func Check(cfg *subnet.Config) (unknown []string, err error) {
-	_, err = New(backend.Params{
+	_, err = Detached(cfg, nil, slog.New(slog.DiscardHandler))
+	return cfg.Unknown, err
+}
+
+// Detached makes the backend of cfg with an uplink that does not exist: to check
+// options, or to clean up on a host whose uplink is not known any more.
+func Detached(cfg *subnet.Config, host kernel.Host, log *slog.Logger) (backend.Backend, error) {
+	documentation := subnet.ByFamily[netip.Addr]{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+	return New(backend.Params{
 		Config: cfg,
-		Node:   "check",
-		Log:    slog.New(slog.DiscardHandler),
+		Node:   "detached",
+		Kernel: host,
+		Log:    log,
 		Uplink: backend.Uplink{
-			Link:   kernel.Link{Index: 1, Name: "check", MTU: 1500},
-			Addr:   subnet.ByFamily[netip.Addr]{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
-			Public: subnet.ByFamily[netip.Addr]{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
+			Link:   kernel.Link{Index: 1, Name: "detached", MTU: 1500},
+			Addr:   documentation,
+			Public: documentation,
 		},
 	})
-	return cfg.Unknown, err
 }
