@@ -29,9 +29,9 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 	}
 	peers, own, unfit := b.project(d)
 	b.setPeers(peers, own)
-	link, err := b.ensureDevice(ctx)
-	if err != nil {
-		return errors.Join(err, unfit)
+	link, linkErr := b.ensureDevice(ctx)
+	if link.Index == 0 {
+		return errors.Join(linkErr, unfit)
 	}
 	addrs, addrErr := reconcile.Apply(ctx, b.addresses(link, d))
 	upErr := b.bringUp(ctx, link)
@@ -43,7 +43,7 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 			Failed:  addrs.Failed + routes.Failed,
 		})
 	}
-	return errors.Join(addrErr, upErr, routeErr, unfit)
+	return errors.Join(linkErr, addrErr, upErr, routeErr, unfit)
 }
 
 // openSockets opens what is not open yet.
@@ -56,9 +56,9 @@ func (b *Backend) openSockets(ctx context.Context) error {
 		b.conn = conn
 	}
 	if b.raw == nil {
-		raw, err := openRaw(ctx)
+		raw, err := openRaw(ctx, b.params.Families())
 		if err != nil {
-			b.log.Warn("cannot answer all undeliverable packets with icmp errors, which needs CAP_NET_RAW", "error", err)
+			b.log.Warn("undeliverable packets are not answered with icmp errors, which needs CAP_NET_RAW", "error", err)
 		}
 		b.raw = raw
 		b.answers.setOut(raw)
@@ -67,18 +67,21 @@ func (b *Backend) openSockets(ctx context.Context) error {
 }
 
 // ensureDevice attaches to the device where we have not, or where it was deleted
-// since, and sets what it carries in itself.
+// since, and sets what it carries in itself. The link is zero when there is none
+// to go on with.
 func (b *Backend) ensureDevice(ctx context.Context) (kernel.Link, error) {
 	if b.tunnel != nil && b.tunnel.attached() {
 		link, err := b.params.Kernel.LinkByName(ctx, device)
 		if err != nil {
-			return link, fmt.Errorf("find device %s: %w", device, err)
+			return kernel.Link{}, fmt.Errorf("find device %s: %w", device, err)
 		}
 		return link, b.tune(ctx, link)
 	}
 	if b.tunnel != nil {
 		b.devices.put(nil)
-		b.tunnel.Close()
+		if err := b.tunnel.Close(); err != nil {
+			return kernel.Link{}, err
+		}
 		b.tunnel = nil
 	}
 	opened, err := b.attach(ctx)
@@ -94,8 +97,7 @@ func (b *Backend) ensureDevice(ctx context.Context) (kernel.Link, error) {
 		err = opened.persist()
 	}
 	if err != nil {
-		opened.Close()
-		return link, fmt.Errorf("set up device %s: %w", device, err)
+		return kernel.Link{}, errors.Join(fmt.Errorf("set up device %s: %w", device, err), opened.Close())
 	}
 	b.tunnel = opened
 	b.devices.put(opened)

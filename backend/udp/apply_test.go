@@ -322,6 +322,31 @@ func TestApplyGoesOnAfterAnyFailure(t *testing.T) {
 	}
 }
 
+// TestApplyGoesOnWithoutTuning: a device that cannot be given its MTU back still
+// gets its address and route.
+func TestApplyGoesOnWithoutTuning(t *testing.T) {
+	h := newHost(t)
+	if err := h.Apply(t.Context(), h.desired()); err != nil {
+		t.Fatal(err)
+	}
+	link, err := h.fake.LinkByName(t.Context(), device)
+	if err == nil {
+		err = h.fake.SetLink(t.Context(), link.Index, kernel.LinkChange{MTU: 1400})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.fake.OnOp(kerneltest.FailNth(1, errors.New("refused"), func(o kerneltest.Op) bool { return o.Verb == "set" }))
+	if err := h.Apply(t.Context(), desired(h.params.Config, "10.5.7.0/24")); err == nil {
+		t.Error("the refusal was not reported")
+	}
+	want := whole("10.5.7.0")
+	want[0] = strings.Replace(want[0], "1472", "1400", 1)
+	if diff := cmp.Diff(want, h.state(t)); diff != "" {
+		t.Errorf("state (-want +got):\n%s", diff)
+	}
+}
+
 func TestApplyLeavesForeignRoute(t *testing.T) {
 	h := newHost(t)
 	eth := h.fake.Plug(kernel.Link{Name: "eth0"})

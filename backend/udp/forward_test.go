@@ -101,10 +101,10 @@ func TestForwardBothWays(t *testing.T) {
 			t.Errorf("delivered (-want +got):\n%s", diff)
 		}
 		l.stop(t)
-		if got := l.path.out.snapshot(); got.Packets != (ByVerdict{Forwarded: 200}) || got.Bytes != 200*28 {
+		if got := l.out.snapshot(); got.Packets != (ByVerdict{Forwarded: 200}) || got.Bytes != 200*28 {
 			t.Errorf("counted %+v out", got)
 		}
-		if got := l.path.in.snapshot(); got.Packets != (ByVerdict{Forwarded: 2}) || got.Bytes != 2*28 {
+		if got := l.in.snapshot(); got.Packets != (ByVerdict{Forwarded: 2}) || got.Bytes != 2*28 {
 			t.Errorf("counted %+v in", got)
 		}
 	})
@@ -123,10 +123,10 @@ func TestDropsAreCountedAndTold(t *testing.T) {
 		l.conn.feed("198.18.0.2:8285", late.packet(), in("10.5.3.9", 5).packet(), in("192.0.2.1", 5).packet(), nil)
 		synctest.Wait()
 		l.stop(t)
-		if diff := cmp.Diff(ByVerdict{NoPeer: 1, Expired: 1, TooBig: 1, Multicast: 1, Malformed: 1}, l.path.out.snapshot().Packets); diff != "" {
+		if diff := cmp.Diff(ByVerdict{NoPeer: 1, Expired: 1, TooBig: 1, Multicast: 1, Malformed: 1}, l.out.snapshot().Packets); diff != "" {
 			t.Errorf("out (-want +got):\n%s", diff)
 		}
-		if diff := cmp.Diff(ByVerdict{Expired: 1, WrongSender: 1, UnknownSource: 1, Malformed: 1}, l.path.in.snapshot().Packets); diff != "" {
+		if diff := cmp.Diff(ByVerdict{Expired: 1, WrongSender: 1, UnknownSource: 1, Malformed: 1}, l.in.snapshot().Packets); diff != "" {
 			t.Errorf("in (-want +got):\n%s", diff)
 		}
 		if n := len(l.conn.taken()) + len(l.device.taken()); n != 0 {
@@ -189,10 +189,10 @@ func TestFailedWritesAreSkipped(t *testing.T) {
 				}
 				synctest.Wait()
 				l.stop(t)
-				if got := l.path.out.snapshot().Packets; got != (ByVerdict{Forwarded: 66, SendFailed: 34}) {
+				if got := l.out.snapshot().Packets; got != (ByVerdict{Forwarded: 66, SendFailed: 34}) {
 					t.Errorf("out: %v", got)
 				}
-				if got := l.path.in.snapshot().Packets; got != (ByVerdict{Forwarded: 66, NotDelivered: 34}) {
+				if got := l.in.snapshot().Packets; got != (ByVerdict{Forwarded: 66, NotDelivered: 34}) {
 					t.Errorf("in: %v", got)
 				}
 				for _, q := range []*pipe{l.conn, l.device} {
@@ -232,7 +232,7 @@ func TestRunFollowsTheDevice(t *testing.T) {
 			t.Errorf("delivered to the second device: %v", got)
 		}
 		l.stop(t)
-		if got := l.path.in.snapshot().Packets; got != (ByVerdict{Forwarded: 1, NotDelivered: 2}) {
+		if got := l.in.snapshot().Packets; got != (ByVerdict{Forwarded: 1, NotDelivered: 2}) {
 			t.Errorf("in: %v", got)
 		}
 	})
@@ -383,7 +383,7 @@ func TestWorldChangesUnderLoad(t *testing.T) {
 		l.send(batch, scratch)
 		total += uint64(len(batch))
 	}
-	if got := l.path.out.snapshot().Packets; got[Forwarded]+got[NoPeer] != total {
+	if got := l.out.snapshot().Packets; got[Forwarded]+got[NoPeer] != total {
 		t.Errorf("%d packets, counted %v", total, got)
 	}
 }

@@ -383,7 +383,7 @@ func TestKernelWithoutCapability(t *testing.T) {
 		if _, err := openTUN(device, false); !errors.Is(err, kernel.ErrPermission) || !strings.Contains(err.Error(), "needs CAP_NET_ADMIN") {
 			t.Errorf("open: %v", err)
 		}
-		raw, err := openRaw(context.Background())
+		raw, err := openRaw(context.Background(), []subnet.Family{subnet.IPv4})
 		if err == nil {
 			t.Error("raw sockets without CAP_NET_RAW")
 		}

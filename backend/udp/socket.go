@@ -42,8 +42,7 @@ func openSocket(ctx context.Context, at netip.AddrPort) (*socket, error) {
 	}
 	udp, ok := conn.(*net.UDPConn)
 	if !ok {
-		conn.Close()
-		return nil, fmt.Errorf("bind udp socket: unexpected %T", conn)
+		return nil, errors.Join(fmt.Errorf("bind udp socket: unexpected %T", conn), conn.Close())
 	}
 	return &socket{udp}, nil
 }
@@ -96,14 +95,15 @@ func (s *socket) Close() error {
 // with headers of their own and receives nothing (raw(7), IPPROTO_RAW).
 type rawSockets subnet.ByFamily[*net.IPConn]
 
-// openRaw opens the sockets. What cannot be opened stays nil, with the reason
-// in the joined error: answers are then not sent.
-func openRaw(ctx context.Context) (*rawSockets, error) {
+// openRaw opens the sockets of families. What cannot be opened stays nil, with
+// the reason in the joined error: answers are then not sent.
+func openRaw(ctx context.Context, families []subnet.Family) (*rawSockets, error) {
 	var (
 		s    rawSockets
 		errs []error
 	)
-	for f, network := range [...]string{"ip4:255", "ip6:255"} {
+	for _, f := range families {
+		network := [...]string{"ip4:255", "ip6:255"}[f]
 		conn, err := new(net.ListenConfig).ListenPacket(ctx, network, "")
 		if raw, ok := conn.(*net.IPConn); ok && err == nil {
 			s[f] = raw
