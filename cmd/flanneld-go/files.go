@@ -21,6 +21,8 @@ const (
 	// dockerStart bounds a restart of Docker, which waits for containers to
 	// stop.
 	dockerStart = 2 * time.Minute
+	// dockerAnswer bounds a question about it.
+	dockerAnswer = 5 * time.Second
 )
 
 // fileState is what was told to the container daemon.
@@ -142,13 +144,24 @@ func (l *loop) restartDocker(ctx context.Context) error {
 	if !l.files.restart {
 		return l.dockerDiffers(ctx)
 	}
+	// Asked before we say that we are ready: a Docker that waits for us to be
+	// is not up yet and reads the file when it starts.
+	askCtx, cancel := context.WithTimeout(ctx, dockerAnswer)
+	defer cancel()
+	active, err := systemd.UnitActive(askCtx, dockerUnit)
+	if err != nil {
+		return withHint(fmt.Errorf("look at %s: %w", dockerUnit, err), "systemctl restart docker")
+	}
 	l.files.restart = false
+	if !active {
+		return nil
+	}
 	l.files.restarting.Store(true)
 	l.group.Go(func() error {
 		defer l.files.restarting.Store(false)
 		ctx, cancel := context.WithTimeout(ctx, dockerStart)
 		defer cancel()
-		l.log.Info("restarting docker, if it runs: its subnet or mtu changed", "unit", dockerUnit)
+		l.log.Info("restarting docker: its subnet or mtu changed", "unit", dockerUnit)
 		if err := systemd.RestartUnit(ctx, dockerUnit); err != nil {
 			err = withHint(err, "journalctl -u docker -n 50")
 			l.files.failure.Store(&err)
