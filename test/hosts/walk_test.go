@@ -38,7 +38,7 @@ func TestWalkThrough(t *testing.T) {
 			if i > 0 && !whole() {
 				t.Skip("long matrix: run make hosts")
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
 			s := newSite(ctx, t, 2)
 			s.closeFirewall(ctx, t)
@@ -207,10 +207,10 @@ func (s *site) startContainers(ctx context.Context, t *testing.T) []string {
 		if err != nil || !strings.Contains(out, " "+subnet+" ") {
 			t.Fatalf("%s: docker0 has not %s: %s (%v)", m.Name, subnet, out, err)
 		}
-		if _, err := m.Run(ctx, "docker", "run", "-d", "--restart=always", "--name=c", "busybox", "sleep", "86400"); err != nil {
+		if _, err := m.Run(ctx, "docker", "run", "-d", "--restart=always", "--name=app", "busybox", "sleep", "86400"); err != nil {
 			t.Fatal(err)
 		}
-		addr, err := m.Run(ctx, "docker", "inspect", "--format={{.NetworkSettings.IPAddress}}", "c")
+		addr, err := m.Run(ctx, "docker", "inspect", "--format={{.NetworkSettings.IPAddress}}", "app")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -224,24 +224,24 @@ func (s *site) checkTraffic(ctx context.Context, t *testing.T, w walk) {
 	t.Helper()
 	addrs := s.startContainers(ctx, t)
 	s.ping(ctx, t, addrs)
-	link, err := s.machines[0].Run(ctx, "docker", "exec", "c", "ip", "link", "show", "eth0")
+	link, err := s.machines[0].Run(ctx, "docker", "exec", "app", "ip", "link", "show", "eth0")
 	if err != nil || !strings.Contains(link, fmt.Sprintf("mtu %d ", w.mtu)) {
 		t.Errorf("the container's eth0 has not mtu %d: %s (%v)", w.mtu, link, err)
 	}
 
 	// The callee says who called and what it got.
 	a, b := s.machines[0], s.machines[1]
-	if _, err := b.Run(ctx, "docker", "exec", "-d", "c", "sh", "-c", "nc -v -l -p 5000 2>/tmp/caller | sha256sum >/tmp/sum"); err != nil {
+	if _, err := b.Run(ctx, "docker", "exec", "-d", "app", "sh", "-c", "nc -l -p 5000 -e sh -c 'netstat -nt >/tmp/caller; sha256sum >/tmp/sum'"); err != nil {
 		t.Fatal(err)
 	}
-	send := fmt.Sprintf("dd if=/dev/urandom of=/tmp/data bs=1000000 count=100 2>/dev/null; for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 30 %s 5000 </tmp/data && break; sleep 1; done; sha256sum </tmp/data", addrs[1])
-	sent, err := a.Run(ctx, "docker", "exec", "c", "sh", "-c", send)
+	send := fmt.Sprintf("dd if=/dev/urandom of=/tmp/data bs=1000000 count=100 2>/dev/null; for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 30 %s 5000 </tmp/data 2>/dev/null && break; sleep 1; done; sha256sum </tmp/data", addrs[1])
+	sent, err := a.Run(ctx, "docker", "exec", "app", "sh", "-c", send)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var got string
 	err = b.poll(ctx, "the checksum", func() (bool, error) {
-		got, err = b.Run(ctx, "docker", "exec", "c", "cat", "/tmp/sum")
+		got, err = b.Run(ctx, "docker", "exec", "app", "cat", "/tmp/sum")
 		return err == nil && strings.TrimSpace(got) != "", nil
 	})
 	if err != nil {
@@ -250,7 +250,7 @@ func (s *site) checkTraffic(ctx context.Context, t *testing.T, w walk) {
 	if strings.TrimSpace(sent) != strings.TrimSpace(got) {
 		t.Errorf("100 MB over TCP: sha256 sent %q, received %q", sent, got)
 	}
-	caller, err := b.Run(ctx, "docker", "exec", "c", "cat", "/tmp/caller")
+	caller, err := b.Run(ctx, "docker", "exec", "app", "cat", "/tmp/caller")
 	if err != nil || !strings.Contains(caller, addrs[0]) {
 		t.Errorf("the callee sees %q (%v), want the container's own address %s", caller, err, addrs[0])
 	}
@@ -263,13 +263,13 @@ func (s *site) ping(ctx context.Context, t *testing.T, addrs []string) {
 	for i, m := range s.machines {
 		to := addrs[(i+1)%len(addrs)]
 		err := m.poll(ctx, "a ping to "+to, func() (bool, error) {
-			_, err := m.Run(ctx, "docker", "exec", "c", "ping", "-c", "1", "-W", "1", to)
+			_, err := m.Run(ctx, "docker", "exec", "app", "ping", "-c", "1", "-W", "1", to)
 			return err == nil, nil
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		out, err := m.Run(ctx, "docker", "exec", "c", "ping", "-c", "20", "-i", "0.1", "-W", "2", to)
+		out, err := m.Run(ctx, "docker", "exec", "app", "ping", "-c", "20", "-i", "0.1", "-W", "2", to)
 		if err != nil || !strings.Contains(out, " 0% packet loss") {
 			t.Errorf("%s: ping %s: %s (%v)", m.Name, to, tail(out, 3), err)
 		}
@@ -289,7 +289,7 @@ func (s *site) checkPublishedPort(ctx context.Context, t *testing.T) {
 	var got string
 	err := a.poll(ctx, "the published port", func() (bool, error) {
 		var err error
-		got, err = a.Run(ctx, "docker", "exec", "c", "sh", "-c", ask)
+		got, err = a.Run(ctx, "docker", "exec", "app", "sh", "-c", ask)
 		return err == nil && got == "published\n", nil
 	})
 	if err != nil {
@@ -322,8 +322,8 @@ func (s *site) checkReboot(ctx context.Context, t *testing.T, w walk) {
 	}
 	addrs := make([]string, len(s.machines))
 	for i, m := range s.machines {
-		err := m.poll(ctx, "container c", func() (bool, error) {
-			addr, err := m.Run(ctx, "docker", "inspect", "--format={{.NetworkSettings.IPAddress}}", "c")
+		err := m.poll(ctx, "container app", func() (bool, error) {
+			addr, err := m.Run(ctx, "docker", "inspect", "--format={{.NetworkSettings.IPAddress}}", "app")
 			addrs[i] = strings.TrimSpace(addr)
 			return err == nil && addrs[i] != "", nil
 		})
