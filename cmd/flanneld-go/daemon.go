@@ -25,6 +25,12 @@ import (
 // on it.
 const readyAnyway = 30 * time.Second
 
+// store is where leases are kept: etcd, or a test's memory.
+type store interface {
+	subnet.Store
+	Close() error
+}
+
 // daemon is the object graph: what lives as long as the process.
 type daemon struct {
 	opts     options
@@ -34,7 +40,7 @@ type daemon struct {
 	instance string
 	dir      statedir.Dir
 	board    *status.Board
-	store    *etcdstore.Store
+	store    store
 	firewall *firewall.Firewall
 	notify   systemd.Notifier
 }
