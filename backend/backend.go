@@ -68,6 +68,9 @@ type Params struct {
 	Blackhole bool
 	// Observe, when set, is told what every Apply had to change.
 	Observe func(reconcile.Result)
+	// Unknown, when set, is told the paths of config keys that nobody knows;
+	// otherwise they are logged.
+	Unknown func(keys []string)
 }
 
 // Constructor makes a backend from the config's Backend object. It checks all

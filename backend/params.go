@@ -28,7 +28,7 @@ func (p Params) Families() []subnet.Family {
 }
 
 // NoOptions is the option check of backends that have none: it returns the
-// syntax errors of the Backend object, and logs its keys.
+// syntax errors of the Backend object, and warns of its keys.
 func (p Params) NoOptions() error {
 	o, err := p.Config.BackendOptions()
 	if err != nil {
@@ -38,9 +38,13 @@ func (p Params) NoOptions() error {
 	return o.Err()
 }
 
-// WarnUnknown logs the config keys that nobody knows: a newer host's key must
-// not stop an older host.
+// WarnUnknown tells Unknown of config keys that nobody knows, or logs them: a
+// newer host's key must not stop an older host.
 func (p Params) WarnUnknown(keys []string) {
+	if p.Unknown != nil {
+		p.Unknown(keys)
+		return
+	}
 	for _, key := range keys {
 		p.Logger().Warn("unknown config key is ignored", "key", key)
 	}

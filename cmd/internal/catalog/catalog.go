@@ -45,25 +45,33 @@ func New(p backend.Params) (backend.Backend, error) {
 }
 
 // Check checks the Backend object of cfg on no particular host, and returns the
-// paths of keys that nobody knows.
+// paths of keys that nobody knows, in all of the config.
 func Check(cfg *subnet.Config) (unknown []string, err error) {
-	_, err = Detached(cfg, nil, slog.New(slog.DiscardHandler))
-	return cfg.Unknown, err
+	unknown = slices.Clone(cfg.Unknown)
+	p := detached(cfg)
+	p.Unknown = func(keys []string) { unknown = append(unknown, keys...) }
+	_, err = New(p)
+	slices.Sort(unknown)
+	return slices.Compact(unknown), err
 }
 
-// Detached makes the backend of cfg with an uplink that does not exist: to check
-// options, or to clean up on a host whose uplink is not known any more.
+// Detached makes the backend of cfg with an uplink that does not exist: to clean
+// up on a host whose uplink is not known any more.
 func Detached(cfg *subnet.Config, host kernel.Host, log *slog.Logger) (backend.Backend, error) {
+	p := detached(cfg)
+	p.Kernel, p.Log = host, log
+	return New(p)
+}
+
+func detached(cfg *subnet.Config) backend.Params {
 	documentation := subnet.ByFamily[netip.Addr]{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
-	return New(backend.Params{
+	return backend.Params{
 		Config: cfg,
 		Node:   "detached",
-		Kernel: host,
-		Log:    log,
 		Uplink: backend.Uplink{
 			Link:   kernel.Link{Index: 1, Name: "detached", MTU: 1500},
 			Addr:   documentation,
 			Public: documentation,
 		},
-	})
+	}
 }
