@@ -1,9 +1,38 @@
 package udp
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain fails when a test leaves a goroutine, a TUN descriptor or a socket.
+func TestMain(m *testing.M) {
+	before := descriptors()
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if after := descriptors(); after != before {
+			fmt.Fprintf(os.Stderr, "descriptors left open: %+v, at the start %+v\n", after, before)
+			code = 1
+		}
+		os.Exit(code)
+	}))
+}
+
+type openDescriptors struct{ tuns, sockets int }
+
+func descriptors() (n openDescriptors) {
+	all, _ := filepath.Glob("/proc/self/fd/*")
+	for _, fd := range all {
+		switch to, _ := os.Readlink(fd); {
+		case to == tunNode:
+			n.tuns++
+		case strings.HasPrefix(to, "socket:"):
+			n.sockets++
+		}
+	}
+	return n
+}

@@ -1,0 +1,130 @@
+package udp
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"testing"
+)
+
+// TestKernelDoesNotAllocate is the kernel's half of
+// TestPacketPathDoesNotAllocate.
+func TestKernelDoesNotAllocate(t *testing.T) {
+	a := twoMachines(t)[0]
+	a.boot(t)
+	a.mustApply(t)
+	defer a.Close()
+	var stimulus *net.UDPConn
+	a.ns.do(t, func() {
+		var err error
+		stimulus, err = net.DialUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(10, 5, 2, 9), Port: 9})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	defer stimulus.Close()
+	batch, payload := newBatch(batchSize), make([]byte, 100)
+	self := netip.MustParseAddrPort("198.18.0.1:8285")
+	if n := testing.AllocsPerRun(100, func() {
+		_, _ = stimulus.Write(payload)
+		n, err := a.tunnel.Read(batch)
+		for i := range batch[:n] {
+			batch[i].Outer = self
+		}
+		if err == nil {
+			_, err = a.conn.WriteBatch(batch[:n])
+		}
+		if err == nil {
+			n, err = a.conn.ReadBatch(batch)
+		}
+		if err == nil {
+			_, err = a.tunnel.Write(batch[:n])
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}); n != 0 {
+		t.Errorf("a packet through the kernel allocates %v times", n)
+	}
+}
+
+// TestKernelTUNContract: what Device promises of Read, Write and Close.
+func TestKernelTUNContract(t *testing.T) {
+	for name, end := range map[string]func(*testing.T, *machine, tunnel){
+		"closed":  func(_ *testing.T, _ *machine, d tunnel) { d.Close() },
+		"deleted": func(t *testing.T, m *machine, _ tunnel) { m.ns.ip(t, "link del flannel0") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := twoMachines(t)[0]
+			m.boot(t)
+			m.mustApply(t)
+			defer m.Close()
+			d := m.tunnel
+			type result struct {
+				n   int
+				err error
+			}
+			results := make(chan result, 100)
+			go func() {
+				batch := newBatch(2)
+				for {
+					n, err := d.Read(batch)
+					results <- result{n, err}
+					if err != nil {
+						return
+					}
+				}
+			}()
+			m.ns.ping("-c 1 10.5.2.9")
+			end(t, m, d)
+			packets := 0
+			for r := range results {
+				if errors.Is(r.err, errGone) {
+					break
+				}
+				if r.err != nil || r.n < 1 || r.n > 2 {
+					t.Fatalf("read %d packets, %v", r.n, r.err)
+				}
+				packets += r.n
+			}
+			if packets == 0 {
+				t.Error("read no packet")
+			}
+			if n, err := d.Write([]Packet{{Data: out("10.5.2.9", 1).packet()}}); n != 0 || !errors.Is(err, errGone) {
+				t.Errorf("wrote %d packets, %v", n, err)
+			}
+			if d.attached() {
+				t.Error("attached to nothing")
+			}
+			if err := errors.Join(d.Close(), d.Close()); err != nil {
+				t.Errorf("close twice: %v", err)
+			}
+		})
+	}
+}
+
+// BenchmarkTunnelTCP is one TCP stream between two hosts.
+func BenchmarkTunnelTCP(b *testing.B) {
+	from, to := joined(b)
+	client, server := stream(b, from, to)
+	defer server.Close()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 1<<18)
+		for {
+			if _, err := server.Read(buf); err != nil {
+				return
+			}
+		}
+	}()
+	chunk := make([]byte, 1<<18)
+	b.SetBytes(int64(len(chunk)))
+	for b.Loop() {
+		if _, err := client.Write(chunk); err != nil {
+			b.Fatal(err)
+		}
+	}
+	client.Close()
+	<-done
+}

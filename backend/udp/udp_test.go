@@ -1,0 +1,49 @@
+package udp
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+func TestNew(t *testing.T) {
+	both := testConfig("{}")
+	both.Ranges[subnet.IPv6].Network = netip.MustParsePrefix("fd05::/48")
+	small := testUplink("198.18.0.1")
+	small.Link.MTU = 1300
+	for name, tc := range map[string]struct {
+		config *subnet.Config
+		uplink backend.Uplink
+		want   string
+	}{
+		"default":        {testConfig(""), testUplink("198.18.0.1"), "port 8285 mtu 1472 ip 198.18.0.1,invalid IP"},
+		"port":           {testConfig(`{"Type":"udp","port":9000}`), testUplink("198.18.0.1"), "port 9000 mtu 1472 ip 198.18.0.1,invalid IP"},
+		"over ipv6":      {both, testUplink("fd00::1"), "port 8285 mtu 1452 ip invalid IP,fd00::1"},
+		"port 0":         {testConfig(`{"Port":0}`), testUplink("198.18.0.1"), "Backend.Port: 0: must be between 1 and 65535"},
+		"port text":      {testConfig(`{"Port":"8285"}`), testUplink("198.18.0.1"), "Backend.Port: 8285: must be an integer without quotes"},
+		"no address":     {testConfig(""), backend.Uplink{Link: kernel.Link{Name: "eth0"}}, "uplink eth0 has no address to bind the tunnel to"},
+		"small MTU":      {testConfig(""), small, "port 8285 mtu 1272 ip 198.18.0.1,invalid IP"},
+		"small for IPv6": {both, small, "uplink eth0 has MTU 1300: IPv6 over UDP needs at least 1308"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, err := New(backend.Params{Config: tc.config, Uplink: tc.uplink})
+			var got string
+			if err != nil {
+				got = err.Error()
+			} else {
+				a, _ := b.Attrs()
+				got = fmt.Sprintf("port %d mtu %d ip %v,%v", b.Tunnel().Port, b.MTU(), a.PublicIP[0], a.PublicIP[1])
+				if a.BackendType != "" || a.BackendData != (subnet.ByFamily[subnet.RawJSON]{}) {
+					t.Errorf("attributes %+v", a)
+				}
+			}
+			if got != tc.want {
+				t.Errorf("got  %s\nwant %s", got, tc.want)
+			}
+		})
+	}
+}
