@@ -106,7 +106,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(d.opts.socket)
+	defer func() { _ = os.Remove(d.opts.socket) }() // its listener removes it too
 	host, err := kernel.Open(kernel.Options{})
 	if err != nil {
 		ls.close()

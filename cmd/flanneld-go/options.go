@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -84,7 +83,7 @@ func parseOptions(args []string, env cli.Env, out io.Writer) (options, error) {
 	if rest := fs.Args(); len(rest) > 0 {
 		return options{}, cli.Usagef("%q: flanneld-go takes flags only (see --help)", rest[0])
 	}
-	if r.options.version {
+	if r.version {
 		return r.options, nil
 	}
 	for _, check := range []func(*pflag.FlagSet) error{
@@ -125,7 +124,7 @@ func (r *rawOptions) register(fs *pflag.FlagSet) {
 	fs.StringVar(&r.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
 	fs.StringVar(&r.logFormat, "log-format", "text", "`format`: text or json")
 	fs.BoolVar(&r.check, "check", false, "plan everything, say it, write nothing (etcd included), and exit")
-	fs.BoolVar(&r.options.version, "version", false, "print the version and exit")
+	fs.BoolVar(&r.version, "version", false, "print the version and exit")
 	r.registerCompat(fs)
 }
 
@@ -296,5 +295,5 @@ func (o options) docker() string {
 	case o.dockerConfig != "":
 		return o.dockerConfig
 	}
-	return fmt.Sprintf("none (no dockerd found, or --docker-config=none)")
+	return "none (no dockerd found, or --docker-config=none)"
 }

@@ -164,8 +164,10 @@ func (m *Machine) Run(ctx context.Context, args ...string) (string, error) {
 
 // Pipe is Run with a standard input.
 func (m *Machine) Pipe(ctx context.Context, in io.Reader, args ...string) (string, error) {
-	enter := append([]string{"-t", strconv.Itoa(m.init), "-m", "-u", "-i", "-n", "-p", "-C", "--",
-		"env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/root"}, args...)
+	enter := append([]string{
+		"-t", strconv.Itoa(m.init), "-m", "-u", "-i", "-n", "-p", "-C", "--",
+		"env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/root",
+	}, args...)
 	cmd := exec.CommandContext(ctx, "nsenter", enter...)
 	cmd.Stdin = in
 	out, err := cmd.CombinedOutput()
