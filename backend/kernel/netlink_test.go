@@ -128,6 +128,16 @@ func TestNexthopNumberTaken(t *testing.T) {
 	if d := cmp.Diff(foreign, nexthops(t, ns)); d != "" {
 		t.Errorf("foreign nexthops changed (-want +got):\n%s", d)
 	}
+	// Two of our own may meet as well: that of another route must stay as it is.
+	collision := via(l.Index, net4, netip.MustParseAddr("10.8.8.8"))
+	id := fmt.Sprint(kernel.HopID(gw4, l.Index, 0))
+	ns.Run(t, "ip", "nexthop", "add", "id", id, "via", "10.8.8.8", "dev", "flannel.1", "onlink", "protocol", "158")
+	ns.Run(t, "ip", "route", "add", "10.5.4.0/24", "nhid", id, "protocol", "158")
+	met := via(l.Index, net3, gw4)
+	put(t, ns.Routes(), met)
+	lists(t, ns.Routes(), collision, met)
+	remove(t, ns.Routes(), met)
+
 	for probe := 2; probe < 40; probe++ {
 		ns.Run(t, "ip", "nexthop", "add", "id", fmt.Sprint(kernel.HopID(gw3, l.Index, probe)), "via", "10.9.9.9", "dev", "flannel.1", "onlink")
 	}
@@ -192,6 +202,9 @@ func TestNexthopNextLife(t *testing.T) {
 			remove(t, ns.Routes(), rs[0])
 			put(t, ns.Routes(), rs...)
 			lists(t, ns.Routes(), rs...)
+			// As is the second's, of a route that it has seen go.
+			remove(t, next.Routes(), rs...)
+			lists(t, ns.Routes())
 		})
 	}
 }

@@ -97,8 +97,8 @@ func (m *Machine) Boot(ctx context.Context) error {
 	}
 	out, err := m.Run(ctx, "systemctl", "is-system-running", "--wait")
 	if err != nil {
-		failed, _ := m.Run(ctx, "systemctl", "--failed", "--no-legend", "--plain")
-		return fmt.Errorf("machine %s is %s: %s", m.Name, strings.TrimSpace(out), failed)
+		why, _ := m.Run(ctx, "sh", "-c", "systemctl --failed --no-legend --plain; journalctl -b --no-pager -p notice -n 30")
+		return fmt.Errorf("machine %s is %s: %s", m.Name, strings.TrimSpace(out), why)
 	}
 	return nil
 }
