@@ -117,13 +117,14 @@ func (t *routeTable) Delete(ctx context.Context, routes []Route) error {
 func routeLink(r Route) int { return r.Link }
 
 // deletable are the indexes of the routes that may be deleted as they are. Asked
-// to delete an IPv6 route without a gateway, the kernel takes the first of that
-// destination, metric and link, whatever its gateway: such ones are looked up.
+// to delete an IPv6 route, the kernel takes the first of that destination and
+// metric if it has a nexthop object, whatever its gateway, and also otherwise
+// when none is given: whether it is the right one is looked up here.
 func (t *hopTable) deletable(ctx context.Context, c *conn, routes []Route) ([]int, error) {
 	out := make([]int, 0, len(routes))
 	var vague []int
 	for i, r := range routes {
-		if r.Dst.Addr().Is6() && !r.Gateway.IsValid() && !r.Blackhole {
+		if r.Dst.Addr().Is6() {
 			vague = append(vague, i)
 		} else {
 			out = append(out, i)
@@ -136,14 +137,16 @@ func (t *hopTable) deletable(ctx context.Context, c *conn, routes []Route) ([]in
 	if err != nil {
 		return nil, err
 	}
-	bare := make(map[RouteKey]bool)
+	exact := make(map[Route]bool)
 	for _, r := range there {
-		if !r.Gateway.IsValid() {
-			bare[r.Key()] = true
+		if r.Dst.Addr().Is6() {
+			exact[r.Route] = true
 		}
 	}
 	for _, i := range vague {
-		if bare[routes[i].Key()] {
+		r := routes[i]
+		r.Protocol = protocolOf(r)
+		if exact[r] {
 			out = append(out, i)
 		}
 	}
@@ -254,18 +257,10 @@ func encodeRoute(e *encoder, typ, flags uint16, r Route, nhid int) {
 	if r.Gateway.IsValid() {
 		e.addr(unix.RTA_GATEWAY, r.Gateway)
 	}
-	switch {
-	case r.Link != 0:
+	if r.Link != 0 {
 		e.u32(unix.RTA_OIF, r.Link)
-	case r.Blackhole && r.Dst.Addr().Is6():
-		// That is where IPv6 has its blackholes, and the only way to tell
-		// them from others when deleting.
-		e.u32(unix.RTA_OIF, loopbackIndex)
 	}
 }
-
-// loopbackIndex is lo's in every namespace.
-const loopbackIndex = 1
 
 func protocolOf(r Route) int {
 	if r.Protocol == 0 {

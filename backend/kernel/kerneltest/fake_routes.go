@@ -42,17 +42,20 @@ func (f *Fake) removeRoute(r kernel.Route) {
 	}
 }
 
-// matches reports whether the kernel takes old for r when asked to delete r: it
-// does not compare onlink, a source only if it is asked to (IPv6: never), and
-// takes IPv4's metric 0 for any.
+// matches reports whether old is taken for r when r is to be deleted: of IPv4 the
+// kernel does not compare onlink, a source only if there is one to compare, and
+// takes metric 0 for any.
 func matches(r, old kernel.Route) bool {
 	if r.Protocol == 0 {
 		r.Protocol = kernel.Protocol
 	}
-	if !r.Src.IsValid() || r.Dst.Addr().Is6() {
+	if r.Dst.Addr().Is6() {
+		return r == old
+	}
+	if !r.Src.IsValid() {
 		r.Src = old.Src
 	}
-	if r.Metric == 0 && r.Dst.Addr().Is4() {
+	if r.Metric == 0 {
 		r.Metric = old.Metric
 	}
 	r.OnLink = old.OnLink

@@ -2,6 +2,7 @@ package kerneltest
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -39,10 +40,13 @@ func routeForms(b *bench) {
 	b.must("delete", b.Routes().Delete(b.ctx(), want))
 	holds(b, "routes left", b.Routes())
 	b.must("delete again", b.Routes().Delete(b.ctx(), want))
-	b.must("put without protocol", b.Routes().Put(b.ctx(), []kernel.Route{
-		{Dst: subnet3, Gateway: gw, Link: l.Index, OnLink: true},
-	}))
-	holds(b, "a route of ours", b.Routes(), via(l, subnet3, gw))
+	bare := []kernel.Route{via(l, subnet3, gw), via(l, subnet3v6, gw6)}
+	ours := slices.Clone(bare)
+	bare[0].Protocol, bare[1].Protocol = 0, 0
+	b.must("put without protocol", b.Routes().Put(b.ctx(), bare))
+	holds(b, "routes of ours", b.Routes(), ours...)
+	b.must("delete without protocol", b.Routes().Delete(b.ctx(), bare))
+	holds(b, "routes of ours left", b.Routes())
 }
 
 func routeReplace(b *bench) {
@@ -82,6 +86,19 @@ func routeDeleteExact(b *bench) {
 		via(l, subnet3, gw2), via(l, subnet4, gw), foreign,
 	}))
 	holds(b, "routes", b.Routes(), ours...)
+
+	// Of IPv6 the kernel itself compares even less.
+	six, other := via(l, subnet3v6, gw6), via(l, subnet3v6, netip.MustParseAddr("fd05:0:0:4::"))
+	plain := kernel.Route{Dst: subnet3v6, Link: l.Index, Protocol: kernel.Protocol}
+	hole := kernel.Route{Dst: subnet3v6, Blackhole: true, Protocol: kernel.Protocol}
+	for _, r := range []kernel.Route{six, plain, hole} {
+		b.must("put "+r.String(), b.Routes().Put(b.ctx(), []kernel.Route{r}))
+		others := slices.DeleteFunc([]kernel.Route{other, six, plain, hole}, func(o kernel.Route) bool { return o == r })
+		b.must("delete other values", b.Routes().Delete(b.ctx(), others))
+		holds(b, "routes beside "+r.String(), b.Routes(), append([]kernel.Route{r}, ours...)...)
+		b.must("delete "+r.String(), b.Routes().Delete(b.ctx(), []kernel.Route{r}))
+		holds(b, "routes without "+r.String(), b.Routes(), ours...)
+	}
 }
 
 func routeMetrics(b *bench) {
@@ -106,14 +123,14 @@ func routeRefusals(b *bench) {
 	far := kernel.Route{Dst: subnet4, Gateway: netip.MustParseAddr("203.0.113.1"), Link: l.Index}
 	src := via(l, netip.MustParsePrefix("10.5.5.0/24"), gw)
 	src.Src = netip.MustParseAddr("203.0.113.9")
-	err := b.Routes().Put(b.ctx(), []kernel.Route{good, far, src, good2})
+	err := b.Routes().Put(b.ctx(), []kernel.Route{good, src, far, good2})
 	b.refused("put", err, nil, "put 10.5.4.0/24 via 203.0.113.1 dev flannel.1: network is unreachable: Nexthop has invalid gateway")
 	b.refused("put", err, nil, "put 10.5.5.0/24 via 10.5.3.0 dev flannel.1 src 203.0.113.9 onlink: invalid argument: Invalid prefsrc address")
 	var failed []any
 	for f := range reconcile.Failures(err) {
 		failed = append(failed, f.Value)
 	}
-	if d := cmp.Diff([]any{far, src}, failed, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {
+	if d := cmp.Diff([]any{src, far}, failed, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {
 		b.t.Errorf("failed entries (-want +got):\n%s", d)
 	}
 	holds(b, "routes", b.Routes(), good, good2)
