@@ -72,7 +72,10 @@ func (m *Machine) Boot(ctx context.Context) error {
 		return fmt.Errorf("make console log: %w", err)
 	}
 	defer console.Close()
-	m.nspawn = exec.Command("systemd-nspawn", "-q", "-D", m.Root, "--network-namespace-path=/run/netns/"+m.Name,
+	if err := m.makeCgroups(); err != nil {
+		return err
+	}
+	m.nspawn = exec.Command("sh", "-c", enterCgroups, m.Name, "systemd-nspawn", "-q", "-D", m.Root, "--network-namespace-path=/run/netns/"+m.Name,
 		"--capability=all", "--bind="+filepath.Join(m.dir, "docker")+":/var/lib/docker", "--bind=/dev/net/tun",
 		"--property=DeviceAllow=/dev/net/tun rwm", "--system-call-filter=add_key keyctl bpf", "-b",
 		"--register=no", "--keep-unit", "--hostname="+m.Name)
@@ -214,6 +217,9 @@ func (m *Machine) Remove() error {
 	err := syscall.Unmount(m.Root, syscall.MNT_DETACH)
 	if err != nil {
 		return fmt.Errorf("unmount %s: %w", m.Root, err)
+	}
+	if err := m.removeCgroups(); err != nil {
+		return err
 	}
 	if err := os.RemoveAll(m.dir); err != nil {
 		return fmt.Errorf("remove machine %s: %w", m.Name, err)

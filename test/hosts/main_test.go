@@ -141,6 +141,7 @@ func (s *site) dump(t *testing.T) {
 		for _, args := range [][]string{
 			{"flannelctl", "status"},
 			{"journalctl", "-u", "flanneld-go", "--no-pager", "-n", "60", "-o", "short-precise"},
+			{"journalctl", "-u", "docker", "--no-pager", "-n", "15", "-o", "short-precise"},
 			{"iptables-save"},
 			{"ip", "route"},
 			{"ip", "addr"},
