@@ -7,6 +7,7 @@ GO          ?= go
 TOOL        := $(GO) tool -modfile=.tools.mod
 BINARIES    := flanneld-go flannelctl flannel-lab
 LDFLAGS     := -s -w -X github.com/flanneld-go/flanneld-go/cmd/internal/version.version=$(VERSION)
+GOTESTSUM   := $(TOOL) gotestsum --format pkgname --format-hide-empty-pkg
 # The names that `make demo` takes: HOSTS=5 BACKEND=vxlan KEEP=1.
 HOSTS       ?= 3
 DEMO_FLAGS   = --hosts $(HOSTS) $(if $(BACKEND),--backend $(BACKEND)) $(if $(KEEP),--keep)
@@ -28,8 +29,9 @@ deps: ## install what the tests need (Debian packages; needs root)
 	test/install-deps
 
 .PHONY: test
-test: deps ## all tests with the race detector, the long matrices aside
-	$(TOOL) gotestsum --format pkgname --format-hide-empty-pkg -- -race -shuffle=on -timeout 30m $(TESTFLAGS) ./...
+test: deps ## all tests with the race detector, the long matrices aside; skips are listed
+	$(GOTESTSUM) -- -race -shuffle=on -timeout 20m $(TESTFLAGS) $(shell $(GO) list ./... | grep -v /test/)
+	$(GOTESTSUM) -- -race -shuffle=on -timeout 25m -p 1 $(TESTFLAGS) ./test/...
 
 .PHONY: lint
 lint: ## formatting, vet, staticcheck and the doors between packages
