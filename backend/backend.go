@@ -102,6 +102,13 @@ type Runner interface {
 	Run(ctx context.Context) error
 }
 
+// Counter is an ability of backends that see packets. Counters returns totals
+// since the start of the process by name ("out_forwarded_packets"), among them
+// each reason for which packets were dropped; the map is the caller's.
+type Counter interface {
+	Counters() map[string]uint64
+}
+
 // PeerError is what went wrong with one peer.
 type PeerError struct {
 	Subnet   subnet.Subnet

@@ -99,3 +99,19 @@ func (d *Direction) count(v Verdict, n int) {
 		d.Bytes += uint64(n) //nolint:gosec // a length
 	}
 }
+
+// Counters returns s by name: direction, then a verdict and "packets", or
+// "bytes".
+func (s Stats) Counters() map[string]uint64 {
+	m := map[string]uint64{"answers": s.Answers, "unanswered": s.Unanswered}
+	for _, way := range []struct {
+		name string
+		Direction
+	}{{"out", s.Out}, {"in", s.In}} {
+		m[way.name+"_bytes"] = way.Bytes
+		for v, n := range way.Packets {
+			m[way.name+"_"+Verdict(v).String()+"_packets"] = n
+		}
+	}
+	return m
+}

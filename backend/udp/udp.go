@@ -135,6 +135,9 @@ func (b *Backend) Tunnel() backend.Tunnel {
 	return backend.Tunnel{Devices: []string{device}, Port: b.port}
 }
 
+// Counters is Stats by name: backend.Counter.
+func (b *Backend) Counters() map[string]uint64 { return b.Stats().Counters() }
+
 // Stats returns the counters of the data path.
 func (b *Backend) Stats() Stats {
 	return Stats{

@@ -202,7 +202,12 @@ func (l *loop) round(ctx context.Context, stages []stage) (complete bool) {
 		}
 	}
 	took := l.clock.Uptime() - began
+	var counters map[string]uint64
+	if c, ok := l.backend.(backend.Counter); ok {
+		counters = c.Counters()
+	}
 	l.board.Update(func(s *status.Status) {
+		s.Backend.Counters = counters
 		s.Sync.Runs++
 		s.Sync.LastRun = l.clock.Now()
 		s.Sync.LastSeconds = took.Seconds()
