@@ -30,8 +30,8 @@ deps: ## install what the tests need (Debian packages; needs root)
 
 .PHONY: test
 test: deps ## all tests with the race detector, the long matrices aside; skips are listed
-	$(GOTESTSUM) -- -race -shuffle=on -timeout 20m $(TESTFLAGS) $(shell $(GO) list ./... | grep -v /test/)
-	$(GOTESTSUM) -- -race -shuffle=on -timeout 25m -p 1 $(TESTFLAGS) ./test/...
+	@$(GOTESTSUM) -- -race -shuffle=on -timeout 20m $(TESTFLAGS) $(shell $(GO) list ./... | grep -v "/test\(/\|$$\)")
+	@$(GOTESTSUM) -- -race -shuffle=on -timeout 25m -p 1 $(TESTFLAGS) ./test/...
 
 .PHONY: lint
 lint: ## formatting, vet, staticcheck and the doors between packages
