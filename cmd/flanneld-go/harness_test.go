@@ -1,0 +1,232 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/flanneld-go/flanneld-go/backend/firewall"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/memstore"
+)
+
+const (
+	networkConfig = `{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`
+	// soon bounds everything that a host does about news of etcd or of the
+	// kernel; resync what it finds by itself.
+	soon   = 2 * time.Second
+	resync = 15 * time.Second
+)
+
+// bubbleClock is the clock of a synctest bubble.
+type bubbleClock struct{ start time.Time }
+
+func (bubbleClock) Now() time.Time { return time.Now() }
+
+// Uptime is not zero at the start, as on no machine.
+func (c bubbleClock) Uptime() time.Duration { return time.Hour + time.Since(c.start) }
+
+func (bubbleClock) Timer(d time.Duration) subnet.Timer {
+	t := time.NewTimer(d)
+	return subnet.Timer{C: t.C, Stop: func() { t.Stop() }}
+}
+
+// openStore is a memory that can be closed.
+type openStore struct{ *memstore.Store }
+
+func (openStore) Close() error { return nil }
+
+// noTools is a host without iptables.
+type noTools struct{ firewall.Tools }
+
+func (noTools) Variants(context.Context, subnet.Family) ([]firewall.Variant, error) {
+	return nil, firewall.ErrNoTools
+}
+
+// logBuffer is a log that many write and the test reads.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *logBuffer) count(part string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Count(b.buf.String(), part)
+}
+
+// testHost is a daemon's loop at work in a bubble: on a kernel and a store in
+// memory, and on real files.
+type testHost struct {
+	t *testing.T
+	// data is the store as others use it; store the daemon's own view.
+	data, store *memstore.Store
+	kernel      *kerneltest.Fake
+	eth0        kernel.Link
+	dir         string
+	opts        options
+	log         *logBuffer
+	board       *status.Board
+	loop        *loop
+	cancel      context.CancelFunc
+	group       *errgroup.Group
+}
+
+// newHost is a host with an uplink and its daemon stopped. It belongs into a
+// bubble.
+func newHost(t *testing.T) *testHost {
+	t.Helper()
+	h := &testHost{t: t, data: memstore.New(memstore.Options{}), kernel: kerneltest.New(), dir: t.TempDir()}
+	h.store = h.data.Open(memstore.Options{})
+	h.eth0 = h.kernel.Plug(kernel.Link{Name: "eth0", MTU: 1500}, netip.MustParsePrefix("198.18.0.1/24"))
+	gateway := kernel.Route{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("198.18.0.254"), Link: h.eth0.Index, Protocol: 16}
+	if err := h.kernel.Routes().Put(t.Context(), []kernel.Route{gateway}); err != nil {
+		t.Fatal(err)
+	}
+	h.opts = options{
+		etcd:           cli.Etcd{Endpoints: []string{"http://192.0.2.10:2379"}, Prefix: "/coreos.com/network"},
+		subnetFile:     h.path("run/subnet.env"),
+		stateDir:       h.path("state"),
+		dockerConfig:   h.path("docker/daemon.json"),
+		dockerRestart:  "never",
+		forwardRules:   true,
+		iptablesResync: 5 * time.Second,
+		leaseTTL:       24 * time.Hour,
+	}
+	return h
+}
+
+func (h *testHost) path(name string) string { return filepath.Join(h.dir, name) }
+
+// start starts the daemon's loop, as a new process does.
+func (h *testHost) start() {
+	h.t.Helper()
+	h.log = &logBuffer{}
+	log := slog.New(slog.NewTextHandler(h.log, nil))
+	clock := bubbleClock{time.Now()}
+	h.board = status.NewBoard(clock.Now, initialStatus(h.opts, "me"))
+	d := &daemon{
+		opts: h.opts, log: log, clock: clock, node: "me", instance: "i1", dir: statedir.Dir(h.opts.stateDir),
+		board: h.board, store: openStore{h.store}, firewall: firewall.New(firewall.Options{Log: log, Tools: noTools{}}),
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(h.t.Context()))
+	h.cancel = cancel
+	h.group, ctx = errgroup.WithContext(ctx)
+	h.loop = newLoop(d, h.kernel, h.group)
+	h.group.Go(func() error { return h.loop.run(ctx) })
+}
+
+// stop ends the loop, as SIGTERM does.
+func (h *testHost) stop() {
+	h.t.Helper()
+	h.cancel()
+	if err := h.group.Wait(); err != nil {
+		h.t.Errorf("loop ended with %v", err)
+	}
+}
+
+// eventually waits until cond holds, and fails the test after within.
+func (h *testHost) eventually(within time.Duration, what string, cond func() bool) {
+	h.t.Helper()
+	for end := time.Now().Add(within); ; time.Sleep(50 * time.Millisecond) {
+		synctest.Wait()
+		if cond() {
+			return
+		}
+		if time.Now().After(end) {
+			h.t.Fatalf("not within %s: %s\n%s\n%+v\nlog:\n%s", within, what, h.board.Snapshot().Line(), h.board.Snapshot(), h.log.buf.String())
+		}
+	}
+}
+
+// problem returns the problem of a component; the zero one: there is none.
+func (h *testHost) problem(component string) status.Problem {
+	for _, p := range h.board.Snapshot().Problems {
+		if p.Component == component {
+			return p
+		}
+	}
+	return status.Problem{}
+}
+
+// ready waits for a host that works.
+func (h *testHost) ready() {
+	h.t.Helper()
+	h.eventually(soon, "ready", func() bool { return h.board.Snapshot().Ready })
+}
+
+// file returns a file's content, or "" where there is none.
+func (h *testHost) file(name string) string {
+	h.t.Helper()
+	data, err := os.ReadFile(h.path(name))
+	if err != nil && !os.IsNotExist(err) {
+		h.t.Fatal(err)
+	}
+	return string(data)
+}
+
+func (h *testHost) writeFile(name, text string) {
+	h.t.Helper()
+	if err := os.MkdirAll(filepath.Dir(h.path(name)), 0o755); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := os.WriteFile(h.path(name), []byte(text), 0o644); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// routes are the routes that are ours, as text.
+func (h *testHost) routes() []string {
+	h.t.Helper()
+	list, err := h.kernel.Routes().List(h.t.Context())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	var ours []string
+	for _, r := range list {
+		if r.Protocol == kernel.Protocol {
+			ours = append(ours, r.Dst.String()+" via "+r.Gateway.String())
+		}
+	}
+	slices.Sort(ours)
+	return ours
+}
+
+// peer puts a lease of another host.
+func (h *testHost) peer(key, publicIP string) {
+	h.t.Helper()
+	if _, err := h.data.Put(key, `{"PublicIP":"`+publicIP+`","BackendType":"host-gw"}`, h.data.Grant(time.Hour)); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func mustConflict(t *testing.T, name string) subnet.OnConflict {
+	t.Helper()
+	c, err := subnet.ParseOnConflict(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
