@@ -77,8 +77,11 @@ func (m *Machine) Boot(ctx context.Context) error {
 	}
 	m.nspawn = exec.Command("sh", "-c", enterCgroups, m.Name, "systemd-nspawn", "-q", "-D", m.Root, "--network-namespace-path=/run/netns/"+m.Name,
 		"--capability=all", "--bind="+filepath.Join(m.dir, "docker")+":/var/lib/docker", "--bind=/dev/net/tun",
-		"--property=DeviceAllow=/dev/net/tun rwm", "--system-call-filter=add_key keyctl bpf", "-b",
-		"--register=no", "--keep-unit", "--hostname="+m.Name)
+		"--property=DeviceAllow=/dev/net/tun rwm", "--system-call-filter=add_key keyctl bpf",
+		"--register=no", "--keep-unit", "--hostname="+m.Name, "-b",
+		// systemd 256 and later want this word before they run on a host
+		// with cgroups of version 1; earlier ones do not know it.
+		"SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1")
 	m.nspawn.Env = append(os.Environ(), "SYSTEMD_NSPAWN_API_VFS_WRITABLE=1")
 	m.nspawn.Stdout, m.nspawn.Stderr = console, console
 	m.nspawn.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -56,16 +56,16 @@ type site struct {
 	machines []*Machine
 }
 
-// newSite boots machines on Debian 12 with the product installed, switched off,
+// newSite boots machines of a recipe with the product installed, switched off,
 // and Docker running.
-func newSite(ctx context.Context, t *testing.T, count int) *site {
+func newSite(ctx context.Context, t *testing.T, r recipe, count int) *site {
 	t.Helper()
 	requirements(t)
 	checkout, err := built()
 	if err != nil {
 		t.Fatal(err)
 	}
-	base, err := bookworm().prepare(ctx)
+	base, err := r.prepare(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,9 +29,16 @@ func bookworm() recipe {
 	}
 }
 
+// trixie is Debian 13: systemd 257, dockerd 26.1.
+func trixie() recipe {
+	r := bookworm()
+	r.suite = "trixie"
+	return r
+}
+
 // key names the root: another recipe is another root.
 func (r recipe) key() string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "2 %v", r))
+	sum := sha256.Sum256(fmt.Appendf(nil, "3 %v", r))
 	return r.suite + "-" + hex.EncodeToString(sum[:6])
 }
 
@@ -81,7 +88,7 @@ func (r recipe) build(ctx context.Context, dir string) error {
 	}
 	script := "apt-get update -qq && apt-get install -y -qq --no-install-recommends " + strings.Join(r.packages, " ") +
 		" && apt-get clean && rm -f /usr/sbin/policy-rc.d /etc/machine-id /var/lib/dbus/machine-id && : >/etc/machine-id" +
-		" && systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer dpkg-db-backup.timer console-getty.service"
+		" && systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer dpkg-db-backup.timer console-getty.service systemd-modules-load.service"
 	return command(ctx, "chroot", dir, "env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C", "sh", "-c", script)
 }
 

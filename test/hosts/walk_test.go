@@ -33,27 +33,38 @@ func walks() []walk {
 // the service, the config, a restart of Docker. No hand touches the firewall,
 // whose policies are DROP.
 func TestWalkThrough(t *testing.T) {
-	for i, w := range walks() {
-		t.Run(w.name, func(t *testing.T) {
-			if i > 0 && !whole() {
-				t.Skip("long matrix: run make hosts")
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-			defer cancel()
-			s := newSite(ctx, t, 2)
-			s.closeFirewall(ctx, t)
-			s.startService(ctx, t)
-			s.putConfig(ctx, t, w)
-			s.checkFiles(ctx, t, w)
-			s.each(t, func(m *Machine) error {
-				_, err := m.Run(ctx, "systemctl", "restart", "docker")
-				return err
+	for i, r := range []recipe{bookworm(), trixie()} {
+		for j, w := range walks() {
+			t.Run(r.suite+"/"+w.name, func(t *testing.T) {
+				if i+j > 0 && !whole() {
+					t.Skip("long matrix: run make hosts")
+				}
+				walkThrough(t, r, w)
 			})
-			s.checkTraffic(ctx, t, w)
-			s.checkPublishedPort(ctx, t)
-			s.checkReboot(ctx, t, w)
-		})
+		}
 	}
+}
+
+func walkThrough(t *testing.T, r recipe, w walk) {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	s := newSite(ctx, t, r, 2)
+	version, err := s.machines[0].Run(ctx, "docker", "version", "--format={{.Server.Version}}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("docker %s", strings.TrimSpace(version))
+	s.closeFirewall(ctx, t)
+	s.startService(ctx, t)
+	s.putConfig(ctx, t, w)
+	s.checkFiles(ctx, t, w)
+	s.each(t, func(m *Machine) error {
+		_, err := m.Run(ctx, "systemctl", "restart", "docker")
+		return err
+	})
+	s.checkTraffic(ctx, t, w)
+	s.checkPublishedPort(ctx, t)
+	s.checkReboot(ctx, t, w)
 }
 
 // closeFirewall makes the machines as strict as a careful admin's: everything
