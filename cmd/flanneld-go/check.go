@@ -13,7 +13,7 @@ import (
 )
 
 // checkTimeout bounds --check.
-const checkTimeout = 15 * time.Second
+const checkTimeout = 5 * time.Second
 
 // check plans a start and says what it would come to. It writes nothing, etcd
 // included.

@@ -171,7 +171,7 @@ func needsRestart(old, changed *subnet.Config) []string {
 			what = append(what, "SubnetLen")
 		}
 	}
-	if old.BackendType != changed.BackendType || !sameJSON(old.Backend, changed.Backend) {
+	if old.BackendType != changed.BackendType || !sameJSON(backendObject(old), backendObject(changed)) {
 		what = append(what, "Backend")
 	}
 	return what
@@ -228,7 +228,7 @@ func (l *loop) takeBackend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.saved.BackendType, l.saved.Backend = l.config.current.BackendType, l.config.current.Backend
+	l.saved.BackendType, l.saved.Backend = l.config.current.BackendType, backendObject(l.config.current)
 	l.saved.SubnetFile, l.saved.DockerOptions = l.opts.subnetFile, l.opts.dockerOptions
 	if err := l.dir.SaveHost(l.saved); err != nil {
 		return err
@@ -243,7 +243,7 @@ func (l *loop) takeBackend(ctx context.Context) error {
 // removeFormer cleans up after the backend that ran here before, if the config
 // names another now.
 func (l *loop) removeFormer(ctx context.Context) error {
-	if l.saved.BackendType == "" || l.saved.BackendType == l.config.current.BackendType && sameJSON(l.saved.Backend, l.config.current.Backend) {
+	if l.saved.BackendType == "" || l.saved.BackendType == l.config.current.BackendType && sameJSON(l.saved.Backend, backendObject(l.config.current)) {
 		return nil
 	}
 	former := *l.config.current
@@ -260,8 +260,16 @@ func (l *loop) removeFormer(ctx context.Context) error {
 	return nil
 }
 
+// backendObject is cfg's Backend, in full where it was left out.
+func backendObject(cfg *subnet.Config) subnet.RawJSON {
+	if cfg.Backend == "" {
+		return subnet.RawJSON(fmt.Sprintf(`{"Type":%q}`, cfg.BackendType))
+	}
+	return cfg.Backend
+}
+
 // sameJSON reports whether two texts are the same JSON value, in whatever order
-// and layout; the empty text is the same as itself alone.
+// and layout.
 func sameJSON(a, b subnet.RawJSON) bool {
 	if a == b {
 		return true
