@@ -28,8 +28,9 @@
 //   - A link that goes down loses its routes and neighbours without an event of
 //     their own; one that loses its last IPv4 address loses its classic IPv4
 //     routes and its neighbours likewise.
-//   - To delete an IPv4 route the kernel does not compare OnLink, nor Src
-//     unless given, and takes a metric of 0 for any.
+//   - To delete an IPv4 route through a gateway, or a blackhole, the kernel
+//     does not compare OnLink, nor Src unless given, and takes a metric of 0
+//     for any.
 //   - IPv6 refuses an OnLink gateway that a route of another link covers.
 //   - Without a single address in the namespace IPv4 refuses every gateway.
 package kernel

@@ -117,14 +117,15 @@ func (t *routeTable) Delete(ctx context.Context, routes []Route) error {
 func routeLink(r Route) int { return r.Link }
 
 // deletable are the indexes of the routes that may be deleted as they are. Asked
-// to delete an IPv6 route, the kernel takes the first of that destination and
-// metric if it has a nexthop object, whatever its gateway, and also otherwise
-// when none is given: whether it is the right one is looked up here.
+// to delete a route without a gateway, the kernel takes one with any; of IPv6 it
+// does so always if the route has a nexthop object. Whether it is the right one
+// is looked up here. What is left, IPv4 through a gateway, is what there may be
+// very many of.
 func (t *hopTable) deletable(ctx context.Context, c *conn, routes []Route) ([]int, error) {
 	out := make([]int, 0, len(routes))
 	var vague []int
 	for i, r := range routes {
-		if r.Dst.Addr().Is6() {
+		if vagueToDelete(r) {
 			vague = append(vague, i)
 		} else {
 			out = append(out, i)
@@ -139,7 +140,7 @@ func (t *hopTable) deletable(ctx context.Context, c *conn, routes []Route) ([]in
 	}
 	exact := make(map[Route]bool)
 	for _, r := range there {
-		if r.Dst.Addr().Is6() {
+		if vagueToDelete(r.Route) {
 			exact[r.Route] = true
 		}
 	}
@@ -151,6 +152,10 @@ func (t *hopTable) deletable(ctx context.Context, c *conn, routes []Route) ([]in
 		}
 	}
 	return out, nil
+}
+
+func vagueToDelete(r Route) bool {
+	return r.Dst.Addr().Is6() || !r.Gateway.IsValid() && !r.Blackhole
 }
 
 // deleteRoutes deletes the routes whose indexes are todo, adds refusals to bad,

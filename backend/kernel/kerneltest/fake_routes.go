@@ -1,6 +1,7 @@
 package kerneltest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -42,14 +43,14 @@ func (f *Fake) removeRoute(r kernel.Route) {
 	}
 }
 
-// matches reports whether old is taken for r when r is to be deleted: of IPv4 the
-// kernel does not compare onlink, a source only if there is one to compare, and
-// takes metric 0 for any.
+// matches reports whether old is taken for r when r is to be deleted: of IPv4
+// routes through a gateway and blackholes the kernel does not compare onlink, a
+// source only if there is one to compare, and takes metric 0 for any.
 func matches(r, old kernel.Route) bool {
 	if r.Protocol == 0 {
 		r.Protocol = kernel.Protocol
 	}
-	if r.Dst.Addr().Is6() {
+	if r.Dst.Addr().Is6() || !r.Gateway.IsValid() && !r.Blackhole {
 		return r == old
 	}
 	if !r.Src.IsValid() {
@@ -105,7 +106,7 @@ func (f *Fake) checkWay(r *kernel.Route) error {
 	case r.OnLink && r.Gateway.Is6():
 		// IPv6 believes onlink only of an address that it does not know to
 		// be elsewhere.
-		if other := f.lookup(r.Gateway); other.Dst.Bits() > 0 && !other.Blackhole && other.Link != r.Link {
+		if other := f.lookup(r.Gateway, r.Link); other.Dst.Bits() > 0 && !other.Blackhole && other.Link != r.Link {
 			return refused(syscall.EINVAL, "Nexthop has invalid gateway or device mismatch")
 		}
 	}
@@ -155,21 +156,38 @@ func (f *Fake) linkTo(a netip.Addr) int {
 	return 0
 }
 
-// lookup is the route that dst takes: the longest prefix wins, then a connected
-// one, then the lowest metric. The zero Route: none.
-func (f *Fake) lookup(dst netip.Addr) (best kernel.Route) {
-	for _, r := range f.connected() {
-		if r.Dst.Contains(dst) && (!best.Dst.IsValid() || r.Dst.Bits() > best.Dst.Bits()) {
-			best = r
-		}
+// lookup is the route that dst takes: the longest prefix wins, then the lowest
+// metric, then one through the link oif (0: none is asked for). The zero Route:
+// none.
+func (f *Fake) lookup(dst netip.Addr, oif int) kernel.Route {
+	candidates := slices.AppendSeq(f.connected(), maps.Values(f.routes))
+	candidates = slices.DeleteFunc(candidates, func(r kernel.Route) bool { return !r.Dst.Contains(dst) })
+	if len(candidates) == 0 {
+		return kernel.Route{}
 	}
-	for _, r := range f.routes {
-		if r.Dst.Contains(dst) && (!best.Dst.IsValid() || r.Dst.Bits() > best.Dst.Bits() ||
-			r.Dst.Bits() == best.Dst.Bits() && r.Metric < best.Metric) {
-			best = r
-		}
+	return slices.MinFunc(candidates, func(a, b kernel.Route) int {
+		return cmp.Or(
+			cmp.Compare(b.Dst.Bits(), a.Dst.Bits()),
+			cmp.Compare(metric(a), metric(b)),
+			cmp.Compare(distance(a.Link, oif), distance(b.Link, oif)),
+		)
+	})
+}
+
+// metric is what the kernel compares: IPv6 has a default for given routes.
+func metric(r kernel.Route) int {
+	if r.Metric == 0 && r.Dst.Addr().Is6() {
+		return 1024
 	}
-	return best
+	return r.Metric
+}
+
+// distance orders links: the one that is asked for first.
+func distance(link, oif int) int {
+	if link == oif {
+		return 0
+	}
+	return link
 }
 
 // RouteTo implements kernel.Host.
@@ -183,7 +201,7 @@ func (f *Fake) RouteTo(ctx context.Context, dst netip.Addr) (kernel.Route, error
 	if f.local(dst) {
 		return kernel.Route{Dst: host, Link: 1, Src: dst}, nil
 	}
-	best := f.lookup(dst)
+	best := f.lookup(dst, 0)
 	if !best.Dst.IsValid() || best.Blackhole {
 		return kernel.Route{}, fmt.Errorf("route to %s: %w", dst, kernel.ErrNotFound)
 	}
@@ -199,7 +217,11 @@ func (f *Fake) connected() []kernel.Route {
 	var out []kernel.Route
 	for a := range f.addrs {
 		if f.links[a.Link].Up && (!a.Prefix.IsSingleIP() || a.Prefix.Addr().Is6()) {
-			out = append(out, kernel.Route{Dst: a.Prefix.Masked(), Link: a.Link, Src: a.Prefix.Addr()})
+			r := kernel.Route{Dst: a.Prefix.Masked(), Link: a.Link, Src: a.Prefix.Addr()}
+			if r.Dst.Addr().Is6() {
+				r.Metric = 256
+			}
+			out = append(out, r)
 		}
 	}
 	return out

@@ -84,6 +84,8 @@ func routeDeleteExact(b *bench) {
 	foreign.Protocol = 4
 	b.must("delete other values", b.Routes().Delete(b.ctx(), []kernel.Route{
 		via(l, subnet3, gw2), via(l, subnet4, gw), foreign,
+		{Dst: subnet3, Link: l.Index, Protocol: kernel.Protocol},
+		{Dst: subnet4, Blackhole: true, Protocol: kernel.Protocol},
 	}))
 	holds(b, "routes", b.Routes(), ours...)
 
