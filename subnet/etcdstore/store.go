@@ -33,8 +33,9 @@ const (
 	// own two minutes would be too long after etcd is back.
 	maxReconnect = 2 * time.Second
 	// tick is how often a watch proves that the store is the same and the
-	// stream alive; it promises progress every 10 s.
-	tick = 4 * time.Second
+	// stream alive. It promises progress every 10 s, and a thousand hosts
+	// should not ask more often than that takes.
+	tick = 8 * time.Second
 )
 
 // Store is one connection to etcd. See [New].

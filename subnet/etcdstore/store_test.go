@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+
 	"github.com/flanneld-go/flanneld-go/subnet"
 	"github.com/flanneld-go/flanneld-go/subnet/etcdstore/etcdtest"
 )
@@ -175,5 +178,44 @@ func TestSecretShowsItselfToNobody(t *testing.T) {
 	}
 	if !strings.Contains(seen, redacted) {
 		t.Error("nothing was printed: the test tests nothing")
+	}
+}
+
+// expired is a lease service that knows no lease.
+type expired struct{ pb.LeaseClient }
+
+type expiredStream struct{ pb.Lease_LeaseKeepAliveClient }
+
+func (e expired) LeaseKeepAlive(ctx context.Context, opts ...grpc.CallOption) (pb.Lease_LeaseKeepAliveClient, error) {
+	stream, err := e.LeaseClient.LeaseKeepAlive(ctx, opts...)
+	return expiredStream{stream}, err
+}
+
+func (s expiredStream) Recv() (*pb.LeaseKeepAliveResponse, error) {
+	resp, err := s.Lease_LeaseKeepAliveClient.Recv()
+	if err == nil {
+		resp.TTL = 0
+	}
+	return resp, err
+}
+
+// A lease that etcd does not know any more is lost even while its key is still
+// there, about to be deleted.
+func TestRenewNeedsTheLeaseAndTheKey(t *testing.T) {
+	s := open(t, Options{Endpoints: startServer(t, etcdtest.Options{}).Endpoints(), Prefix: "/p"})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	w := loaded(t, s)
+	l := subnet.Lease{Subnet: mustSubnet(t, "10.5.1.0-24"), Attrs: subnet.Attrs{Owner: "node"}}
+	l, err := s.Create(ctx, l, time.Hour, w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Renew(ctx, l); err != nil {
+		t.Fatal(err)
+	}
+	s.leases = expired{s.leases}
+	if got, err := s.Renew(ctx, l); !errors.Is(err, subnet.ErrLeaseLost) {
+		t.Errorf("Renew = %+v, %v, want %v", got, err, subnet.ErrLeaseLost)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"math"
 	"strings"
 	"time"
 
@@ -147,17 +148,22 @@ func (w *watch) run(ctx context.Context) error {
 // later; to ask for w.at+1 would be asking for the future while nothing happens,
 // and such a watch gets no answers to progress requests.
 func (w *watch) open(ctx context.Context) (pb.Watch_WatchClient, error) {
-	stream, err := w.watches.Watch(ctx, grpc.WaitForReady(true))
+	// The server decides how large a message is.
+	stream, err := w.watches.Watch(ctx, grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32))
 	if err != nil {
 		return nil, err
 	}
-	return stream, stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
+	err = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
 		Key:            []byte(w.prefix),
 		RangeEnd:       []byte(clientv3.GetPrefixRangeEnd(w.prefix)),
 		StartRevision:  max(int64(w.at), 1), // 0 would be "from now on".
 		ProgressNotify: true,
 		Fragment:       true,
 	}}})
+	if errors.Is(err, io.EOF) { // The stream has ended; why, Recv knows.
+		_, err = stream.Recv()
+	}
+	return stream, err
 }
 
 // receive hands on what the stream receives, until its end.

@@ -345,3 +345,34 @@ func (p *proxy) set(frozen bool) {
 	p.frozen = frozen
 	p.moved.Broadcast()
 }
+
+// The identity is in the stream: nobody waits for the next tick to learn that it
+// changed, nor sees what comes behind.
+func TestWatchSeesTheIdentityChangeAtOnce(t *testing.T) {
+	server := startServer(t, etcdtest.Options{})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for name, change := range map[string]func(*operator) error{
+		"replaced": func(o *operator) error {
+			_, err := o.Put(ctx, storetest.KV{Path: "flanneld-go/store", Value: "another"})
+			return err
+		},
+		"deleted": func(o *operator) error { _, err := o.Delete(ctx, "flanneld-go/store"); return err },
+	} {
+		s := open(t, Options{Endpoints: server.Endpoints(), Prefix: "/" + name})
+		s.tick = time.Hour
+		o := newOperator(t, server, "/"+name)
+		results := follow(t, s, loaded(t, s).Revision)
+		o.config(t, "before")
+		if got := config(t, results); got != "before" {
+			t.Errorf("%s: config %q, want that from before", name, got)
+		}
+		if err := change(o); err != nil {
+			t.Fatal(err)
+		}
+		o.config(t, "behind")
+		if r := next(t, results); !errors.Is(r.err, subnet.ErrStoreChanged) {
+			t.Errorf("%s: Watch = %+v, %v, want %v", name, r.Batch, r.err, subnet.ErrStoreChanged)
+		}
+	}
+}
