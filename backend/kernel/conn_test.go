@@ -7,14 +7,15 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
 // scripted is a conn whose kernel is a function: request messages in, datagrams
-// out.
-func scripted(t *testing.T, kernel func(requests []message) [][]byte) *conn {
+// out. What the function gathers may be read after end.
+func scripted(t *testing.T, kernel func(requests []message) [][]byte) (c *conn, end func()) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -45,12 +46,13 @@ func scripted(t *testing.T, kernel func(requests []message) [][]byte) *conn {
 			}
 		}
 	}()
-	t.Cleanup(func() {
+	end = sync.OnceFunc(func() {
 		_ = unix.Close(fds[0])
 		<-done
 		_ = unix.Close(fds[1])
 	})
-	return &conn{fd: fds[0], batch: batchMessages, buf: make([]byte, datagram)}
+	t.Cleanup(end)
+	return &conn{fd: fds[0], batch: batchMessages, buf: make([]byte, datagram)}, end
 }
 
 var noEcho = make([]byte, unix.SizeofNlMsghdr)
@@ -72,7 +74,7 @@ func encodeAny(e *encoder, _ int) { e.begin(unix.RTM_NEWROUTE, 0, make([]byte, u
 
 func TestDoAsksForOneAnswer(t *testing.T) {
 	var sizes []int
-	c := scripted(t, func(ms []message) (out [][]byte) {
+	c, end := scripted(t, func(ms []message) (out [][]byte) {
 		sizes = append(sizes, len(ms))
 		// A late answer to something older, and then in the kernel's way:
 		// refusals always, success only where it is asked for.
@@ -91,6 +93,7 @@ func TestDoAsksForOneAnswer(t *testing.T) {
 		return out
 	})
 	failed, sent, err := c.do(t.Context(), requests{n: 600, encode: encodeAny})
+	end()
 	if err != nil || sent != 600 {
 		t.Fatalf("sent %d, %v", sent, err)
 	}
@@ -112,7 +115,7 @@ func TestDoAsksForOneAnswer(t *testing.T) {
 
 func TestDoStopsBetweenDatagrams(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	c := scripted(t, func(ms []message) [][]byte {
+	c, _ := scripted(t, func(ms []message) [][]byte {
 		cancel()
 		return [][]byte{acknowledge(ms[len(ms)-1], 0)}
 	})
@@ -123,14 +126,14 @@ func TestDoStopsBetweenDatagrams(t *testing.T) {
 }
 
 func TestDoMalformed(t *testing.T) {
-	c := scripted(t, func([]message) [][]byte { return [][]byte{{1, 2, 3}} })
+	c, _ := scripted(t, func([]message) [][]byte { return [][]byte{{1, 2, 3}} })
 	if _, _, err := c.do(t.Context(), requests{n: 1, encode: encodeAny}); !errors.Is(err, errMalformed) {
 		t.Errorf("error %v, want errMalformed", err)
 	}
 }
 
 func TestNoAnswer(t *testing.T) {
-	c := scripted(t, func([]message) [][]byte { return nil })
+	c, _ := scripted(t, func([]message) [][]byte { return nil })
 	tv := unix.Timeval{Usec: 1000}
 	if err := unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
 		t.Fatal(err)
@@ -152,7 +155,7 @@ func dumpOnce(ctx context.Context, c *conn) (string, error) {
 
 func TestDumpIsReadAgain(t *testing.T) {
 	calls := 0
-	c := scripted(t, func(ms []message) [][]byte {
+	c, end := scripted(t, func(ms []message) [][]byte {
 		m := ms[0]
 		if m.flags&unix.NLM_F_DUMP != unix.NLM_F_DUMP {
 			t.Errorf("flags %#x", m.flags)
@@ -166,6 +169,7 @@ func TestDumpIsReadAgain(t *testing.T) {
 		}
 	})
 	got, err := dumpOnce(t.Context(), c)
+	end()
 	if got != "abc" || err != nil || calls != 3 {
 		t.Errorf("got %q, %v after %d dumps, want abc after 3", got, err, calls)
 	}
@@ -196,7 +200,7 @@ func TestDumpFails(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := scripted(t, func(ms []message) [][]byte { return tc.answer(ms[0]) })
+			c, _ := scripted(t, func(ms []message) [][]byte { return tc.answer(ms[0]) })
 			if got, err := dumpOnce(t.Context(), c); !errors.Is(err, tc.want) {
 				t.Errorf("got %q, %v, want %v", got, err, tc.want)
 			}
@@ -207,7 +211,7 @@ func TestDumpFails(t *testing.T) {
 // TestDumpUnreadable: a part that cannot be read fails the dump, and the socket
 // serves the next.
 func TestDumpUnreadable(t *testing.T) {
-	c := scripted(t, func(ms []message) [][]byte {
+	c, _ := scripted(t, func(ms []message) [][]byte {
 		return [][]byte{
 			part(ms[0], unix.RTM_NEWROUTE, 0, unix.AF_INET, 24), part(ms[0], unix.RTM_NEWROUTE, 0, unix.AF_INET, 24),
 			part(ms[0], unix.NLMSG_DONE, 0, 0, 0, 0, 0),
@@ -236,7 +240,7 @@ func TestProbeNexthopObjects(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			asked := 0
-			c := scripted(t, func(ms []message) [][]byte {
+			c, end := scripted(t, func(ms []message) [][]byte {
 				asked++
 				return [][]byte{acknowledge(ms[0], tc.answers[asked-1])}
 			})
@@ -246,6 +250,7 @@ func TestProbeNexthopObjects(t *testing.T) {
 			for range 2 {
 				err = n.NexthopObjects(t.Context())
 			}
+			end()
 			if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("error %v, want %q", err, tc.want)
 			}
@@ -262,7 +267,7 @@ func TestProbeNexthopObjects(t *testing.T) {
 // TestOldKernel: without nexthop objects routes go out in the classic form.
 func TestOldKernel(t *testing.T) {
 	var sent []uint16
-	c := scripted(t, func(ms []message) (out [][]byte) {
+	c, end := scripted(t, func(ms []message) (out [][]byte) {
 		for _, m := range ms {
 			sent = append(sent, m.typ)
 			switch m.typ {
@@ -288,6 +293,7 @@ func TestOldKernel(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	end()
 	want := []uint16{
 		unix.RTM_GETNEXTHOP, unix.RTM_GETROUTE, unix.RTM_GETROUTE, // what is there
 		unix.RTM_GETNEXTHOP, unix.RTM_NEWROUTE, // can it be used, no

@@ -332,6 +332,9 @@ func TestApplyReportsConflicts(t *testing.T) {
 	if !errors.As(err, &conflict) || *conflict != *want {
 		t.Errorf("error %v, want %v", err, want)
 	}
+	if d := gocmp.Diff("route 1=3: conflicts with 1=1, which is kept", text(err)); d != "" {
+		t.Errorf("text (-want +got):\n%s", d)
+	}
 }
 
 func TestApplyAgainstAnEndedContext(t *testing.T) {

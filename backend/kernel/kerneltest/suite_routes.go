@@ -40,6 +40,18 @@ func routeForms(b *bench) {
 	b.must("delete", b.Routes().Delete(b.ctx(), want))
 	holds(b, "routes left", b.Routes())
 	b.must("delete again", b.Routes().Delete(b.ctx(), want))
+	linkless := []kernel.Route{
+		{Dst: subnet3, Gateway: vtep, Protocol: kernel.Protocol},
+		{Dst: subnet3v6, Gateway: netip.MustParseAddr("fd00:198:18::2"), Protocol: kernel.Protocol},
+	}
+	b.must("put without a link", b.Routes().Put(b.ctx(), linkless))
+	linkless[0].Link, linkless[1].Link = u.Index, u.Index
+	holds(b, "routes with the link found", b.Routes(), linkless...)
+	b.must("delete them", b.Routes().Delete(b.ctx(), linkless))
+	far := kernel.Route{Dst: subnet3, Gateway: netip.MustParseAddr("203.0.113.1")}
+	b.refused("put without a link", b.Routes().Put(b.ctx(), []kernel.Route{far}), nil,
+		"put 10.5.3.0/24 via 203.0.113.1: network is unreachable: Nexthop has invalid gateway")
+
 	bare := []kernel.Route{via(l, subnet3, gw), via(l, subnet3v6, gw6)}
 	ours := slices.Clone(bare)
 	bare[0].Protocol, bare[1].Protocol = 0, 0
