@@ -33,6 +33,7 @@ func bookworm() recipe {
 func trixie() recipe {
 	r := bookworm()
 	r.suite = "trixie"
+	r.packages = []string{"docker.io", "docker-cli", "etcd-client"}
 	return r
 }
 
