@@ -32,7 +32,7 @@ type streams struct {
 // of the command line.
 type command struct {
 	name, args, help string
-	maxArgs          int
+	takes            int // arguments
 	register         func(*invocation, *pflag.FlagSet)
 	run              func(context.Context, *invocation) error
 }
@@ -55,8 +55,8 @@ func commands() []command {
 	return []command{
 		{name: "status", help: "what this host's daemon knows and what is wrong", register: jsonFlag, run: runStatus},
 		{name: "config get", help: "print the network config", register: etcdFlags, run: runConfigGet},
-		{name: "config set", args: "FILE|-|JSON", maxArgs: 1, help: "check a network config and put it, if nobody else changed it meanwhile", register: etcdFlags, run: runConfigSet},
-		{name: "config validate", args: "FILE|-|JSON", maxArgs: 1, help: "check a network config and put nothing", run: runConfigValidate},
+		{name: "config set", args: "FILE|-|JSON", takes: 1, help: "check a network config and put it, if nobody else changed it meanwhile", register: etcdFlags, run: runConfigSet},
+		{name: "config validate", args: "FILE|-|JSON", takes: 1, help: "check a network config and put nothing", run: runConfigValidate},
 		{name: "leases", help: "list all leases with owner and remaining time", register: leasesFlags, run: runLeases},
 		{name: "cleanup", help: "remove devices, routes, rules and settings that the daemon left on this host", register: cleanupFlags, run: runCleanup},
 	}
@@ -99,12 +99,21 @@ func run(ctx context.Context, s streams, args []string, env cli.Env) error {
 		}
 		return c.call(ctx, s, args[len(words):], env)
 	}
-	return cli.Usagef("%q: no such command (see flannelctl help)", strings.Join(args[:min(2, len(args))], " "))
+	words := args[:1]
+	if len(args) > 1 && !strings.HasPrefix(args[1], "-") {
+		words = args[:2]
+	}
+	return cli.Usagef("%q: no such command (see flannelctl help)", strings.Join(words, " "))
+}
+
+// usage is the command line.
+func (c command) usage() string {
+	return strings.TrimSpace("flannelctl " + c.name + " [flags] " + c.args)
 }
 
 func (c command) call(ctx context.Context, s streams, args []string, env cli.Env) error {
 	inv := &invocation{streams: s, env: env}
-	fs := cli.NewFlagSet(c.name, fmt.Sprintf("Usage: flannelctl %s [flags] %s\n\n%s.", c.name, c.args, c.help), s.out)
+	fs := cli.NewFlagSet(c.name, fmt.Sprintf("Usage: %s\n\n%s.", c.usage(), c.help), s.out)
 	fs.StringVar(&inv.socket, "socket", "/run/flannel/flanneld-go.sock", "the daemon's unix `socket`")
 	if c.register != nil {
 		c.register(inv, fs)
@@ -113,8 +122,8 @@ func (c command) call(ctx context.Context, s streams, args []string, env cli.Env
 		return err
 	}
 	inv.args = fs.Args()
-	if len(inv.args) != c.maxArgs {
-		return cli.Usagef("flannelctl %s takes %d arguments, %d given: flannelctl %s %s", c.name, c.maxArgs, len(inv.args), c.name, c.args)
+	if len(inv.args) != c.takes {
+		return cli.Usagef("%d arguments given, must be %d: %s", len(inv.args), c.takes, c.usage())
 	}
 	return c.run(ctx, inv)
 }
@@ -151,8 +160,14 @@ func (inv *invocation) openStore(ctx context.Context, a access) (*etcdstore.Stor
 		CAFile:    inv.etcd.CAFile,
 		ReadOnly:  bool(a),
 	}
-	if s, err := fetchStatus(ctx, inv.socket); err == nil && !inv.etcd.Given() {
-		opts.Endpoints, opts.Prefix = s.Etcd.Endpoints, s.Etcd.Prefix
+	if inv.etcd.Given("etcd-endpoints") {
+		return etcdstore.New(opts)
+	}
+	if s, err := fetchStatus(ctx, inv.socket); err == nil {
+		opts.Endpoints = s.Etcd.Endpoints
+		if !inv.etcd.Given("etcd-prefix") {
+			opts.Prefix = s.Etcd.Prefix
+		}
 		if opts.CAFile == "" && opts.CertFile == "" {
 			opts.CAFile, opts.CertFile, opts.KeyFile = s.Etcd.CAFile, s.Etcd.CertFile, s.Etcd.KeyFile
 		}

@@ -69,7 +69,7 @@ func runConfigSet(ctx context.Context, inv *invocation) error {
 	}
 	fmt.Fprintf(inv.out, "put at revision %d\n", doc.Modified)
 	if len(world.Leases) > 0 && world.Config.Modified != 0 {
-		fmt.Fprintf(inv.out, "%d hosts have leases; a change of Network, SubnetLen or Backend takes effect on each at its restart\n", len(world.Leases))
+		fmt.Fprintf(inv.out, "hosts with leases: %d; a change of Network, SubnetLen or Backend takes effect on each at its restart\n", len(world.Leases))
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ func runStatus(ctx context.Context, inv *invocation) error {
 	return printStatus(inv.out, s, time.Now())
 }
 
-// maxPeers is how many peers fit the screen; all failed ones are shown first.
+// maxPeers is how many peers fit the screen; those without a path come first.
 const maxPeers = 20
 
 // printStatus writes one screen: first what is wrong and what to type, then
@@ -43,7 +43,7 @@ func printStatus(out io.Writer, s status.Status, now time.Time) error {
 	}
 	fmt.Fprintf(out, "%s, %s; flanneld-go %s, pid %d, up %s\n", strings.ToUpper(string(s.State)), ready, s.Version, s.PID, age(now, s.Started))
 	for _, p := range s.Problems {
-		fmt.Fprintf(out, "\n  %s, for %s:\n    %s\n", p.Component, age(now, p.Since), p.Message)
+		fmt.Fprintf(out, "\n  %s, for %s:\n    %s\n", p.Component, age(now, p.Since), strings.ReplaceAll(p.Message, "\n", "\n    "))
 		if p.Hint != "" {
 			fmt.Fprintf(out, "    try: %s\n", p.Hint)
 		}
@@ -55,13 +55,13 @@ func printStatus(out io.Writer, s status.Status, now time.Time) error {
 	}
 	row("node", "%s", s.Node)
 	row("etcd", "%s at %s, prefix %s, revision %d", connected(s.Etcd.Connected), strings.Join(s.Etcd.Endpoints, ","), s.Etcd.Prefix, s.Etcd.Revision)
-	row("network", "%s, backend %s, config revision %d", orDash(strings.Join(s.Config.Networks, ", ")), orDash(s.Config.BackendType), s.Config.Revision)
+	row("network", "%s", known(s.Config.BackendType, "%s, backend %s, config revision %d", strings.Join(s.Config.Networks, ", "), s.Config.BackendType, s.Config.Revision))
 	row("subnet", "%s", leaseLine(s.Lease, now))
-	row("uplink", "%s, %s, mtu %d", orDash(s.Uplink.Name), orDash(strings.Join(s.Uplink.Public, ", ")), s.Uplink.MTU)
-	row("data path", "%s %s, mtu %d", orDash(s.Backend.Type), strings.Join(s.Backend.Devices, ","), s.Backend.MTU)
+	row("uplink", "%s", known(s.Uplink.Name, "%s, %s, mtu %d", s.Uplink.Name, orDash(strings.Join(s.Uplink.Public, ", ")), s.Uplink.MTU))
+	row("data path", "%s", known(s.Backend.Type, "%s, mtu %d", strings.TrimSpace(s.Backend.Type+" "+strings.Join(s.Backend.Devices, ",")), s.Backend.MTU))
 	row("loop", "%d rounds, %d failed; last %s ago in %s", s.Sync.Runs, s.Sync.Failures, age(now, s.Sync.LastRun), time.Duration(s.Sync.LastSeconds*float64(time.Second)).Round(time.Millisecond))
 	for _, f := range s.Files {
-		row("file", "%s %s %s", f.Path, f.State, f.Error)
+		row("file", "%s", strings.TrimSpace(f.Path+" "+f.State+" "+f.Error))
 	}
 	row("peers", "%d", len(s.Peers))
 	if err := w.Flush(); err != nil {
@@ -72,21 +72,26 @@ func printStatus(out io.Writer, s status.Status, now time.Time) error {
 
 func printPeers(out io.Writer, peers []status.Peer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	shown := 0
+	shown, failed := 0, 0
 	for _, broken := range []bool{true, false} {
 		for _, p := range peers {
-			if broken != (p.Error != "") || shown == maxPeers {
+			if broken != (p.Error != "") {
 				continue
 			}
-			shown++
-			fmt.Fprintf(w, "  %s\t%s\t%s\n", p.Subnet, p.PublicIP, p.Error)
+			if broken {
+				failed++
+			}
+			if shown < maxPeers {
+				shown++
+				fmt.Fprintln(w, strings.TrimRight("  "+p.Subnet+"\t"+p.PublicIP+"\t"+p.Error, "\t"))
+			}
 		}
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	if more := len(peers) - shown; more > 0 {
-		fmt.Fprintf(out, "  and %d more: flannelctl status --json\n", more)
+		fmt.Fprintf(out, "  and %d more, %d of them without a path: flannelctl status --json\n", more, max(failed-shown, 0))
 	}
 	return nil
 }
@@ -99,6 +104,8 @@ func leaseLine(l status.Lease, now time.Time) string {
 	switch {
 	case l.Reservation:
 		line += ", reserved for ever"
+	case !l.Expires.IsZero() && l.Expires.Before(now):
+		line += ", expired " + age(now, l.Expires) + " ago"
 	case !l.Expires.IsZero():
 		line += ", expires in " + age(l.Expires, now) + " unless renewed"
 	}
@@ -113,6 +120,14 @@ func connected(yes bool) string {
 		return "connected"
 	}
 	return "NOT CONNECTED"
+}
+
+// known is the line, or a dash while nothing is known of its subject.
+func known(subject, format string, args ...any) string {
+	if subject == "" {
+		return "-"
+	}
+	return fmt.Sprintf(format, args...)
 }
 
 func orDash(s string) string {

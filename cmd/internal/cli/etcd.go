@@ -35,10 +35,8 @@ func (e *Etcd) Register(fs *pflag.FlagSet) {
 	fs.StringVar(&e.Password, "etcd-password", "", "etcd user's `password`; better given by FLANNELD_ETCD_PASSWORD, which other users cannot read")
 }
 
-// Given reports whether endpoints or prefix were set by flag or environment.
-func (e *Etcd) Given() bool {
-	return e.fs.Changed("etcd-endpoints") || e.fs.Changed("etcd-prefix")
-}
+// Given reports whether a flag was set on the command line or by environment.
+func (e *Etcd) Given(flag string) bool { return e.fs.Changed(flag) }
 
 // Validate checks the values and fills Endpoints.
 func (e *Etcd) Validate() error {
