@@ -252,7 +252,7 @@ func (s Status) Line() string {
 		parts = append(parts, string(s.State))
 	}
 	for _, p := range s.Problems {
-		parts = append(parts, p.Component+": "+p.Message)
+		parts = append(parts, p.Component+": "+strings.ReplaceAll(p.Message, "\n", ", "))
 	}
 	return strings.Join(parts, "; ")
 }

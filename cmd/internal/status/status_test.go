@@ -59,6 +59,10 @@ func TestLine(t *testing.T) {
 	if got, want := s.Line(), "waiting; config: no network config yet"; got != want {
 		t.Errorf("line %q, want %q", got, want)
 	}
+	s = Status{State: StateWaiting, Problems: []Problem{{Component: ComponentConfig, Message: "Network: missing\nSubnetLen: x"}, {Component: ComponentEtcd, Message: "down"}}}
+	if got, want := s.Line(), "waiting; config: Network: missing, SubnetLen: x; etcd: down"; got != want {
+		t.Errorf("line %q, want %q", got, want)
+	}
 	s = Status{State: StateRunning, Lease: Lease{Subnet: "10.5.72.0/24"}, Backend: Backend{Type: "vxlan"}, Peers: make([]Peer, 3)}
 	if got, want := s.Line(), "running 10.5.72.0/24 by vxlan, 3 peers"; got != want {
 		t.Errorf("line %q, want %q", got, want)
