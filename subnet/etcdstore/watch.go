@@ -285,7 +285,8 @@ func (w *watch) revision(rev subnet.Revision, events []*mvccpb.Event) error {
 		deleted := e.Type == mvccpb.DELETE
 		switch {
 		case key == w.identityKey:
-			if deleted || w.identity != "" && w.identity != string(e.Kv.Value) {
+			// One that was deleted has no value.
+			if w.identity != "" && w.identity != string(e.Kv.Value) {
 				return subnet.ErrStoreChanged
 			}
 		case key == w.configKey && deleted:

@@ -37,19 +37,26 @@ func loadEmpty(e *env) {
 }
 
 func loadTogether(e *env) {
-	const hosts = 8
-	got := make([]subnet.World, hosts)
-	errs := make([]error, hosts)
-	var wg sync.WaitGroup
-	for i := range hosts {
-		s := e.store()
-		wg.Go(func() { got[i], errs[i] = s.Load(e.ctx) })
+	const hosts, rounds = 8, 10
+	var stores [hosts]Store
+	for i := range stores {
+		stores[i] = e.store()
+		e.load(stores[i]) // It is connected, and none will be late.
 	}
-	wg.Wait()
-	for i := range hosts {
-		e.ok(errs[i])
-		if got[i].Identity != got[0].Identity {
-			e.Errorf("host %d loads identity %q, host 0 %q", i, got[i].Identity, got[0].Identity)
+	for range rounds {
+		e.remove(layout.Identity)
+		var got [hosts]subnet.World
+		var errs [hosts]error
+		var wg sync.WaitGroup
+		for i, s := range stores {
+			wg.Go(func() { got[i], errs[i] = s.Load(e.ctx) })
+		}
+		wg.Wait()
+		for i := range hosts {
+			e.ok(errs[i])
+			if got[i].Identity != got[0].Identity {
+				e.Fatalf("host %d loads identity %q, host 0 %q", i, got[i].Identity, got[0].Identity)
+			}
 		}
 	}
 }

@@ -20,8 +20,10 @@ const (
 	electionMillis  = 200
 )
 
-// startTimeout is how long a server may take to serve its first request.
-const startTimeout = 30 * time.Second
+// startTimeout is how long a server may take to serve its first request. etcd asks
+// the kernel for routes before anything else, and waits while others, in whatever
+// namespace, keep its lock on the network.
+const startTimeout = 2 * time.Minute
 
 // Options say what kind of server to start. The zero value is an embedded one
 // on a free port of 127.0.0.1.
