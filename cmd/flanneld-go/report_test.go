@@ -34,6 +34,8 @@ func TestRoundWeighsFailures(t *testing.T) {
 		{name: "vital at start", weight: vital, err: broken, blocking: true, state: status.StateWaiting},
 		{name: "vital, traffic passes", weight: vital, err: broken, applied: true, blocking: true, state: status.StateDegraded},
 		{name: "harmless", weight: vital, err: &harmless{broken}, ready: true, goesOn: true, state: status.StateDegraded},
+		{name: "untrue", weight: vital, err: &untrue{broken}, goesOn: true, blocking: true, state: status.StateDegraded},
+		{name: "untrue of a minor stage", weight: minor, err: &untrue{broken}, ready: true, goesOn: true, state: status.StateDegraded},
 		{name: "harmless, wrapped", weight: vital, err: withHint(&harmless{broken}, "try"), ready: true, goesOn: true, state: status.StateDegraded},
 	}
 	for _, tt := range tests {
@@ -136,6 +138,7 @@ func TestSplitPeerErrors(t *testing.T) {
 
 func TestReportPeers(t *testing.T) {
 	l, _ := judging(t)
+	l.snap = &subnet.Snapshot{}
 	l.path.peers = []subnet.Lease{
 		testLease("10.5.1.0/24", "198.18.0.1", 1), testLease("10.5.2.0/24", "198.18.0.2", 2), testLease("10.5.3.0/24", "198.18.0.3", 3),
 	}
@@ -145,7 +148,7 @@ func TestReportPeers(t *testing.T) {
 	}
 	message := func() string {
 		for _, p := range l.board.Snapshot().Problems {
-			if p.Component == status.ComponentPeers && !p.Blocking && p.Hint == "flannelctl status" {
+			if p.Component == status.ComponentPeers && !p.Blocking && strings.HasPrefix(p.Hint, "flannelctl ") {
 				return p.Message
 			}
 		}
