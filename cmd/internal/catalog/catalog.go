@@ -55,6 +55,39 @@ func Check(cfg *subnet.Config) (unknown []string, err error) {
 	return slices.Compact(unknown), err
 }
 
+// Parse reads a network config and checks it with its backend. The error joins
+// every problem of both; Unknown has the keys of both.
+func Parse(text string) (*subnet.Config, error) {
+	cfg, err := subnet.ParseConfig(text)
+	if err != nil {
+		return nil, errors.Join(err, checkBackendAlone(text))
+	}
+	if cfg.Unknown, err = Check(cfg); err != nil {
+		return nil, err
+	}
+	return cfg, nil
+}
+
+// checkBackendAlone checks the Backend object of a config that is wrong
+// elsewhere, as if that were right. What is wrong with text or with the type of
+// the backend is not said again.
+func checkBackendAlone(text string) error {
+	o, err := subnet.ParseObject("", subnet.RawJSON(text))
+	if err != nil {
+		return nil //nolint:nilerr // said by ParseConfig
+	}
+	raw := o.Raw("Backend")
+	if raw == "" {
+		return nil
+	}
+	cfg, err := subnet.ParseConfig(`{"Network":"10.0.0.0/8","Backend":` + string(raw) + `}`)
+	if err != nil {
+		return nil //nolint:nilerr // said by ParseConfig
+	}
+	_, err = Check(cfg)
+	return err
+}
+
 // Detached makes the backend of cfg with an uplink that does not exist: to clean
 // up on a host whose uplink is not known any more.
 func Detached(cfg *subnet.Config, host kernel.Host, log *slog.Logger) (backend.Backend, error) {

@@ -63,3 +63,38 @@ func TestUnknownBackendCanBeTold(t *testing.T) {
 		t.Errorf("error %v, want ErrUnknown", err)
 	}
 }
+
+func TestParse(t *testing.T) {
+	tests := []struct {
+		name, text string
+		unknown    []string
+		err        string
+	}{
+		{name: "good", text: `{"Network":"10.5.0.0/16","Zone":1,"Backend":{"Type":"vxlan","Speed":1}}`, unknown: []string{"Backend.Speed", "Zone"}},
+		{
+			name: "problems on both sides", text: `{"Network":"10.5.0.0/16","SubnetLen":31,"Backend":{"Type":"vxlan","VNI":17000000}}`,
+			err: "SubnetLen: 31: must be between 18 and 30, so that 10.5.0.0/16 holds at least four subnets of at least four addresses\nBackend.VNI: 17000000: must be between 1 and 16777215",
+		},
+		{name: "the backend's alone", text: `{"Network":"10.5.0.0/16","Backend":{"Type":"gre"}}`, err: `Backend.Type: "gre": must be one of alloc, host-gw, udp, vxlan: unknown backend`},
+		{name: "no type, said once", text: `{"Network":"10.5.0.0/31","Backend":{}}`, err: "Network: 10.5.0.0/31: is too small: must be a /28 or larger to hold four subnets of four addresses\nBackend.Type: missing: is required in Backend"},
+		{name: "no backend", text: `{"Network":"10.5.0.0/31"}`, err: "Network: 10.5.0.0/31: is too small: must be a /28 or larger to hold four subnets of four addresses"},
+		{name: "not JSON, said once", text: `{`, err: "line 1, column 2: unexpected end of JSON input"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg, err := Parse(tt.text)
+			if tt.err != "" {
+				if err == nil || err.Error() != tt.err {
+					t.Errorf("got %v, want %s", err, tt.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.unknown, cfg.Unknown); diff != "" {
+				t.Errorf("unknown keys (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
