@@ -3,6 +3,7 @@ package storetest
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/flanneld-go/flanneld-go/subnet"
 	"github.com/flanneld-go/flanneld-go/subnet/internal/layout"
@@ -102,6 +103,7 @@ func loadAll(e *env) {
 // twice finds it so.
 func loadAtOneRevision(e *env) {
 	const writes = 200
+	const turn = 10 * time.Microsecond // Lets the other one have its turn.
 	key := v4("10.5.1.0/24")
 	e.put(KV{Path: layout.Config, Value: "0"}, KV{Path: path(key), Value: flannel("192.0.2.0")})
 	s := e.store()
@@ -116,6 +118,7 @@ func loadAtOneRevision(e *env) {
 			if _, err := e.Put(e.ctx, KV{Path: path(key), Value: flannel(fmt.Sprintf("192.0.2.%d", i))}); err != nil {
 				e.Errorf("put key: %v", err)
 			}
+			e.pause(turn)
 		}
 	})
 	for done := false; !done; {
@@ -135,5 +138,6 @@ func loadAtOneRevision(e *env) {
 			e.Errorf("revision %d, want that of the newest key in it, %d", w.Revision, newest)
 		}
 		done = config == writes && lease == writes || e.Failed()
+		e.pause(turn)
 	}
 }
