@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -80,6 +81,20 @@ func TestDaemonHasNoEtcdServer(t *testing.T) {
 				t.Errorf("%s depends on %s", command, dep)
 			}
 		}
+	}
+}
+
+// The daemon's own code compiles for 32 and 64 bits of either byte order, which
+// a constant too large for an int, or a field of another width, would break.
+func TestBuildsOnEveryArchitecture(t *testing.T) {
+	for _, arch := range []string{"386", "arm", "arm64", "mips", "s390x"} {
+		t.Run(arch, func(t *testing.T) {
+			cmd := exec.Command("go", "build", module+"backend/...", module+"subnet", module+"daemonconfig")
+			cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH="+arch, "CGO_ENABLED=0")
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("go build: %v\n%s", err, out)
+			}
+		})
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"math"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -57,7 +58,9 @@ func (h hop) id(probe int) int {
 	if h.onLink {
 		_, _ = sum.Write([]byte{1})
 	}
-	return hopBase + (int(sum.Sum32())+probe)%hopSpace
+	// In 32 bits: where an int has no more, the number wraps to a negative one
+	// and back on its way to the kernel.
+	return int(hopBase + (sum.Sum32()+uint32(probe))%hopSpace)
 }
 
 // hopOf is the hop of a route that can go through a nexthop object.
@@ -101,8 +104,8 @@ func (n *Netlink) probeHops(ctx context.Context, c *conn) error {
 	}
 	// The last number there is: nobody has it, and a kernel that knows
 	// nexthop objects says so.
-	const absent = 1<<32 - 1
-	err := c.one(ctx, func(e *encoder) { encodeHop(e, unix.RTM_GETNEXTHOP, 0, absent, unix.AF_UNSPEC) }, nil)
+	absent := uint32(math.MaxUint32)
+	err := c.one(ctx, func(e *encoder) { encodeHop(e, unix.RTM_GETNEXTHOP, 0, int(absent), unix.AF_UNSPEC) }, nil)
 	switch {
 	case err == nil, code(err) == unix.ENOENT:
 		err = nil
