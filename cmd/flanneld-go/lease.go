@@ -55,7 +55,7 @@ func (l *loop) takeLease(ctx context.Context) error {
 	}
 	s := l.lease.keeper.Status()
 	if l.lease.own.Subnet != s.Lease.Subnet {
-		l.log.Info("lease", "subnet", s.Lease.Subnet, "reservation", s.Lease.Reservation(), "ttl", s.Lease.TTL)
+		l.log.Info("lease", "subnet", s.Lease.Subnet, "reservation", s.Lease.Reservation())
 	}
 	l.lease.status, l.lease.own = s, s.Lease
 	l.showLease(s)
@@ -64,8 +64,15 @@ func (l *loop) takeLease(ctx context.Context) error {
 	}
 	l.lease.withdrawn = false
 	switch s.State {
-	case subnet.StateConflict, subnet.StateUnproven, subnet.StateLost:
-		return &harmless{fmt.Errorf("lease of %s is %s: %s", s.Lease.Subnet, s.State, s.Why)}
+	case subnet.StateConflict:
+		// We go on, but peers send elsewhere.
+		return &untrue{fmt.Errorf("lease of %s is in conflict: %s", s.Lease.Subnet, s.Why)}
+	case subnet.StateLost:
+		return &untrue{fmt.Errorf("lease of %s is lost: %s", s.Lease.Subnet, s.Why)}
+	case subnet.StateUnproven:
+		// Nobody says that the subnet is another's. Waiting for etcd here would
+		// hold up Docker at a boot without it.
+		return &harmless{fmt.Errorf("lease of %s is unproven: %s", s.Lease.Subnet, s.Why)}
 	case subnet.StateValid, subnet.StateDegraded, subnet.StateEnded:
 	}
 	return nil
@@ -233,12 +240,26 @@ func (l *loop) showLease(s *subnet.KeeperStatus) {
 	l.board.Update(func(st *status.Status) { st.Lease = shown })
 }
 
+// saveHost writes host.json before the deed that it tells of. Traffic does not
+// depend on it: what cannot be written now, keepState tries again, and says so.
+func (l *loop) saveHost() { l.unsaved = l.dir.SaveHost(l.saved) != nil }
+
+// keepState keeps the files of the state directory.
+func (l *loop) keepState(context.Context) error {
+	var err error
+	if l.unsaved {
+		err = l.dir.SaveHost(l.saved)
+		l.unsaved = err != nil
+	}
+	return errors.Join(err, l.keepCache())
+}
+
 // cacheEvery is how often changes of peers alone are written to the cache.
 const cacheEvery = 10 * time.Second
 
 // keepCache writes what etcd last said, if it differs from what is written: at
 // once when our lease or the config changed, and peers now and then.
-func (l *loop) keepCache(context.Context) error {
+func (l *loop) keepCache() error {
 	if !l.lease.cached.Own.Subnet.IsZero() && l.lease.cached.Own == l.lease.own && l.lease.cached.Config == l.config.doc &&
 		l.clock.Uptime()-l.lease.cachedAt < cacheEvery {
 		return nil

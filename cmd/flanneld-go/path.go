@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend"
@@ -19,15 +20,26 @@ type pathState struct {
 	applied bool
 	peers   []subnet.Lease
 	refused []refusal
+	// bad are the keys that are no leases.
+	bad []subnet.BadKey
 	// running: the data path in user space was started.
 	running bool
+	// failure is how it ended last; nil once it has run for dataPathProof
+	// again. since is the uptime at which it began to run; 0: it does not.
+	failure atomic.Pointer[error]
+	since   atomic.Int64
 }
+
+// dataPathProof is how long a data path that failed must run again to be
+// believed.
+const dataPathProof = 2 * time.Second
 
 // apply makes the kernel hold our device and the paths to all peers. Failures
 // of single peers are a problem of their own and do not end the round.
 func (l *loop) apply(ctx context.Context) error {
 	me := self{l.node, l.attrs.PublicIP, l.lease.own.Subnet}
 	l.path.peers, l.path.refused = selectPeers(l.config.current, me, l.snap.Leases())
+	l.path.bad = l.snap.Bad
 	err := l.backend.Apply(ctx, backend.Desired{Config: l.config.current, Own: l.lease.own, Peers: l.path.peers})
 	failed, rest := splitPeerErrors(err)
 	l.board.Update(func(s *status.Status) { s.Peers = peerList(l.path.peers, l.path.refused, failed) })
@@ -40,12 +52,22 @@ func (l *loop) apply(ctx context.Context) error {
 	return nil
 }
 
-// reportPeers keeps the problem of peers without a path.
+// reportPeers keeps the problem of peers without a path, and of keys that may
+// be meant for peers but cannot be read.
 func (l *loop) reportPeers(failed map[subnet.Subnet]string) {
-	n := len(failed) + len(l.path.refused)
-	var err error
+	n, bad := len(failed)+len(l.path.refused), l.path.bad
+	var parts []string
+	hint := "flannelctl status"
 	if n > 0 {
-		err = withHint(fmt.Errorf("%d of %d peers have no path: %s", n, len(l.path.peers)+len(l.path.refused), l.firstFailures(failed)), "flannelctl status")
+		parts = append(parts, fmt.Sprintf("%d of %d peers have no path: %s", n, len(l.path.peers)+len(l.path.refused), l.firstFailures(failed)))
+	}
+	if len(bad) > 0 {
+		parts = append(parts, fmt.Sprintf("%d keys in etcd are no leases, the first: %v", len(bad), bad[0].Err))
+		hint = "flannelctl leases"
+	}
+	var err error
+	if len(parts) > 0 {
+		err = withHint(errors.New(strings.Join(parts, "; ")), "%s", hint)
 	}
 	l.report(stage{component: status.ComponentPeers}, err)
 }
@@ -130,9 +152,10 @@ func (l *loop) startDataPath(ctx context.Context) {
 
 // runDataPath runs it again, ever later, when it fails.
 func (l *loop) runDataPath(ctx context.Context, runner backend.Runner) error {
-	s := stage{component: status.ComponentDataPath, weight: vital}
+	s := stage{component: status.ComponentDataPath, weight: gating}
 	for pause := retryMin; ; pause = min(2*pause, retryMax) {
 		began := l.clock.Uptime()
+		l.path.since.Store(max(1, int64(began)))
 		err := runner.Run(ctx)
 		if ctx.Err() != nil {
 			return nil
@@ -140,15 +163,31 @@ func (l *loop) runDataPath(ctx context.Context, runner backend.Runner) error {
 		if err == nil {
 			err = errors.New("data path ended")
 		}
-		l.report(s, err)
+		l.path.failure.Store(&err)
+		l.path.since.Store(0)
+		l.report(s, err) // now, and not when the next round comes
 		if l.clock.Uptime()-began > retryMax {
 			pause = retryMin
 		}
 		if !l.sleep(ctx, pause) {
 			return nil
 		}
-		l.report(s, nil)
 	}
+}
+
+// watchDataPath says how the data path in user space failed, until it has run
+// again for a while: one that fails at once, again and again, is no recovery.
+func (l *loop) watchDataPath(context.Context) error {
+	failure := l.path.failure.Load()
+	if failure == nil {
+		return nil
+	}
+	since := time.Duration(l.path.since.Load())
+	if since == 0 || l.clock.Uptime()-since < dataPathProof {
+		return *failure
+	}
+	l.path.failure.CompareAndSwap(failure, nil)
+	return nil
 }
 
 // sleep waits for d and reports whether ctx let it.
@@ -178,7 +217,7 @@ func (l *loop) keepForwarding(context.Context) error {
 	}
 	if len(changed) > 0 {
 		l.saved.Remember(changed)
-		return errors.Join(err, l.dir.SaveHost(l.saved))
+		l.saveHost()
 	}
 	return err
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"sync/atomic"
 	"time"
 
@@ -44,7 +43,10 @@ type loop struct {
 	// retry is the pause after a failed round.
 	retry time.Duration
 
-	saved statedir.Host
+	// saved is what host.json is to hold; unsaved: it does not yet.
+	saved   statedir.Host
+	unsaved bool
+
 	cache statedir.Cache
 	// world is the one that the view started from; nil once it was used to
 	// lease a subnet, or when the view started from the cache or from nothing.
@@ -106,10 +108,11 @@ func (l *loop) stages() []stage {
 		{status.ComponentLease, vital, l.takeLease},
 		{status.ComponentForwarding, minor, l.keepForwarding},
 		{status.ComponentKernel, vital, l.apply},
+		{status.ComponentDataPath, gating, l.watchDataPath},
 		{status.ComponentFirewall, minor, l.applyFirewall},
 		{status.ComponentFiles, gating, l.writeFiles},
 		{status.ComponentDocker, minor, l.writeDocker},
-		{status.ComponentCache, minor, l.keepCache},
+		{status.ComponentCache, minor, l.keepState},
 	}
 }
 
@@ -187,10 +190,7 @@ func (l *loop) round(ctx context.Context, stages []stage) (complete bool) {
 		if ctx.Err() != nil {
 			return false
 		}
-		var mild *harmless
-		if errors.As(err, &mild) {
-			s.weight = minor
-		}
+		s.weight = weigh(s.weight, err)
 		l.report(s, err)
 		if err == nil {
 			continue

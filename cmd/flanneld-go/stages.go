@@ -103,15 +103,32 @@ type harmless struct{ error }
 // Unwrap returns the cause.
 func (h *harmless) Unwrap() error { return h.error }
 
+// untrue is an error of a vital stage that leaves the data path as it is, but
+// the host must not be called ready.
+type untrue struct{ error }
+
+// Unwrap returns the cause.
+func (u *untrue) Unwrap() error { return u.error }
+
+// weigh says what err, of a stage of weight w, comes to.
+func weigh(w weight, err error) weight {
+	var mild *harmless
+	var wrong *untrue
+	switch {
+	case errors.As(err, &mild):
+		return minor
+	case errors.As(err, &wrong):
+		return min(w, gating)
+	}
+	return w
+}
+
 // judge parses doc and brings it into force if that is possible.
 func (l *loop) judge(doc subnet.Document) error {
 	if doc.Modified == 0 {
 		return l.noConfig()
 	}
-	cfg, err := subnet.ParseConfig(doc.Text)
-	if err == nil {
-		cfg.Unknown, err = catalog.Check(cfg)
-	}
+	cfg, err := catalog.Parse(doc.Text)
 	set := "flannelctl config set"
 	switch {
 	case err != nil && l.config.current == nil:
@@ -163,12 +180,13 @@ func (l *loop) adopt(cfg *subnet.Config, doc subnet.Document) {
 // cannot change: its own subnet and its peers' would no longer fit.
 func needsRestart(old, changed *subnet.Config) []string {
 	var what []string
+	names := subnet.ByFamily[[2]string]{{"Network", "SubnetLen"}, {"IPv6Network", "IPv6SubnetLen"}}
 	for f := range old.Ranges {
 		if old.Ranges[f].Network != changed.Ranges[f].Network {
-			what = append(what, "Network")
+			what = append(what, names[f][0])
 		}
 		if old.Ranges[f].SubnetLen != changed.Ranges[f].SubnetLen {
-			what = append(what, "SubnetLen")
+			what = append(what, names[f][1])
 		}
 	}
 	if old.BackendType != changed.BackendType || !sameJSON(backendObject(old), backendObject(changed)) {
@@ -230,9 +248,7 @@ func (l *loop) takeBackend(ctx context.Context) error {
 	}
 	l.saved.BackendType, l.saved.Backend = l.config.current.BackendType, backendObject(l.config.current)
 	l.saved.SubnetFile, l.saved.DockerOptions = l.opts.subnetFile, l.opts.dockerOptions
-	if err := l.dir.SaveHost(l.saved); err != nil {
-		return err
-	}
+	l.saveHost()
 	l.backend, l.attrs = b, attrs
 	l.board.Update(func(s *status.Status) {
 		s.Backend = status.Backend{Type: l.config.current.BackendType, Devices: b.Tunnel().Devices, MTU: b.MTU(), Port: int(b.Tunnel().Port)}

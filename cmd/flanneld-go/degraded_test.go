@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+)
+
+// Traffic does not depend on the state directory: one that cannot be written is
+// said, and written once it can be, what was done in the meantime included.
+func TestLoopUnwritableStateDir(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(networkConfig)
+		h.peer("10.5.200.0-24", "198.18.0.2")
+		h.writeFile("state", "in the way")
+		// Docker's keys are remembered in the same place.
+		h.opts.dockerConfig = ""
+		h.start()
+		defer h.stop()
+		h.eventually(soon, "the directory is a problem", func() bool {
+			return strings.Contains(h.problem(status.ComponentCache).Message, h.path("state"))
+		})
+		if s := h.board.Snapshot(); !s.Ready || s.State != status.StateDegraded || len(h.routes()) != 1 {
+			t.Errorf("%s, ready %t, routes %v; want degraded, ready, with the peer's route", s.Line(), s.Ready, h.routes())
+		}
+		if err := os.Remove(h.path("state")); err != nil {
+			t.Fatal(err)
+		}
+		h.eventually(resync, "no problem any more", func() bool { return h.problem(status.ComponentCache) == status.Problem{} })
+		if text := h.file("state/host.json"); !strings.Contains(text, `"host-gw"`) || !strings.Contains(text, "ip_forward") {
+			t.Errorf("host.json: %s; want the backend and the sysctl", text)
+		}
+	})
+}
+
+// A host that keeps a subnet which is another's is not ready, though its data
+// path stays.
+func TestLoopKeep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.opts.onConflict = mustConflict(t, "keep")
+		h.data.OverwriteConfig(networkConfig)
+		h.peer("10.5.200.0-24", "198.18.0.2")
+		h.start()
+		defer h.stop()
+		h.ready()
+		subnet := h.board.Snapshot().Lease.Subnet
+		key := strings.Replace(subnet, "/", "-", 1)
+		h.data.DeleteKey(key)
+		h.peer(key, "198.18.0.9")
+		h.eventually(time.Minute, "the conflict is a problem", func() bool {
+			p := h.problem(status.ComponentLease)
+			return p.Blocking && strings.HasPrefix(p.Message, "lease of "+subnet+" is in conflict: ")
+		})
+		if s := h.board.Snapshot(); s.Ready || len(h.routes()) != 1 {
+			t.Errorf("ready %t, routes %v; want not ready, with the peer's route", s.Ready, h.routes())
+		}
+		h.data.DeleteKey(key)
+		h.eventually(5*time.Minute, "ready again", func() bool { return h.board.Snapshot().Ready })
+	})
+}
+
+// A key that is no lease is named: some host may believe that it is.
+func TestLoopUnreadableKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(networkConfig)
+		h.start()
+		defer h.stop()
+		h.ready()
+		if _, err := h.data.Put("10.5.99.0-24", "garbage", 0); err != nil {
+			t.Fatal(err)
+		}
+		h.eventually(soon, "the key is a problem", func() bool {
+			p := h.problem(status.ComponentPeers)
+			return strings.HasPrefix(p.Message, "1 keys in etcd are no leases, the first: ") && strings.Contains(p.Message, "10.5.99.0-24") && p.Hint == "flannelctl leases"
+		})
+		h.data.DeleteKey("10.5.99.0-24")
+		h.eventually(soon, "no problem any more", func() bool { return h.problem(status.ComponentPeers) == status.Problem{} })
+	})
+}
+
+// flaky is a data path that fails at once until it is well.
+type flaky struct {
+	backend.Backend
+	well atomic.Bool
+}
+
+func (f *flaky) Run(ctx context.Context) error {
+	if !f.well.Load() {
+		return errors.New("no device")
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// A data path that fails again and again is one problem, not many, and no host
+// is ready with it.
+func TestDataPathFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(networkConfig)
+		h.start()
+		defer h.stop()
+		h.ready()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		f := &flaky{}
+		h.group.Go(func() error { return h.loop.runDataPath(ctx, f) })
+		h.eventually(resync, "not ready", func() bool { return !h.board.Snapshot().Ready })
+		time.Sleep(time.Minute)
+		if h.log.count("msg=problem component=data_path") != 1 || h.log.count("msg=recovered component=data_path") != 0 {
+			t.Error("the problem was logged more than once, or as recovered")
+		}
+		if p := h.problem(status.ComponentDataPath); p.Message != "no device" || !p.Blocking {
+			t.Errorf("problem %+v", p)
+		}
+		f.well.Store(true)
+		h.eventually(time.Minute, "ready", func() bool { return h.board.Snapshot().Ready })
+		if h.problem(status.ComponentDataPath) != (status.Problem{}) {
+			t.Error("ready with a problem")
+		}
+	})
+}
