@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -92,10 +93,10 @@ func planCleanup(dir statedir.Dir, saved statedir.Host, host kernel.Host, log *s
 		}})
 	}
 	memory := filepath.Join(string(dir), "docker.json")
-	if m, err := daemonconfig.LoadMemory(memory); err != nil {
-		return nil, err
-	} else if m.Path != "" {
-		steps = append(steps, cleanup{"take our keys back from " + m.Path, func(context.Context) error {
+	// One that cannot be read fails its step alone.
+	if m, err := daemonconfig.LoadMemory(memory); err != nil || m.Path != "" {
+		from := cmp.Or(m.Path, "Docker's config file")
+		steps = append(steps, cleanup{"take our keys back from " + from, func(context.Context) error {
 			_, err := daemonconfig.Withdraw(memory)
 			return err
 		}})

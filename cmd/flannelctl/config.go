@@ -92,16 +92,12 @@ func (inv *invocation) readConfig() (string, error) {
 		return "", fmt.Errorf("read config: %w", err)
 	}
 	text := string(data)
-	cfg, err := subnet.ParseConfig(text)
+	cfg, err := catalog.Parse(text)
 	if err != nil {
 		return "", cli.Usagef("invalid network config:\n%w", err)
 	}
-	unknown, err := catalog.Check(cfg)
-	if err != nil {
-		return "", cli.Usagef("invalid network config:\n%w", err)
-	}
-	if len(unknown) > 0 {
-		return "", cli.Usagef("invalid network config: unknown keys: %s", strings.Join(unknown, ", "))
+	if len(cfg.Unknown) > 0 {
+		return "", cli.Usagef("invalid network config: unknown keys: %s", strings.Join(cfg.Unknown, ", "))
 	}
 	return text, nil
 }

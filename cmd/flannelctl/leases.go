@@ -35,7 +35,9 @@ func runLeases(ctx context.Context, inv *invocation) error {
 		return err
 	}
 	defer store.Close()
-	world, err := store.Load(ctx)
+	loadCtx, cancelLoad := context.WithTimeout(ctx, timeout)
+	defer cancelLoad()
+	world, err := store.Load(loadCtx)
 	if err != nil {
 		return err
 	}
