@@ -56,7 +56,7 @@ func TestJudge(t *testing.T) {
 		{name: "valid at start", next: running, adopted: true},
 		{
 			name: "none at start",
-			want: "no network config yet: waiting for key /net/config at http://a:1,http://b:2; put one with: " + put + " | " + put,
+			want: "no network config yet: waiting for key /net/config at http://a:1,http://b:2; put one with: " + put,
 		},
 		{
 			name: "all problems at start", next: `{"Network":"10.5.0.0/33","SubnetLen":"x","Backend":{}}`,

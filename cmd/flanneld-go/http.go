@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -56,7 +57,7 @@ func (h health) mux() *http.ServeMux {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		fmt.Fprintf(w, "%s\n", s.State)
 		for _, p := range s.Problems {
-			fmt.Fprintf(w, "%s: %s\n", p.Component, p.Message)
+			fmt.Fprintf(w, "%s: %s\n", p.Component, strings.ReplaceAll(p.Message, "\n", "; "))
 		}
 	})
 	return mux

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -237,7 +238,11 @@ func (l *loop) report(s stage, err error) {
 		p.Hint = h.hint
 	}
 	if l.board.Report(p) {
-		l.log.Warn("problem", "component", s.component, "error", err, "hint", p.Hint)
+		log := l.log
+		if !strings.Contains(p.Message, p.Hint) {
+			log = log.With("hint", p.Hint)
+		}
+		log.Warn("problem", "component", s.component, "error", err)
 	}
 }
 

@@ -155,7 +155,7 @@ func (l *loop) noConfig() error {
 	if l.config.current != nil {
 		return withHint(fmt.Errorf("the network config is gone from %s at %s; keeping that of revision %d", key, endpoints, l.config.doc.Modified), "%s", put)
 	}
-	return withHint(fmt.Errorf("no network config yet: waiting for key %s at %s; put one with: %s", key, endpoints, put), "%s", put)
+	return fmt.Errorf("no network config yet: waiting for key %s at %s; put one with: %s", key, endpoints, put)
 }
 
 // adopt brings a config into force.
@@ -226,6 +226,7 @@ func (l *loop) newBackend(cfg *subnet.Config) (backend.Backend, error) {
 		Log:       l.log.With("backend", cfg.BackendType),
 		Blackhole: l.opts.blackholeRoute,
 		Observe:   l.observe,
+		Unknown:   func([]string) {}, // adopt has warned of them
 	})
 }
 
