@@ -1,6 +1,7 @@
 package main
 
 import (
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -160,5 +161,36 @@ func TestCleanup(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(dir, name)); !os.IsNotExist(err) {
 			t.Errorf("%s: %v, want it gone", name, err)
 		}
+	}
+}
+
+// A memory of Docker's keys that cannot be read, such as after a full disk,
+// fails its own step and no other.
+func TestCleanupUnreadableMemory(t *testing.T) {
+	dir := filled(t)
+	memory := filepath.Join(dir, "state", "docker.json")
+	if err := os.WriteFile(memory, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	state := statedir.Dir(filepath.Join(dir, "state"))
+	saved, err := state.LoadHost()
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := planCleanup(state, saved, kerneltest.New(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed []string
+	for _, step := range plan[1:] { // the firewall is the machine's
+		if err := step.do(t.Context()); err != nil {
+			failed = append(failed, step.what)
+			if !strings.Contains(err.Error(), memory) {
+				t.Errorf("%s: %v does not name %s", step.what, err, memory)
+			}
+		}
+	}
+	if diff := cmp.Diff([]string{"take our keys back from Docker's config file"}, failed); diff != "" {
+		t.Errorf("failed steps (-want +got):\n%s", diff)
 	}
 }
