@@ -132,7 +132,10 @@ func (w *watch) run(ctx context.Context) error {
 			return context.Cause(ctx)
 		case <-ticks.C:
 			err = w.prove(ctx, stream)
-		case m := <-messages:
+		case m, open := <-messages:
+			if !open { // It saw the end of ctx before us.
+				return context.Cause(ctx)
+			}
 			w.silent = 0
 			if err = w.handle(ctx, m); err == nil && w.verified {
 				patience.Stop()

@@ -156,6 +156,28 @@ func TestWatchEndsWithoutEtcd(t *testing.T) {
 	}
 }
 
+// The stream may be the first to see that the context has ended, and be gone by
+// the time that the watch looks: in either order it is the context's error.
+func TestWatchIsCanceledAtAnyTime(t *testing.T) {
+	s := open(t, Options{Endpoints: startServer(t, etcdtest.Options{}).Endpoints(), Prefix: "/p"})
+	s.tick = 100 * time.Millisecond
+	w := loaded(t, s)
+	for range 10 {
+		ctx, cancel := context.WithCancel(t.Context())
+		for _, err := range s.Watch(ctx, w.Revision) {
+			if err != nil {
+				if !errors.Is(err, context.Canceled) {
+					t.Errorf("Watch = %v, want %v", err, context.Canceled)
+				}
+				break
+			}
+			cancel()
+			<-time.After(10 * time.Millisecond)
+		}
+		cancel()
+	}
+}
+
 // tampered is a watch service whose streams' messages go through edit, which
 // may drop one by returning nil.
 type tampered struct {
