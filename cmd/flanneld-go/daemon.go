@@ -146,6 +146,7 @@ func (d *daemon) announce(ctx context.Context, beat *heartbeat) error {
 		watchdog = ticker.C
 	}
 	h := health{d.board, beat.last, d.clock.Now}
+	said := ""
 	for told := false; ; {
 		select {
 		case <-ctx.Done():
@@ -173,7 +174,10 @@ func (d *daemon) announce(ctx context.Context, beat *heartbeat) error {
 				told = true
 				continue
 			}
-			d.complain(d.notify.Status(s.Line()))
+			if line := s.Line(); line != said {
+				d.complain(d.notify.Status(line))
+				said = line
+			}
 		}
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 )
 
@@ -87,6 +89,55 @@ func TestLoopUnreadableKey(t *testing.T) {
 		h.data.DeleteKey("10.5.99.0-24")
 		h.eventually(soon, "no problem any more", func() bool { return h.problem(status.ComponentPeers) == status.Problem{} })
 	})
+}
+
+// An uplink that is not what it was is named, with what to do.
+func TestLoopUplinkChanges(t *testing.T) {
+	tests := []struct {
+		name, want string
+		change     func(t *testing.T, h *testHost)
+	}{
+		{name: "deleted", want: "uplink eth0 is gone", change: func(t *testing.T, h *testHost) {
+			if err := h.kernel.DeleteLink(t.Context(), h.eth0.Index); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{name: "made anew", want: "uplink eth0 was deleted and made anew", change: func(t *testing.T, h *testHost) {
+			if err := h.kernel.DeleteLink(t.Context(), h.eth0.Index); err != nil {
+				t.Fatal(err)
+			}
+			h.kernel.Plug(kernel.Link{Name: "eth0", MTU: 1500}, netip.MustParsePrefix("198.18.0.1/24"))
+		}},
+		{name: "another address", want: "uplink eth0 has lost its address 198.18.0.1", change: func(t *testing.T, h *testHost) {
+			addrs := h.kernel.Addrs(h.eth0.Index)
+			list, err := addrs.List(t.Context())
+			if err == nil {
+				err = addrs.Delete(t.Context(), list)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				h.data.OverwriteConfig(networkConfig)
+				h.start()
+				defer h.stop()
+				h.ready()
+				tt.change(t, h)
+				h.eventually(resync, "the uplink is a problem", func() bool {
+					p := h.problem(status.ComponentUplink)
+					return p.Message == tt.want && p.Blocking && p.Hint == "systemctl restart flanneld-go"
+				})
+				if h.board.Snapshot().Ready {
+					t.Error("ready without its uplink")
+				}
+			})
+		})
+	}
 }
 
 // flaky is a data path that fails at once until it is well.

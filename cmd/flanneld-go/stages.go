@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/backend/uplink"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/catalog"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
@@ -195,10 +197,10 @@ func needsRestart(old, changed *subnet.Config) []string {
 	return what
 }
 
-// takeUplink chooses the interface, once.
+// takeUplink chooses the interface, once; a start chooses anew.
 func (l *loop) takeUplink(ctx context.Context) error {
 	if l.uplink.Link.Index != 0 {
-		return nil
+		return l.watchUplink(ctx)
 	}
 	o := l.opts.uplink
 	for f, r := range l.config.current.Ranges {
@@ -213,6 +215,33 @@ func (l *loop) takeUplink(ctx context.Context) error {
 	l.board.Update(func(s *status.Status) {
 		s.Uplink = status.Uplink{Name: up.Link.Name, MTU: up.Link.MTU, Addrs: addrs(up.Addr), Public: addrs(up.Public)}
 	})
+	return nil
+}
+
+// watchUplink says when the interface is not what it was chosen for: tunnels and
+// routes are bound to its index, and peers send to its address.
+func (l *loop) watchUplink(ctx context.Context) error {
+	const restart = "systemctl restart flanneld-go"
+	name := l.uplink.Link.Name
+	link, err := l.host.LinkByName(ctx, name)
+	switch {
+	case errors.Is(err, kernel.ErrNotFound):
+		return &untrue{withHint(fmt.Errorf("uplink %s is gone", name), restart)}
+	case err != nil:
+		return &harmless{fmt.Errorf("look at uplink %s: %w", name, err)}
+	case link.Index != l.uplink.Link.Index:
+		return &untrue{withHint(fmt.Errorf("uplink %s was deleted and made anew", name), restart)}
+	}
+	list, err := l.host.Addrs(link.Index).List(ctx)
+	if err != nil {
+		return &harmless{fmt.Errorf("look at uplink %s: %w", name, err)}
+	}
+	for _, f := range l.families() {
+		addr := l.uplink.Addr[f]
+		if addr.IsValid() && !slices.ContainsFunc(list, func(a kernel.Addr) bool { return a.Prefix.Addr() == addr }) {
+			return &untrue{withHint(fmt.Errorf("uplink %s has lost its address %s", name, addr), restart)}
+		}
+	}
 	return nil
 }
 
