@@ -156,7 +156,7 @@ type Sync struct {
 // File is a file kept for the container daemon.
 type File struct {
 	Path string `json:"path"`
-	// State is "written", "failed" or "off".
+	// State is "written" or "failed".
 	State string `json:"state"`
 	Error string `json:"error,omitempty"`
 }
