@@ -2,12 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -180,25 +177,9 @@ func (inv *invocation) openStore(ctx context.Context, a access) (*etcdstore.Stor
 
 // fetchStatus asks the daemon.
 func fetchStatus(ctx context.Context, socket string) (status.Status, error) {
-	var s status.Status
-	client := &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
-		},
-		DisableKeepAlives: true,
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://flanneld-go/v1/status", http.NoBody)
-	if err != nil {
-		return s, fmt.Errorf("ask daemon: %w", err)
-	}
-	resp, err := client.Do(req)
+	s, err := status.Fetch(ctx, socket)
 	if err != nil {
 		return s, explainSocket(socket, err)
-	}
-	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
-		return s, fmt.Errorf("read the daemon's answer: %w", err)
 	}
 	return s, nil
 }
@@ -214,5 +195,5 @@ func explainSocket(socket string, err error) error {
 	case isRefused(err):
 		return fmt.Errorf("the daemon is gone: nobody answers on %s: systemctl status flanneld-go", socket)
 	}
-	return fmt.Errorf("ask daemon on %s: %w", socket, err)
+	return fmt.Errorf("%s: %w", socket, err)
 }

@@ -66,7 +66,7 @@ func (h health) mux() *http.ServeMux {
 // statusMux serves the whole status as JSON, for flannelctl.
 func (h health) statusMux() *http.ServeMux {
 	mux := h.mux()
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET "+status.Path, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		// A client that went away is nobody to report to.
 		_ = json.NewEncoder(w).Encode(h.board.Snapshot())

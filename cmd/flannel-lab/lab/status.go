@@ -2,10 +2,7 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"net"
-	"net/http"
 	"strings"
 
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
@@ -19,25 +16,9 @@ type (
 
 // Status asks the daemon for its state.
 func (h *Host) Status(ctx context.Context) (Status, error) {
-	var s Status
-	// A unix socket is a file: it is reached from any network namespace.
-	client := &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", h.Socket())
-		},
-		DisableKeepAlives: true,
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://flanneld-go/v1/status", http.NoBody)
+	s, err := status.Fetch(ctx, h.Socket())
 	if err != nil {
-		return s, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return s, fmt.Errorf("ask %s for its status: %w", h.Name, err)
-	}
-	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
-		return s, fmt.Errorf("read %s's status: %w", h.Name, err)
+		return s, fmt.Errorf("%s: %w", h.Name, err)
 	}
 	return s, nil
 }
