@@ -20,7 +20,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-
 	goleak.VerifyTestMain(m)
 }
 
