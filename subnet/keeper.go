@@ -424,8 +424,11 @@ func (k *Keeper) log(ctx context.Context, s, old *KeeperStatus) {
 	if slices.Contains([]State{StateValid, StateEnded}, s.State) {
 		level = slog.LevelInfo
 	}
-	k.o.Log.Log(ctx, level, "lease state changed",
-		"state", s.State.String(), "before", old.State.String(), "subnet", s.Lease.Subnet.String(), "reason", s.Why)
+	attrs := []any{"state", s.State.String(), "before", old.State.String(), "subnet", s.Lease.Subnet.String()}
+	if s.Why != "" {
+		attrs = append(attrs, "reason", s.Why)
+	}
+	k.o.Log.Log(ctx, level, "lease state changed", attrs...)
 }
 
 // describe is the machine as others see it.

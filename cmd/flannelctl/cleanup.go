@@ -41,7 +41,7 @@ func runCleanup(ctx context.Context, inv *invocation) error {
 	dir := statedir.Dir(inv.stateDir)
 	saved, err := dir.LoadHost()
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: it says what to undo; without it (remove it) only firewall rules and files are cleaned up", err)
 	}
 	host, err := kernel.Open(kernel.Options{})
 	if err != nil {

@@ -96,7 +96,7 @@ func TestCleanupRefusals(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(broken, "host.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.refused(false, "read state "+broken+"/host.json: unexpected end of JSON input", "cleanup", "--yes", "--state-dir="+broken)
+	s.refused(false, "read state "+broken+"/host.json: unexpected end of JSON input: it says what to undo; without it (remove it) only firewall rules and files are cleaned up", "cleanup", "--yes", "--state-dir="+broken)
 	s.daemon(status.Status{PID: 812})
 	s.refused(false, "the daemon is running (pid 812) and would put everything back: systemctl stop flanneld-go", "cleanup", "--yes", "--state-dir="+dir+"/state")
 	if _, err := os.Stat(filepath.Join(dir, "subnet.env")); err != nil {

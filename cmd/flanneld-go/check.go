@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/daemonconfig"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -68,6 +69,10 @@ func (l *loop) printPlan(out io.Writer, world subnet.World) error {
 		fmt.Fprintf(out, "          %s at %s %s\n", r.lease.Subnet, publicIP(r.lease), r.why)
 	}
 	fmt.Fprintf(out, "\n%s:\n%s", l.opts.subnetFile, indent(string(l.env().Format())))
+	if l.opts.dockerOptions != "" {
+		fmt.Fprintf(out, "\n%s:\n%s", l.opts.dockerOptions, indent(string(daemonconfig.OptionsFile(l.env()))))
+		return nil
+	}
 	if l.opts.dockerConfig == "" {
 		return nil
 	}

@@ -119,7 +119,7 @@ func listenUnix(path string) (net.Listener, error) {
 	}
 	if conn, err := net.Dial("unix", path); err == nil {
 		conn.Close()
-		return nil, fmt.Errorf("--socket: %s: another flanneld-go answers there: stop it first, or give this one its own --socket, --state-dir and --subnet-file", path)
+		return nil, fmt.Errorf("--socket: %s: another flanneld-go answers there: stop it first, since it holds this host's lease", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("--socket: %w", err)

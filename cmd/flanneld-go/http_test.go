@@ -109,7 +109,7 @@ func TestListenUnix(t *testing.T) {
 		t.Errorf("socket is %v, %v; want -rw-------", info.Mode(), err)
 	}
 	second, err := listenUnix(path)
-	if want := "--socket: " + path + ": another flanneld-go answers there: stop it first, or give this one its own --socket, --state-dir and --subnet-file"; second != nil || text(err) != want {
+	if want := "--socket: " + path + ": another flanneld-go answers there: stop it first, since it holds this host's lease"; second != nil || text(err) != want {
 		t.Errorf("a second daemon: %v\nwant %s", err, want)
 	}
 	if conn, err := net.Dial("unix", path); err != nil {

@@ -423,3 +423,27 @@ func TestLoopHangs(t *testing.T) {
 		h.eventually(soon, "alive again", func() bool { return health.alive() == nil })
 	})
 }
+
+// A repair is said; what follows from news is not.
+func TestLoopSaysWhatItRepairs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(networkConfig)
+		h.start()
+		defer h.stop()
+		h.ready()
+		h.peer("10.5.77.0-24", "198.18.0.7")
+		h.eventually(soon, "a route", func() bool { return len(h.routes()) == 1 })
+		if n := h.log.count("repaired"); n != 0 {
+			t.Errorf("a peer's arrival is called a repair")
+		}
+		route := kernel.Route{Dst: netip.MustParsePrefix("10.5.77.0/24"), Gateway: netip.MustParseAddr("198.18.0.7"), Link: h.eth0.Index, Protocol: kernel.Protocol}
+		if err := h.kernel.Routes().Delete(t.Context(), []kernel.Route{route}); err != nil {
+			t.Fatal(err)
+		}
+		h.eventually(soon, "the route again", func() bool { return len(h.routes()) == 1 })
+		if n := h.log.count("repaired"); n != 1 {
+			t.Errorf("%d repairs in the log, want 1", n)
+		}
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -18,6 +19,10 @@ import (
 type pathState struct {
 	// applied: there was one whole Apply in this process.
 	applied bool
+	// steady: the last Apply left nothing to do, so that what the next one
+	// has to change, for the same own subnet and peers, somebody else undid.
+	steady  bool
+	own     subnet.Subnet
 	peers   []subnet.Lease
 	refused []refusal
 	// bad are the keys that are no leases.
@@ -38,10 +43,13 @@ const dataPathProof = 2 * time.Second
 // of single peers are a problem of their own and do not end the round.
 func (l *loop) apply(ctx context.Context) error {
 	me := self{l.node, l.attrs.PublicIP, l.lease.own.Subnet}
-	l.path.peers, l.path.refused = selectPeers(l.config.current, me, l.snap.Leases())
-	l.path.bad = l.snap.Bad
+	peers, refused := selectPeers(l.config.current, me, l.snap.Leases())
+	l.path.steady = l.path.steady && l.path.own == l.lease.own.Subnet && slices.Equal(peers, l.path.peers)
+	l.path.own = l.lease.own.Subnet
+	l.path.peers, l.path.refused, l.path.bad = peers, refused, l.snap.Bad
 	err := l.backend.Apply(ctx, backend.Desired{Config: l.config.current, Own: l.lease.own, Peers: l.path.peers})
 	failed, rest := splitPeerErrors(err)
+	l.path.steady = err == nil
 	l.board.Update(func(s *status.Status) { s.Peers = peerList(l.path.peers, l.path.refused, failed) })
 	l.reportPeers(failed)
 	if rest != nil {

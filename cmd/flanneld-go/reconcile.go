@@ -266,4 +266,11 @@ func (l *loop) observe(r reconcile.Result) {
 		s.Sync.Put += uint64(r.Put)
 		s.Sync.Deleted += uint64(r.Deleted)
 	})
+	switch {
+	case r.Put+r.Deleted == 0:
+	case l.path.steady:
+		l.log.Warn("repaired what somebody else changed in the kernel", "put", r.Put, "deleted", r.Deleted)
+	default:
+		l.log.Debug("kernel entries changed", "put", r.Put, "deleted", r.Deleted)
+	}
 }
