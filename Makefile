@@ -42,9 +42,13 @@ lint: ## formatting, vet, staticcheck and the doors between packages
 hosts: deps ## the whole matrix on real machines: systemd, dockerd, every backend
 	FLANNEL_TEST_HOSTS=all $(TOOL) gotestsum --format testname -- -count=1 -timeout 60m $(TESTFLAGS) ./test/hosts/...
 
+# The tests that print figures of whole hosts.
+FIGURES := TestNoConfigYet|TestBadConfigWaitsForAGoodOne|TestPathsFollowTheStore|TestReplacedDaemonLosesNothing|TestSixtyDaemonsAtOnce|TestContainersTalk|TestBinarySize|TestMemoryWithAHundredPeers
+
 .PHONY: bench
-bench: deps ## benchmarks: batches to the kernel, diffs, the data path
-	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./...
+bench: deps ## benchmarks: batches to the kernel, diffs, the data path, whole hosts
+	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./subnet ./backend/...
+	$(GO) test -count=1 -v -run '$(FIGURES)' ./test/netns | grep -E '^ +[a-z_]+_test.go|^(---|    ---|ok|FAIL)'
 
 .PHONY: clean
 clean: ## remove what was built
