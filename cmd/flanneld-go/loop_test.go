@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -446,4 +447,24 @@ func TestLoopSaysWhatItRepairs(t *testing.T) {
 			t.Errorf("%d repairs in the log, want 1", n)
 		}
 	})
+}
+
+// A round that failed is tried again ever later, but never later than the
+// firewall is to be checked.
+func TestPause(t *testing.T) {
+	l := newLoop(&daemon{clock: bubbleClock{time.Now()}, opts: options{iptablesResync: 5 * time.Second}}, nil, nil)
+	var got []time.Duration
+	for range 7 {
+		got = append(got, l.pause(false))
+	}
+	want := []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 5 * time.Second, 5 * time.Second}
+	if !slices.Equal(got, want) {
+		t.Errorf("pauses %v, want %v", got, want)
+	}
+	if complete := l.pause(true); complete != 5*time.Second {
+		t.Errorf("pause %s after a complete round, want 5s", complete)
+	}
+	if again := l.pause(false); again != retryMin {
+		t.Errorf("pause %s after the first failure since, want %s", again, retryMin)
+	}
 }

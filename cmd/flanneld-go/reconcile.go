@@ -177,7 +177,8 @@ func (l *loop) pause(complete bool) time.Duration {
 		l.retry = retryMin
 		return min(resyncEvery, l.opts.iptablesResync)
 	}
-	pause := l.retry
+	// What failed must not make the firewall wait for its check.
+	pause := min(l.retry, l.opts.iptablesResync)
 	l.retry = min(2*l.retry, retryMax)
 	return pause
 }
