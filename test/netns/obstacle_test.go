@@ -1,11 +1,14 @@
 package netns_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -237,5 +240,26 @@ func TestEtcdUnreachable(t *testing.T) {
 	}
 	if _, err := h.WaitReady(within(t, 60*time.Second), 0); err != nil {
 		t.Error(err)
+	}
+}
+
+// A user without rights is told so, in one line.
+func TestNotRoot(t *testing.T) {
+	newLab(t, lab.Options{Hosts: 1}) // builds, or says why it cannot run here
+	// The build's folder is root's own: a descriptor reaches into it.
+	binary, err := os.Open(filepath.Join(binDir(), "flanneld-go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer binary.Close()
+	cmd := exec.CommandContext(within(t, 10*time.Second), "/proc/self/fd/3")
+	cmd.ExtraFiles = []*os.File{binary}
+	cmd.Env = []string{}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	const want = "flanneld-go: must run as root: it makes network devices, routes and firewall rules\n"
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 || string(out) != want {
+		t.Errorf("%v: %q\nwant exit status 1 and %q", err, out, want)
 	}
 }
