@@ -88,6 +88,10 @@ func readEvents(ctx context.Context, sock *os.File, class classifier, add func(E
 		n, err := sock.Read(buf)
 		switch {
 		case errors.Is(err, unix.ENOBUFS):
+			// The kernel says so once, and then drops silently until the
+			// socket is empty. Who reads the state again because of our
+			// event must not do so before.
+			drain(sock, buf, class)
 			add(Event{Topic: TopicOverrun})
 			continue
 		case err != nil:
@@ -101,6 +105,31 @@ func readEvents(ctx context.Context, sock *os.File, class classifier, add func(E
 			}
 			if e, ok := class.event(m); ok {
 				add(e)
+			}
+		}
+	}
+}
+
+// drain reads what is there and does not wait for more. The classifier learns
+// from it; everything else an overrun stands for.
+func drain(sock *os.File, buf []byte, class classifier) {
+	raw, err := sock.SyscallConn()
+	if err != nil {
+		return // closed: the next read says so
+	}
+	for {
+		n := 0
+		readErr := raw.Read(func(fd uintptr) bool {
+			n, err = unix.Read(int(fd), buf)
+			return true // whatever came of it
+		})
+		if readErr != nil || err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR) {
+			return
+		}
+		for b := buf[:max(n, 0)]; len(b) > 0 && err == nil; {
+			var m message
+			if m, b, err = nextMessage(b); err == nil {
+				_, _ = class.event(m)
 			}
 		}
 	}
