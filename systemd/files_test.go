@@ -3,6 +3,7 @@ package systemd_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -132,13 +133,18 @@ func TestDevicesMatch(t *testing.T) {
 		if !ok {
 			t.Errorf("%s does not begin with %s", path, key)
 		}
-		for _, device := range []string{"flannel0", "flannel.1", "flannel-v6.4096", "flannel.ipip", "flannel-wg"} {
-			if match, err := filepath.Match(first, device); err != nil || !match {
-				t.Errorf("%s: %s does not match %s: %v", path, first, device, err)
+		globs := strings.FieldsFunc(first, func(r rune) bool { return r == ' ' || r == ';' })
+		for device, ours := range map[string]bool{
+			"flannel0": true, "flannel.1": true, "flannel-v6.4096": true, "flannel.ipip": true, "flannel-wg": true,
+			"fl.16777215": true, "fl6.10000": true, "eth0": false, "flash0": false,
+		} {
+			matched := slices.ContainsFunc(globs, func(glob string) bool {
+				match, err := filepath.Match(strings.TrimPrefix(glob, "interface-name:"), device)
+				return match && err == nil
+			})
+			if matched != ours {
+				t.Errorf("%s: %q matches %s: %t, want %t", path, globs, device, matched, ours)
 			}
-		}
-		if match, _ := filepath.Match(first, "eth0"); match {
-			t.Errorf("%s matches eth0", path)
 		}
 	}
 }
