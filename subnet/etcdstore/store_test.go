@@ -63,6 +63,7 @@ func TestReadOnlyWritesNothing(t *testing.T) {
 		"Update":    func() error { _, err := s.Update(ctx, l); return err },
 		"Release":   func() error { return s.Release(ctx, l) },
 		"PutConfig": func() error { _, err := s.PutConfig(ctx, "{}", w); return err },
+		"RemoveBad": func() error { return s.RemoveBad(ctx, subnet.BadKey{Key: "nonsense", Modified: 1}) },
 	} {
 		if err := call(); !errors.Is(err, ErrReadOnly) {
 			t.Errorf("%s = %v, want %v", method, err, ErrReadOnly)
