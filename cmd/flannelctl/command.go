@@ -14,6 +14,7 @@ import (
 	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/version"
+	"github.com/flanneld-go/flanneld-go/subnet"
 	"github.com/flanneld-go/flanneld-go/subnet/etcdstore"
 )
 
@@ -173,6 +174,23 @@ func (inv *invocation) openStore(ctx context.Context, a access) (*etcdstore.Stor
 		}
 	}
 	return etcdstore.New(opts)
+}
+
+// inWorld opens etcd, reads everything at once, and calls do, all within the
+// timeout.
+func (inv *invocation) inWorld(ctx context.Context, a access, do func(context.Context, *etcdstore.Store, subnet.World) error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	store, err := inv.openStore(ctx, a)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	world, err := store.Load(ctx)
+	if err != nil {
+		return err
+	}
+	return do(ctx, store, world)
 }
 
 // fetchStatus asks the daemon.

@@ -11,26 +11,20 @@ import (
 	"github.com/flanneld-go/flanneld-go/cmd/internal/catalog"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
 	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/etcdstore"
 )
 
 func runConfigGet(ctx context.Context, inv *invocation) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	store, err := inv.openStore(ctx, readOnly)
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	world, err := store.Load(ctx)
-	if err != nil {
-		return err
-	}
-	if world.Config.Modified == 0 {
-		return errors.New(`there is no network config yet: flannelctl config set '{"Network":"10.5.0.0/16"}'`)
-	}
-	fmt.Fprintln(inv.out, strings.TrimRight(world.Config.Text, "\n"))
-	return nil
+	return inv.inWorld(ctx, readOnly, func(_ context.Context, _ *etcdstore.Store, world subnet.World) error {
+		if world.Config.Modified == 0 {
+			return errNoConfig
+		}
+		fmt.Fprintln(inv.out, strings.TrimRight(world.Config.Text, "\n"))
+		return nil
+	})
 }
+
+var errNoConfig = errors.New(`there is no network config yet: flannelctl config set '{"Network":"10.5.0.0/16"}'`)
 
 func runConfigValidate(_ context.Context, inv *invocation) error {
 	_, err := inv.readConfig()
@@ -45,33 +39,24 @@ func runConfigSet(ctx context.Context, inv *invocation) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	store, err := inv.openStore(ctx, readWrite)
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	world, err := store.Load(ctx)
-	if err != nil {
-		return err
-	}
-	if world.Config.Text == text {
-		fmt.Fprintln(inv.out, "unchanged")
+	return inv.inWorld(ctx, readWrite, func(ctx context.Context, store *etcdstore.Store, world subnet.World) error {
+		if world.Config.Text == text {
+			fmt.Fprintln(inv.out, "unchanged")
+			return nil
+		}
+		doc, err := store.PutConfig(ctx, text, world)
+		if errors.Is(err, subnet.ErrConfigChanged) {
+			return fmt.Errorf("somebody else changed the config meanwhile, nothing was put: look at it (flannelctl config get) and set yours again: %w", err)
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(inv.out, "put at revision %d\n", doc.Modified)
+		if len(world.Leases) > 0 && world.Config.Modified != 0 {
+			fmt.Fprintf(inv.out, "hosts with leases: %d; a change of Network, SubnetLen or Backend takes effect on each at its restart\n", len(world.Leases))
+		}
 		return nil
-	}
-	doc, err := store.PutConfig(ctx, text, world)
-	if errors.Is(err, subnet.ErrConfigChanged) {
-		return fmt.Errorf("somebody else changed the config meanwhile, nothing was put: look at it (flannelctl config get) and set yours again: %w", err)
-	}
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(inv.out, "put at revision %d\n", doc.Modified)
-	if len(world.Leases) > 0 && world.Config.Modified != 0 {
-		fmt.Fprintf(inv.out, "hosts with leases: %d; a change of Network, SubnetLen or Backend takes effect on each at its restart\n", len(world.Leases))
-	}
-	return nil
+	})
 }
 
 // readConfig reads the argument: JSON itself, a file, or standard input. An
