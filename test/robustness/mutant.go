@@ -1,0 +1,74 @@
+package robustness
+
+// mutant is the daemon with one bug. It must be caught by one validator: what a
+// checker does not find in a broken daemon it would not find in ours.
+type mutant struct {
+	name string
+	// bug says what is wrong with it.
+	bug string
+	edit
+	// validator is the name of the one meant for it.
+	validator string
+}
+
+// mutants are the keepers and stores that are wrong on purpose.
+func mutants() []mutant {
+	const write, watch, layout = "subnet/etcdstore/write.go", "subnet/etcdstore/watch.go", "subnet/internal/layout/layout.go"
+	return []mutant{
+		{
+			name: "blind-renewal",
+			bug:  "a renewal puts the key again, whoever holds it by now",
+			edit: edit{write, "	resp, err := s.client.Txn(ctx).Then(s.reads(s.keyOf(l))...).Commit()\n", `
+	entry, err := layout.Write(l)
+	if err != nil {
+		return subnet.Lease{}, err
+	}
+	put, err := s.client.Put(ctx, s.keyOf(l), entry.Value, clientv3.WithLease(clientv3.LeaseID(l.ID)))
+	if err != nil {
+		return subnet.Lease{}, err
+	}
+	l.Modified = subnet.Revision(put.Header.Revision)
+	resp, err := s.client.Txn(ctx).Then(s.reads(s.keyOf(l))...).Commit()
+`},
+		},
+		{
+			name: "create-without-compare",
+			bug:  "a creation does not ask whether the key is there",
+			edit: edit{write, `If(append(s.worldIs(w), clientv3.Compare(clientv3.CreateRevision(key), "=", 0))...)`, "If()"},
+		},
+		{
+			name: "dropped-entries",
+			bug:  "a key whose value cannot be read looks free",
+			edit: edit{layout, "c.Bad = append(c.Bad, subnet.BadKey{Key: kv.Key, Occupies: l.Subnet, Modified: kv.Modified, Err: err})", ""},
+		},
+		{
+			name: "mortal-reservation",
+			bug:  "taking a reservation over gives it a lease, as flannel does",
+			edit: edit{write, "	resp, err := s.swap(ctx, l, clientv3.OpPut(s.keyOf(l), entry.Value, clientv3.WithIgnoreLease()))\n", `
+	g := grant{id: l.ID}
+	option := clientv3.WithIgnoreLease()
+	if l.Reservation() {
+		if g, err = s.take(ctx, subnet.DefaultTTL); err != nil {
+			return subnet.Lease{}, err
+		}
+		option = clientv3.WithLease(clientv3.LeaseID(g.id))
+	}
+	resp, err := s.swap(ctx, l, clientv3.OpPut(s.keyOf(l), entry.Value, option))
+	l.ID = g.id
+`},
+		},
+		{
+			name: "ignored-compaction",
+			bug:  "a watch whose revision was compacted goes on from the present",
+			edit: edit{watch, "		return subnet.ErrCompacted\n", `
+		w.at = subnet.Revision(m.Header.Revision)
+		return io.EOF // as a stream that broke: it is opened again
+`},
+		},
+		{
+			name: "no-identity",
+			bug:  "all stores have the same identity",
+			edit: edit{layout, "return rand.Text()", `return "store" + rand.Text()[:0]`},
+		},
+	}
+}
