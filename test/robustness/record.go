@@ -80,13 +80,17 @@ type FaultKind string
 type Fault struct {
 	Kind FaultKind
 	// From is when it was begun and Until when it was healed; equal where
-	// there is nothing to heal (a kill, a deleted key).
+	// there is nothing to heal (a kill, a deleted key). Until is 0 where it
+	// never was.
 	From, Until time.Duration
 	// Hosts are the names of those touched: traffic from and to them may
 	// suffer. Every: all of them.
 	Hosts []string
 	Every bool
-	// Unreachable are the hosts that could not reach etcd meanwhile.
+	// Unreachable are the hosts whose daemons could not count on reading and
+	// writing etcd meanwhile: cut off, or stopped by a signal; all of them
+	// where a member is silent, the quorum is lost or there is no space.
+	// Nobody asks of them to follow anything, until a while after Until.
 	Unreachable []string
 	// Detail says what exactly was done, for people.
 	Detail string
@@ -96,7 +100,9 @@ type Fault struct {
 
 // Run is one process of a daemon.
 type Run struct {
-	Host        string
+	Host string
+	// From is when it was started, Until when it had ended; 0: it outlived
+	// the record.
 	From, Until time.Duration
 	// Killed: it was the schedule that ended it. Status is its exit status.
 	Killed bool
@@ -126,7 +132,12 @@ type Sample struct {
 // Route is where one subnet's packets go.
 type Route struct {
 	Subnet netip.Prefix
-	Via    netip.Addr
+	// Via is invalid where the kernel does not know it: no neighbour, no FDB
+	// entry.
+	Via netip.Addr
+	// MAC is that of the neighbour, in lower case: inside the tunnel the
+	// packets go to it. Empty where the tunnel knows none (host-gw).
+	MAC string
 }
 
 // File is one file's content.
