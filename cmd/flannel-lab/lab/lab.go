@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
-
-	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // Options describe a lab. Hosts is needed.
@@ -26,7 +24,7 @@ type Options struct {
 	// host after the lab's own arguments, so that they win.
 	Daemon     string
 	DaemonArgs []string
-	// Self is the path of flannel-lab, which runs etcd; by default this very
+	// Self is the path of flannel-lab, which runs etcd's members; by default this very
 	// executable.
 	Self string
 }
@@ -43,10 +41,9 @@ type Lab struct {
 	plan   plan
 	claim  *claim
 	bridge bridge
-	client *clientv3.Client
 
 	mu        sync.Mutex
-	etcd      *Process
+	cluster   *Cluster
 	nodes     []*Node
 	processes []*Process
 	keepFiles bool
@@ -160,26 +157,19 @@ func (l *Lab) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeWithin)
 	defer cancel()
 	var errs []error
-	if l.client != nil {
-		errs = append(errs, l.client.Close())
+	if l.cluster != nil {
+		errs = append(errs, l.cluster.closeClients())
 	}
 	// The daemons first: they need not notice that their etcd goes.
-	last := l.etcd
 	stopped := make(chan error)
 	for _, p := range l.processes {
-		go func() {
-			if p == last {
-				stopped <- nil
-				return
-			}
-			stopped <- p.Stop(ctx)
-		}()
+		go func() { stopped <- p.Stop(ctx) }()
 	}
 	for range l.processes {
 		errs = append(errs, <-stopped)
 	}
-	if last != nil {
-		errs = append(errs, last.Stop(ctx))
+	if l.cluster != nil {
+		errs = append(errs, l.cluster.Stop(ctx))
 	}
 	for _, n := range l.nodes {
 		errs = append(errs, n.remove())

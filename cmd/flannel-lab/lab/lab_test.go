@@ -31,7 +31,12 @@ func needsRoot(t *testing.T) {
 func newTestLab(t *testing.T, hosts int, script string) *Lab {
 	t.Helper()
 	needsRoot(t)
-	l, err := New(t.Context(), Options{Hosts: hosts, Daemon: writeScript(t, script)})
+	return newTestLabWith(t, Options{Hosts: hosts, Daemon: writeScript(t, script)})
+}
+
+func newTestLabWith(t *testing.T, o Options) *Lab {
+	t.Helper()
+	l, err := New(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

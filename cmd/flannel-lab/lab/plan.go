@@ -9,8 +9,12 @@ import (
 // MaxHosts is how many ports a Linux bridge has, less a few to spare.
 const MaxHosts = 1000
 
-// smallHosts is how many hosts fit the /24 that the small plan uses.
-const smallHosts = 253
+// MaxMembers is how many members of etcd have addresses of their own.
+const MaxMembers = 9
+
+// smallHosts is how many hosts fit the /24 that the small plan uses, beside the
+// members and the switch.
+const smallHosts = 253 - MaxMembers
 
 // The benchmark range of RFC 2544 and a unique local one: neither is routed
 // anywhere.
@@ -23,8 +27,9 @@ var (
 	}
 )
 
-// plan is the addressing of the switch's segment. The gateways are the
-// switch's own addresses, one per family.
+// plan is the addressing of the switch's segment: hosts from the bottom, members
+// of etcd at the top. The gateways are the switch's own addresses, one per family,
+// above all of them.
 type plan struct {
 	gateways [2]netip.Prefix
 }
@@ -55,6 +60,19 @@ func (p plan) host(number int) []netip.Prefix {
 	return addrs
 }
 
+// member returns the addresses of the member of a number, from 1: the last of
+// them are those below the gateways.
+func (p plan) member(number int) []netip.Prefix {
+	var addrs []netip.Prefix
+	for _, gw := range p.gateways {
+		raw := gw.Addr().AsSlice()
+		raw[len(raw)-1] -= byte(MaxMembers + 1 - number)
+		addr, _ := netip.AddrFromSlice(raw)
+		addrs = append(addrs, netip.PrefixFrom(addr, gw.Bits()))
+	}
+	return addrs
+}
+
 // labName is what every name of a lab begins with: short enough for socket
 // paths below /run.
 var labName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,29}$`)
@@ -73,8 +91,9 @@ func ownsName(lab, namespace string) bool {
 	return ok && role.MatchString(rest)
 }
 
-// role is the last part of a namespace's name: the switch, a host, a container.
-var role = regexp.MustCompile(`^(sw|[hc][1-9][0-9]*)$`)
+// role is the last part of a namespace's name: the switch, a host, a container,
+// a member of etcd.
+var role = regexp.MustCompile(`^(sw|[hce][1-9][0-9]*)$`)
 
 func cutLab(lab, namespace string) (string, bool) {
 	prefix := lab + "-"

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -14,8 +15,8 @@ func TestPlan(t *testing.T) {
 		want, gateways []string
 	}{
 		{"first of a few", 3, 1, []string{"198.18.0.1/24", "fd00:198:18::1/64"}, []string{"198.18.0.254/24", "fd00:198:18::fe/64"}},
-		{"last of the small plan", 253, 253, []string{"198.18.0.253/24", "fd00:198:18::fd/64"}, []string{"198.18.0.254/24", "fd00:198:18::fe/64"}},
-		{"first of many", 254, 1, []string{"198.18.0.1/16", "fd00:198:18::1/64"}, []string{"198.18.255.254/16", "fd00:198:18::fffe/64"}},
+		{"last of the small plan", 244, 244, []string{"198.18.0.244/24", "fd00:198:18::f4/64"}, []string{"198.18.0.254/24", "fd00:198:18::fe/64"}},
+		{"first of many", 245, 1, []string{"198.18.0.1/16", "fd00:198:18::1/64"}, []string{"198.18.255.254/16", "fd00:198:18::fffe/64"}},
 		{"across a byte", 1000, 1000, []string{"198.18.3.232/16", "fd00:198:18::3e8/64"}, []string{"198.18.255.254/16", "fd00:198:18::fffe/64"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -33,9 +34,9 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// Whatever the number of hosts, no two of a lab share an address, nor does one
-// have the gateway's, and all lie in the ranges that nobody routes.
-func TestPlanGivesEveryHostItsOwnAddress(t *testing.T) {
+// Whatever the number of hosts, no two hosts or members of a lab share an address,
+// nor does one have the gateway's, and all lie in the ranges that nobody routes.
+func TestPlanGivesEveryoneAnAddress(t *testing.T) {
 	ranges := []netip.Prefix{netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("fd00:198:18::/64")}
 	for _, hosts := range []int{1, smallHosts, smallHosts + 1, MaxHosts} {
 		p, err := planFor(hosts)
@@ -43,16 +44,22 @@ func TestPlanGivesEveryHostItsOwnAddress(t *testing.T) {
 			t.Fatal(err)
 		}
 		seen := map[netip.Addr]bool{p.gateways[0].Addr(): true, p.gateways[1].Addr(): true}
-		for number := 1; number <= hosts; number++ {
-			for f, prefix := range p.host(number) {
+		check := func(who string, addrs []netip.Prefix) {
+			for f, prefix := range addrs {
 				if seen[prefix.Addr()] {
-					t.Errorf("%d hosts: host %d: address %s is taken", hosts, number, prefix)
+					t.Errorf("%d hosts: %s: address %s is taken", hosts, who, prefix)
 				}
 				seen[prefix.Addr()] = true
 				if !ranges[f].Contains(prefix.Addr()) || !p.gateways[f].Masked().Contains(prefix.Addr()) {
-					t.Errorf("%d hosts: host %d: address %s is outside %s or the segment", hosts, number, prefix, ranges[f])
+					t.Errorf("%d hosts: %s: address %s is outside %s or the segment", hosts, who, prefix, ranges[f])
 				}
 			}
+		}
+		for number := 1; number <= hosts; number++ {
+			check(fmt.Sprintf("host %d", number), p.host(number))
+		}
+		for number := 1; number <= MaxMembers; number++ {
+			check(fmt.Sprintf("member %d", number), p.member(number))
 		}
 	}
 }
@@ -76,8 +83,8 @@ func TestNames(t *testing.T) {
 		}
 	}
 	for namespace, owned := range map[string]bool{
-		"a-sw": true, "a-h1": true, "a-c20": true,
-		"a": false, "a-": false, "a-x": false, "a-h": false, "a-h0": false, "a-h01": false, "a-sw2": false,
+		"a-sw": true, "a-h1": true, "a-c20": true, "a-e3": true,
+		"a": false, "a-": false, "a-x": false, "a-h": false, "a-h0": false, "a-h01": false, "a-sw2": false, "a-e0": false,
 		// Those of a lab called a-h1.
 		"a-h1-sw": false, "a-h1-h2": false,
 		"ba-sw": false, "": false,

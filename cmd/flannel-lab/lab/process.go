@@ -125,7 +125,8 @@ func (p *Process) ExitCode(ctx context.Context) (int, error) {
 
 // Stop asks the process to end, and makes it when ctx ends first.
 func (p *Process) Stop(ctx context.Context) error {
-	if err := p.Signal(syscall.SIGTERM); err != nil {
+	// One that was paused cannot hear until it goes on.
+	if err := errors.Join(p.Signal(syscall.SIGTERM), p.Signal(syscall.SIGCONT)); err != nil {
 		return err
 	}
 	if _, err := p.ExitCode(ctx); err != nil {

@@ -60,13 +60,14 @@ type child struct {
 func (s *Server) startBinary(ctx context.Context) (_ instance, err error) {
 	// The process outlives ctx, which is about its start.
 	cmd := exec.Command(s.opts.Binary,
-		"--name", "default",
+		"--name", s.opts.Name,
 		"--data-dir", s.data(),
-		"--heartbeat-interval", strconv.Itoa(heartbeatMillis),
-		"--election-timeout", strconv.Itoa(electionMillis),
+		"--heartbeat-interval", strconv.FormatUint(uint64(s.heartbeatMillis()), 10),
+		"--election-timeout", strconv.FormatUint(uint64(s.electionMillis()), 10),
+		"--quota-backend-bytes", strconv.FormatInt(s.opts.QuotaBytes, 10),
 		"--listen-client-urls", s.client.String(), "--advertise-client-urls", s.client.String(),
 		"--listen-peer-urls", s.peer.String(), "--initial-advertise-peer-urls", s.peer.String(),
-		"--initial-cluster", "default="+s.peer.String(),
+		"--initial-cluster", s.cluster(),
 		"--bcrypt-cost", "4",
 		"--logger", "zap", "--log-outputs", "stderr",
 		"--cert-file", s.opts.Cert, "--key-file", s.opts.Key, "--trusted-ca-file", s.opts.ClientCA,

@@ -1,5 +1,6 @@
 // Package etcdtest runs an etcd server for tests and for the lab: embedded in
-// the process, or as a child from another binary, on any address.
+// the process, or as a child from another binary, on any address; alone, or as a
+// member of a cluster.
 //
 //	Start --> [ Server ] --Stop--> down, data kept --Restart--> the same again
 //	              |

@@ -32,12 +32,13 @@ func (s *Server) startEmbedded(ctx context.Context) (instance, error) {
 	run := new(embedded)
 	cfg := embed.NewConfig()
 	cfg.ServiceRegister = run.register
-	cfg.Dir = s.data()
-	cfg.TickMs, cfg.ElectionMs = heartbeatMillis, electionMillis
+	cfg.Name, cfg.Dir = s.opts.Name, s.data()
+	cfg.TickMs, cfg.ElectionMs = s.heartbeatMillis(), s.electionMillis()
+	cfg.QuotaBackendBytes = s.opts.QuotaBytes
 	cfg.UnsafeNoFsync = true
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{s.client}, []url.URL{s.client}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{s.peer}, []url.URL{s.peer}
-	cfg.InitialCluster = cfg.Name + "=" + s.peer.String()
+	cfg.InitialCluster = s.cluster()
 	cfg.ClientTLSInfo = transport.TLSInfo{
 		CertFile: s.opts.Cert, KeyFile: s.opts.Key,
 		TrustedCAFile: s.opts.ClientCA, ClientCertAuth: s.opts.ClientCA != "",

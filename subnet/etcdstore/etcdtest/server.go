@@ -13,16 +13,15 @@ import (
 	"time"
 )
 
-// The smallest TTL that a server grants is a second and a half election
-// timeout, in whole seconds: these make it 1 s.
-const (
-	heartbeatMillis = 20
-	electionMillis  = 200
-)
+// defaultHeartbeat suits a server that has nobody to send heartbeats to.
+const defaultHeartbeat = 20 * time.Millisecond
 
-// startTimeout is how long a server may take to serve its first request. etcd asks
-// the kernel for routes before anything else, and waits while others, in whatever
-// namespace, keep its lock on the network.
+// electionHeartbeats is the election timeout, in heartbeats.
+const electionHeartbeats = 10
+
+// startTimeout is how long a lone server may take to serve its first request. etcd
+// asks the kernel for routes before anything else, and waits while others, in
+// whatever namespace, keep its lock on the network.
 const startTimeout = 2 * time.Minute
 
 // Options say what kind of server to start. The zero value is an embedded one
@@ -42,7 +41,34 @@ type Options struct {
 	Cert, Key, ClientCA string
 	// Log receives the server's log; nil: nobody.
 	Log io.Writer
+	// Name is the member's own, "default" by default. Peer is the URL that it
+	// listens on for other members: by default on a free port.
+	Name, Peer string
+	// Cluster, when set, lists all members as etcd's --initial-cluster does:
+	// "e1=http://192.0.2.1:2380,...", this one included. Such a server serves
+	// once a majority runs, and Start and Restart wait for that as long as
+	// their context lets them.
+	Cluster string
+	// Heartbeat is between two messages of a leader; 20 ms by default. An
+	// election takes ten of them. The smallest TTL that a server grants is one
+	// and a half election timeouts in whole seconds: 1 s by default.
+	Heartbeat time.Duration
+	// QuotaBytes is the size of the database that raises NOSPACE; 0 is etcd's
+	// own, 2 GiB.
+	QuotaBytes int64
 }
+
+// cluster is the value of --initial-cluster.
+func (s *Server) cluster() string {
+	if s.opts.Cluster != "" {
+		return s.opts.Cluster
+	}
+	return s.opts.Name + "=" + s.peer.String()
+}
+
+// heartbeatMillis and electionMillis are as etcd's flags want them.
+func (s *Server) heartbeatMillis() uint { return uint(s.opts.Heartbeat.Milliseconds()) }
+func (s *Server) electionMillis() uint  { return electionHeartbeats * s.heartbeatMillis() }
 
 // instance is one run of a server.
 type instance interface {
@@ -50,7 +76,7 @@ type instance interface {
 	stop() error
 }
 
-// Server is an etcd with one member. Its methods must not be called
+// Server is one member of an etcd, as a rule the only one. Its methods must not be called
 // concurrently.
 type Server struct {
 	opts      Options
@@ -63,12 +89,7 @@ type Server struct {
 // Start starts a server and returns when it serves.
 func Start(ctx context.Context, opts Options) (s *Server, err error) {
 	s = &Server{opts: opts}
-	if s.opts.Listen == "" {
-		s.opts.Listen = "http://127.0.0.1:0"
-		if opts.Cert != "" {
-			s.opts.Listen = "https://127.0.0.1:0"
-		}
-	}
+	s.opts.fill()
 	listen, err := url.Parse(s.opts.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("start etcd: listen address: %w", err)
@@ -101,6 +122,22 @@ func Start(ctx context.Context, opts Options) (s *Server, err error) {
 	return s, err
 }
 
+// fill puts the defaults of what need not be chosen.
+func (o *Options) fill() {
+	if o.Listen == "" {
+		o.Listen = "http://127.0.0.1:0"
+		if o.Cert != "" {
+			o.Listen = "https://127.0.0.1:0"
+		}
+	}
+	if o.Name == "" {
+		o.Name = "default"
+	}
+	if o.Heartbeat == 0 {
+		o.Heartbeat = defaultHeartbeat
+	}
+}
+
 // memory is a folder in memory, so that a busy disk does not delay a server that
 // cannot be told not to sync; empty where there is none.
 func memory() string {
@@ -113,13 +150,19 @@ func memory() string {
 
 // choosePorts fills in the ports that the caller left open.
 func (s *Server) choosePorts(ctx context.Context, listen *url.URL) error {
-	s.client = *listen
-	s.peer = url.URL{Scheme: "http"}
+	peer := &url.URL{Scheme: "http", Host: net.JoinHostPort(listen.Hostname(), "0")}
+	if s.opts.Peer != "" {
+		var err error
+		if peer, err = url.Parse(s.opts.Peer); err != nil {
+			return fmt.Errorf("start etcd: address for peers: %w", err)
+		}
+	}
+	s.client, s.peer = *listen, *peer
 	for _, u := range []*url.URL{&s.client, &s.peer} {
-		if u == &s.client && listen.Port() != "0" {
+		if u.Port() != "0" {
 			continue
 		}
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(listen.Hostname(), "0"))
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", u.Host)
 		if err != nil {
 			return fmt.Errorf("start etcd: find a free port: %w", err)
 		}
@@ -163,8 +206,11 @@ func (s *Server) Restart(ctx context.Context) error {
 	if err := os.MkdirAll(s.data(), 0o700); err != nil {
 		return fmt.Errorf("start etcd: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
+	if s.opts.Cluster == "" {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, startTimeout)
+		defer cancel()
+	}
 	start := s.startEmbedded
 	if s.opts.Binary != "" {
 		start = s.startBinary
