@@ -11,8 +11,8 @@
 // # Contract
 //
 //   - What a file should hold is computed by pure functions from bytes to
-//     bytes; [Write] is the only function that changes a file, and it changes
-//     nothing when the content is right already.
+//     bytes; [Write] and [Remove] are the only functions that change a file, and
+//     Write changes nothing when the content is right already.
 //   - A reader sees the old file or the new one, whatever kills us and when:
 //     the new content is complete and synced under a temporary name in the
 //     same directory before one rename puts it in place. A temporary file that

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 )
 
@@ -117,7 +116,8 @@ func LoadMemory(path string) (Memory, error) {
 // saveMemory keeps m, or removes the file when there is nothing to remember.
 func saveMemory(path string, m Memory) error {
 	if len(m.Keys) == 0 {
-		return remove(path)
+		_, err := Remove(path)
+		return err
 	}
 	text, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
@@ -161,24 +161,6 @@ func (c DockerConfig) put(text []byte) error {
 		_, err := Write(c.Path, text, c.Options)
 		return err
 	}
-	return remove(c.Path)
-}
-
-// remove deletes what path leads to, for good; a file that is gone is no
-// failure.
-func remove(path string) error {
-	target, err := followLinks(path)
-	if err == nil {
-		err = os.Remove(target)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(target))
-	}
-	if err != nil {
-		return fmt.Errorf("remove %s: %w", path, explain(err))
-	}
-	return nil
+	_, err := Remove(c.Path)
+	return err
 }

@@ -61,6 +61,25 @@ func Write(path string, data []byte, opts WriteOptions) (changed bool, err error
 	return true, nil
 }
 
+// Remove deletes the file that path leads to, for good, and reports whether
+// there was one.
+func Remove(path string) (removed bool, err error) {
+	target, err := followLinks(path)
+	if err == nil {
+		err = os.Remove(target)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(target))
+	}
+	if err != nil {
+		return false, fmt.Errorf("remove %s: %w", path, explain(err))
+	}
+	return true, nil
+}
+
 // replace puts data in target's place by rename, with the mode and owner of
 // old, or with perm when there is no old file.
 func replace(target string, data []byte, old fs.FileInfo, perm fs.FileMode) error {

@@ -357,3 +357,38 @@ func TestKilledWriter(t *testing.T) {
 	}
 	t.Logf("%d files looked at, left behind: %v", len(seen), names(t, filepath.Dir(path)))
 }
+
+func TestRemove(t *testing.T) {
+	dir := t.TempDir()
+	file, link := filepath.Join(dir, "subnet.env"), filepath.Join(dir, "link")
+	put(t, file, "FLANNEL_MTU=1450\n", 0o644)
+	if err := os.Symlink("subnet.env", link); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name, path string
+		removed    bool
+		left       []string
+		fails      string
+	}{
+		{name: "what a link leads to", path: link, removed: true, left: []string{"link"}},
+		{name: "a link that leads nowhere", path: link, left: []string{"link"}},
+		{name: "nothing", path: file, left: []string{"link"}},
+		{name: "nothing in no directory", path: filepath.Join(dir, "none", "subnet.env"), left: []string{"link"}},
+		{name: "a directory that holds something", path: dir, left: []string{"link"}, fails: "remove " + dir + ": "},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			removed, err := daemonconfig.Remove(tt.path)
+			if (err != nil) != (tt.fails != "") || err != nil && !strings.HasPrefix(err.Error(), tt.fails) {
+				t.Errorf("error %v, want %q", err, tt.fails)
+			}
+			if removed != tt.removed {
+				t.Errorf("removed %t, want %t", removed, tt.removed)
+			}
+			if diff := cmp.Diff(tt.left, names(t, dir)); diff != "" {
+				t.Errorf("left (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
