@@ -35,13 +35,16 @@ type Cache struct {
 	Revision subnet.Revision `json:"revision"`
 	Config   subnet.Document `json:"config"`
 	Own      subnet.Lease    `json:"own"`
-	Peers    []subnet.Lease  `json:"peers"`
+	// Former says why Own is no longer ours, and only what we would like to
+	// have again: it was released, or another holds it. Empty: it is ours.
+	Former string         `json:"former,omitempty"`
+	Peers  []subnet.Lease `json:"peers"`
 }
 
 // World returns the cache in the form of a load.
 func (c Cache) World() subnet.World {
 	w := subnet.World{Identity: c.Identity, Revision: c.Revision, Config: c.Config, Leases: slices.Clone(c.Peers)}
-	if !c.Own.Subnet.IsZero() {
+	if !c.Own.Subnet.IsZero() && c.Former == "" {
 		w.Leases = append(w.Leases, c.Own)
 	}
 	slices.SortFunc(w.Leases, func(a, b subnet.Lease) int { return cmp.Compare(a.Subnet.Key(), b.Subnet.Key()) })
@@ -50,7 +53,7 @@ func (c Cache) World() subnet.World {
 
 // Same reports whether c and other differ at most in their revisions.
 func (c Cache) Same(other Cache) bool {
-	return c.Identity == other.Identity && c.Config == other.Config && c.Own == other.Own && slices.Equal(c.Peers, other.Peers)
+	return c.Identity == other.Identity && c.Config == other.Config && c.Own == other.Own && c.Former == other.Former && slices.Equal(c.Peers, other.Peers)
 }
 
 // Host is what was changed on this host.
@@ -59,6 +62,9 @@ type Host struct {
 	// means that the old one's state must be removed first.
 	BackendType string         `json:"backend_type"`
 	Backend     subnet.RawJSON `json:"backend,omitempty"`
+	// Ranges are the networks and the lengths of their subnets, as text: what
+	// was applied for others lies elsewhere.
+	Ranges []string `json:"ranges,omitempty"`
 	// Sysctls are those that we set, in the order in which we did, each once:
 	// with the value that it had before.
 	Sysctls []firewall.SysctlChange `json:"sysctls,omitempty"`

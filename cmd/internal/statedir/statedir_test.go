@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,7 +47,9 @@ func TestCacheRoundTrip(t *testing.T) {
 	}
 	alone := full()
 	alone.Peers = nil
-	for _, want := range []Cache{full(), alone, full()} {
+	former := full()
+	former.Former = "released"
+	for _, want := range []Cache{full(), alone, former, full()} {
 		if err := d.SaveCache(want); err != nil {
 			t.Fatal(err)
 		}
@@ -75,6 +78,7 @@ func TestHostRoundTrip(t *testing.T) {
 	d := Dir(t.TempDir())
 	var want Host
 	want.BackendType, want.Backend = "vxlan", `{"Type":"vxlan","VNI":7}`
+	want.Ranges = []string{"10.5.0.0/16 by /24"}
 	want.SubnetFile, want.DockerOptions = "/run/flannel/subnet.env", "/run/flannel/docker"
 	want.Remember([]firewall.SysctlChange{{Name: "a", From: "0", To: "1"}, {Name: "b", From: "1", To: "2"}})
 	want.Remember([]firewall.SysctlChange{{Name: "a", From: "1", To: "2"}, {Name: "c", From: "0", To: "1"}})
@@ -151,6 +155,10 @@ func TestWorld(t *testing.T) {
 	if c.Peers[0].TTL == 1 {
 		t.Error("the world shares memory with the cache")
 	}
+	c.Former = "released"
+	if got := c.World(); len(got.Leases) != 2 || slices.ContainsFunc(got.Leases, func(l subnet.Lease) bool { return l.Subnet == c.Own.Subnet }) {
+		t.Errorf("leases %v; a former one is none of them", got.Leases)
+	}
 	if got := (Cache{Identity: "x"}).World(); len(got.Leases) != 0 {
 		t.Errorf("leases %v out of nothing", got.Leases)
 	}
@@ -166,6 +174,7 @@ func TestSame(t *testing.T) {
 		"identity": func(c *Cache) { c.Identity = "y" },
 		"config":   func(c *Cache) { c.Config.Modified++ },
 		"own":      func(c *Cache) { c.Own.ID++ },
+		"former":   func(c *Cache) { c.Former = "released" },
 		"a peer":   func(c *Cache) { c.Peers[1].Attrs.Instance = "i2" },
 		"peers":    func(c *Cache) { c.Peers = c.Peers[:1] },
 	} {
