@@ -38,11 +38,11 @@ type command struct {
 // invocation is one call of a command.
 type invocation struct {
 	streams
-	env    cli.Env
-	etcd   cli.Etcd
-	args   []string
-	socket string
-	json   bool
+	env      cli.Env
+	etcd     cli.Etcd
+	args     []string
+	socket   string
+	json     bool
 	stateDir string
 	yes      bool
 }
