@@ -17,6 +17,8 @@ type Host struct {
 	Addrs []netip.Prefix
 	// Dir holds the daemon's files.
 	Dir string
+	// Env is added to the daemon's environment.
+	Env []string
 	// Daemon is the daemon started last; nil before that.
 	Daemon *Process
 	// Container is nil before StartContainer.
@@ -70,7 +72,7 @@ func (h *Host) RelaunchDaemon() error {
 }
 
 func (h *Host) launch(args []string) error {
-	p, err := h.lab.start(h.Node, Spec{Path: h.lab.opts.Daemon, Args: args, Log: filepath.Join(h.Dir, "flanneld-go.log")})
+	p, err := h.lab.start(h.Node, Spec{Path: h.lab.opts.Daemon, Args: args, Env: h.Env, Log: filepath.Join(h.Dir, "flanneld-go.log")})
 	if err != nil {
 		return err
 	}

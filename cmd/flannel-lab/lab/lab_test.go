@@ -237,10 +237,12 @@ func TestWaitEndsWithTheDaemon(t *testing.T) {
 
 func TestDaemonLife(t *testing.T) {
 	t.Setenv("FLANNELD_IFACE", "eth7")
+	t.Setenv("FLANNELD_OWN", "the caller's")
 	l := newTestLab(t, 1, `trap 'echo got TERM; exit 0' TERM
-		echo "running with $# arguments in $(readlink /proc/self/ns/net), FLANNELD_IFACE=$FLANNELD_IFACE"
+		echo "running with $# arguments in $(readlink /proc/self/ns/net), FLANNELD_IFACE=$FLANNELD_IFACE, FLANNELD_OWN=$FLANNELD_OWN"
 		while :; do sleep 0.01; done`)
 	h := l.Hosts[0]
+	h.Env = []string{"FLANNELD_OWN=the host's"}
 	if err := h.StartDaemon("--one-more"); err != nil {
 		t.Fatal(err)
 	}
@@ -271,8 +273,8 @@ func TestDaemonLife(t *testing.T) {
 	if want := fmt.Sprintf("running with %d arguments", len(h.DaemonArgs())+1); strings.Count(log, want) != 2 {
 		t.Errorf("%q is not twice in the log:\n%s", want, log)
 	}
-	if !strings.Contains(log, "got TERM") || !strings.Contains(log, "FLANNELD_IFACE=\n") {
-		t.Errorf("the daemon was not asked to end, or has its caller's environment:\n%s", log)
+	if !strings.Contains(log, "got TERM") || strings.Count(log, "FLANNELD_IFACE=, FLANNELD_OWN=the host's\n") != 2 {
+		t.Errorf("the daemon was not asked to end, or has not the environment of its host alone:\n%s", log)
 	}
 	info, err := os.Stat(filepath.Join(netnsDir, h.Name))
 	if err != nil {
