@@ -120,8 +120,12 @@ func (c *claim) clear(ctx context.Context, replace bool) error {
 	return c.empty()
 }
 
-// empty removes everything in the folder.
+// empty removes everything in the folder, which nobody but labs of the name puts
+// anything into.
 func (c *claim) empty() error {
+	if err := unmountBelow(c.dir); err != nil {
+		return err
+	}
 	entries, err := os.ReadDir(c.dir)
 	if err != nil {
 		return fmt.Errorf("list folder: %w", err)
@@ -136,8 +140,8 @@ func (c *claim) empty() error {
 
 // release gives the name up; the folder goes unless its logs are to be kept.
 func (c *claim) release(keepFiles bool) error {
-	var err error
-	if !keepFiles {
+	err := unmountBelow(c.dir)
+	if err == nil && !keepFiles {
 		err = os.RemoveAll(c.dir)
 	}
 	return errors.Join(err, c.lock.Close())

@@ -52,6 +52,9 @@ func (c *Container) Addr() netip.Addr { return c.Addrs[0].Addr() }
 // with the subnet's first address and the MTU, and a container that has the
 // next address and its default route there.
 func (h *Host) StartContainer(env daemonconfig.Env) error {
+	if h.Container != nil {
+		return fmt.Errorf("start container on %s: it has one", h.Name)
+	}
 	var own, inside []netip.Prefix
 	var gateways []netip.Addr
 	for _, p := range env.Subnets {
@@ -72,11 +75,28 @@ func (h *Host) StartContainer(env daemonconfig.Env) error {
 	}
 	node, err := h.lab.addNode(fmt.Sprintf("c%d", h.Number))
 	if err != nil {
-		return err
+		return errors.Join(err, h.removeLink("docker0"))
 	}
 	if err := docker0.plug("vethc", node, inside, gateways); err != nil {
-		return err
+		return errors.Join(err, h.lab.removeNode(node), h.removeLink("docker0"))
 	}
 	h.Container = &Container{Node: node, Addrs: inside}
+	return nil
+}
+
+// StopContainer removes the container and docker0, as a restart of dockerd with
+// another subnet does: StartContainer can make them anew.
+func (h *Host) StopContainer() error {
+	c := h.Container
+	if c == nil {
+		return fmt.Errorf("stop container on %s: it has none", h.Name)
+	}
+	h.Container = nil
+	// A namespace's interfaces go some time after it, and who pings from inside
+	// keeps it: the link goes first.
+	err := errors.Join(h.removeLink("vethc"), h.removeLink("docker0"), h.lab.removeNode(c.Node))
+	if err != nil {
+		return fmt.Errorf("stop container on %s: %w", h.Name, err)
+	}
 	return nil
 }

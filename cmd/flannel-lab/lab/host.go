@@ -25,7 +25,12 @@ type Host struct {
 	Container *Container
 
 	lab *Lab
+	// dropped are the directions of a partition; guarded by lab.partitions.
+	dropped Direction
 }
+
+// port is the host's interface on the switch, and the last part of its name.
+func (h *Host) port() string { return fmt.Sprintf("h%d", h.Number) }
 
 // NodeID is what the daemon is given as --node-id: the hosts share one
 // /etc/machine-id.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 )
@@ -42,8 +43,12 @@ type Lab struct {
 	claim  *claim
 	bridge bridge
 
+	// partitions guards every Host's dropped, and the switch's rules.
+	partitions sync.Mutex
+
 	mu        sync.Mutex
 	cluster   *Cluster
+	proxies   []*Proxy
 	nodes     []*Node
 	processes []*Process
 	keepFiles bool
@@ -102,21 +107,21 @@ func (l *Lab) addSwitch() error {
 }
 
 func (l *Lab) addHost(number int) error {
-	role := fmt.Sprintf("h%d", number)
-	node, err := l.addNode(role)
+	h := &Host{Number: number, Addrs: l.plan.host(number), lab: l}
+	node, err := l.addNode(h.port())
 	if err != nil {
 		return err
 	}
-	h := &Host{Node: node, Number: number, Addrs: l.plan.host(number), Dir: filepath.Join(l.Dir, role), lab: l}
+	h.Node, h.Dir = node, filepath.Join(l.Dir, h.port())
 	if err := os.Mkdir(h.Dir, 0o755); err != nil {
 		return fmt.Errorf("make folder of %s: %w", node.Name, err)
 	}
 	l.Hosts = append(l.Hosts, h)
 	gateways := []netip.Addr{l.plan.gateways[0].Addr(), l.plan.gateways[1].Addr()}
-	return l.bridge.plug(role, node, h.Addrs, gateways)
+	return l.bridge.plug(h.port(), node, h.Addrs, gateways)
 }
 
-// addNode makes a namespace that Close removes.
+// addNode makes a namespace that Close removes, unless removeNode did.
 func (l *Lab) addNode(role string) (*Node, error) {
 	n, err := newNode(l.Name+"-"+role, l.Name)
 	if err != nil {
@@ -126,6 +131,14 @@ func (l *Lab) addNode(role string) (*Node, error) {
 	defer l.mu.Unlock()
 	l.nodes = append(l.nodes, n)
 	return n, nil
+}
+
+// removeNode removes a namespace before Close does.
+func (l *Lab) removeNode(n *Node) error {
+	l.mu.Lock()
+	l.nodes = slices.DeleteFunc(l.nodes, func(other *Node) bool { return other == n })
+	l.mu.Unlock()
+	return n.remove()
 }
 
 // start starts a process that Close ends.
@@ -167,6 +180,9 @@ func (l *Lab) Close(ctx context.Context) error {
 	}
 	for range l.processes {
 		errs = append(errs, <-stopped)
+	}
+	for _, p := range l.proxies {
+		errs = append(errs, p.Close())
 	}
 	if l.cluster != nil {
 		errs = append(errs, l.cluster.Stop(ctx))

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -31,7 +32,7 @@ func (n *Node) addBridge(name string, mtu int, addrs []netip.Prefix) (bridge, er
 		return bridge{}, fmt.Errorf("add bridge %s in %s: %w", name, n.Name, err)
 	}
 	if err := n.configure(link, addrs); err != nil {
-		return bridge{}, err
+		return bridge{}, errors.Join(err, n.links.LinkDel(link))
 	}
 	return bridge{node: n, link: link}, nil
 }
@@ -88,6 +89,18 @@ func (n *Node) configure(link netlink.Link, addrs []netip.Prefix) error {
 	}
 	if err := n.links.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring %s up in %s: %w", name, n.Name, err)
+	}
+	return nil
+}
+
+// removeLink removes an interface.
+func (n *Node) removeLink(name string) error {
+	link, err := n.links.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find %s in %s: %w", name, n.Name, err)
+	}
+	if err := n.links.LinkDel(link); err != nil {
+		return fmt.Errorf("remove %s in %s: %w", name, n.Name, err)
 	}
 	return nil
 }
