@@ -130,6 +130,20 @@ func (p *Pinging) Stop() PingResult {
 	return p.result()
 }
 
+// LostAt returns when the requests were sent that had no answer within the
+// timeout. It is called after Stop.
+func (p *Pinging) LostAt() []time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var lost []time.Time
+	for i, rtt := range p.rtt {
+		if rtt == 0 || rtt > p.opts.Timeout {
+			lost = append(lost, p.sent[i])
+		}
+	}
+	return lost
+}
+
 // WaitPing pings until the first answer.
 func (n *Node) WaitPing(ctx context.Context, to netip.Addr) error {
 	for {

@@ -50,6 +50,23 @@ func TestPingResult(t *testing.T) {
 	}
 }
 
+func TestLostAt(t *testing.T) {
+	const ms = time.Millisecond
+	p := &Pinging{opts: PingOptions{Timeout: 50 * ms}, proto: icmpFor(netip.MustParseAddr("192.0.2.1")), nonce: 7}
+	began := time.Now()
+	for i := range 5 {
+		p.sent = append(p.sent, began.Add(time.Duration(i)*10*ms))
+		p.rtt = append(p.rtt, 0)
+	}
+	// Request 3 is answered too late, 1 and 4 never.
+	for _, a := range []answer{{0, ms}, {2, 50 * ms}, {3, 51 * ms}} {
+		p.record(p.reply(a.n), p.sent[a.n].Add(a.rtt))
+	}
+	if diff := cmp.Diff([]time.Time{p.sent[1], p.sent[3], p.sent[4]}, p.LostAt()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 // reply is what the pinged host makes of request n.
 func (p *Pinging) reply(n uint64) []byte {
 	b := p.request(n)
