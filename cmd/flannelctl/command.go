@@ -145,24 +145,18 @@ const (
 // openStore opens etcd. What neither flags nor environment say, the daemon on
 // this host knows.
 func (inv *invocation) openStore(ctx context.Context, a access) (*etcdstore.Store, error) {
-	if err := inv.etcd.Validate(); err != nil {
+	opts, err := inv.etcd.StoreOptions()
+	if err != nil {
 		return nil, err
 	}
-	opts := etcdstore.Options{
-		Endpoints: inv.etcd.Endpoints,
-		Prefix:    inv.etcd.Prefix,
-		Username:  inv.etcd.Username,
-		Password:  etcdstore.Secret(inv.etcd.Password),
-		CertFile:  inv.etcd.CertFile,
-		KeyFile:   inv.etcd.KeyFile,
-		CAFile:    inv.etcd.CAFile,
-		ReadOnly:  bool(a),
-	}
-	if inv.etcd.Given("etcd-endpoints") {
+	opts.ReadOnly = bool(a)
+	if inv.etcd.Given("etcd-endpoints") || opts.DiscoverySRV != "" {
 		return etcdstore.New(opts)
 	}
 	if s, err := fetchStatus(ctx, inv.socket); err == nil {
-		opts.Endpoints = s.Etcd.Endpoints
+		if opts.Endpoints = s.Etcd.Endpoints; len(opts.Endpoints) == 0 {
+			return nil, cli.Usagef("the daemon knows no etcd endpoints yet: give --etcd-endpoints or --etcd-discovery-srv")
+		}
 		if !inv.etcd.Given("etcd-prefix") {
 			opts.Prefix = s.Etcd.Prefix
 		}
@@ -170,7 +164,7 @@ func (inv *invocation) openStore(ctx context.Context, a access) (*etcdstore.Stor
 			opts.CAFile, opts.CertFile, opts.KeyFile = s.Etcd.CAFile, s.Etcd.CertFile, s.Etcd.KeyFile
 		}
 		if opts.Username == "" && s.Etcd.Username != "" {
-			return nil, cli.Usagef("etcd wants user %s: give --etcd-username and FLANNELD_ETCD_PASSWORD", s.Etcd.Username)
+			return nil, cli.Usagef("etcd wants user %s: give --etcd-username and --etcd-password-file", s.Etcd.Username)
 		}
 	}
 	return etcdstore.New(opts)

@@ -204,5 +204,5 @@ func TestWhereEtcdIs(t *testing.T) {
 	secured := newShell(t)
 	known.Etcd.Username = "flannel"
 	secured.daemon(known)
-	secured.refused(true, "etcd wants user flannel: give --etcd-username and FLANNELD_ETCD_PASSWORD", "config", "get")
+	secured.refused(true, "etcd wants user flannel: give --etcd-username and --etcd-password-file", "config", "get")
 }

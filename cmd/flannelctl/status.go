@@ -54,7 +54,7 @@ func printStatus(out io.Writer, s status.Status, now time.Time) error {
 		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
 	}
 	row("node", "%s", s.Node)
-	row("etcd", "%s at %s, prefix %s, revision %d", connected(s.Etcd.Connected), strings.Join(s.Etcd.Endpoints, ","), s.Etcd.Prefix, s.Etcd.Revision)
+	row("etcd", "%s at %s, prefix %s, revision %d", connected(s.Etcd.Connected), orDash(strings.Join(s.Etcd.Endpoints, ",")), s.Etcd.Prefix, s.Etcd.Revision)
 	row("network", "%s", known(s.Config.BackendType, "%s, backend %s, config revision %d", strings.Join(s.Config.Networks, ", "), s.Config.BackendType, s.Config.Revision))
 	row("subnet", "%s", leaseLine(s.Lease, now))
 	row("uplink", "%s", known(s.Uplink.Name, "%s, %s, mtu %d", s.Uplink.Name, orDash(strings.Join(s.Uplink.Public, ", ")), s.Uplink.MTU))

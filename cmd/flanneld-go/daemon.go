@@ -28,6 +28,8 @@ const readyAnyway = 30 * time.Second
 // store is where leases are kept: etcd, or a test's memory.
 type store interface {
 	subnet.Store
+	// Endpoints are those in use: none until they are discovered.
+	Endpoints() []string
 	Close() error
 }
 
@@ -55,17 +57,12 @@ func newDaemon(opts options, log *slog.Logger) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := etcdstore.New(etcdstore.Options{
-		Endpoints: opts.etcd.Endpoints,
-		Prefix:    opts.etcd.Prefix,
-		Username:  opts.etcd.Username,
-		Password:  etcdstore.Secret(opts.etcd.Password),
-		CertFile:  opts.etcd.CertFile,
-		KeyFile:   opts.etcd.KeyFile,
-		CAFile:    opts.etcd.CAFile,
-		ReadOnly:  opts.check,
-		Log:       log,
-	})
+	storeOpts, err := opts.etcd.StoreOptions()
+	if err != nil {
+		return nil, err
+	}
+	storeOpts.ReadOnly, storeOpts.Log = opts.check, log
+	store, err := etcdstore.New(storeOpts)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +110,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer host.Close()
-	d.log.Info("started", "version", version.String(), "node", d.node, "endpoints", d.opts.etcd.Endpoints,
+	d.log.Info("started", "version", version.String(), "node", d.node, "etcd", d.opts.etcd.Where(),
 		"prefix", d.opts.etcd.Prefix, "docker", d.opts.docker())
 	for _, flag := range d.opts.ignored {
 		d.log.Warn("flag has no effect", "flag", flag)

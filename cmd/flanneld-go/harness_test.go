@@ -52,6 +52,8 @@ type openStore struct{ *memstore.Store }
 
 func (openStore) Close() error { return nil }
 
+func (openStore) Endpoints() []string { return []string{"http://192.0.2.10:2379"} }
+
 // noTools is a host without iptables.
 type noTools struct{ firewall.Tools }
 

@@ -37,6 +37,7 @@ func (l *loop) followStore(ctx context.Context) error {
 	}
 	l.snap = l.view.Snapshot()
 	l.board.Update(func(s *status.Status) {
+		s.Etcd.Endpoints = l.store.Endpoints()
 		s.Etcd.Connected = l.snap.Synced
 		s.Etcd.Revision = int64(l.snap.Revision)
 	})
@@ -47,7 +48,7 @@ func (l *loop) followStore(ctx context.Context) error {
 	if l.snap != l.firstSnap {
 		err = errors.New(l.snap.Why)
 	}
-	return withHint(err, "etcdctl --endpoints=%s endpoint health", strings.Join(l.opts.etcd.Endpoints, ","))
+	return withHint(err, "%s endpoint health", l.opts.etcd.Etcdctl())
 }
 
 // startView loads everything once, for the view and for the lease. If etcd is
@@ -152,12 +153,12 @@ func (l *loop) judge(doc subnet.Document) error {
 // noConfig says in one line what to type.
 func (l *loop) noConfig() error {
 	key := l.opts.etcd.Prefix + "/config"
-	endpoints := strings.Join(l.opts.etcd.Endpoints, ",")
-	put := fmt.Sprintf(`etcdctl --endpoints=%s put %s '{"Network":"10.5.0.0/16"}'`, endpoints, key)
+	where := l.opts.etcd.Where()
+	put := fmt.Sprintf(`%s put %s '{"Network":"10.5.0.0/16"}'`, l.opts.etcd.Etcdctl(), key)
 	if l.config.current != nil {
-		return withHint(fmt.Errorf("the network config is gone from %s at %s; keeping that of revision %d", key, endpoints, l.config.doc.Modified), "%s", put)
+		return withHint(fmt.Errorf("the network config is gone from %s at %s; keeping that of revision %d", key, where, l.config.doc.Modified), "%s", put)
 	}
-	return fmt.Errorf("no network config yet: waiting for key %s at %s; put one with: %s", key, endpoints, put)
+	return fmt.Errorf("no network config yet: waiting for key %s at %s; put one with: %s", key, where, put)
 }
 
 // adopt brings a config into force.

@@ -81,14 +81,24 @@ func (s *Store) fail(ctx context.Context, op string, err error) error {
 	case errors.Is(ctx.Err(), context.Canceled):
 		return fmt.Errorf("%s: %w", op, ctx.Err())
 	}
-	e := &Error{Op: op, Endpoints: s.opts.Endpoints, Err: err, Context: ctx.Err()}
+	e := &Error{Op: op, Endpoints: s.whereabouts(), Err: err, Context: ctx.Err()}
+	if s.discovery != nil {
+		if known, why := s.discovery.known(); len(known) == 0 && why != nil {
+			e.Kind, e.Err = ErrUnreachable, why
+			return e
+		}
+	}
+	if refused := (*denial)(nil); errors.As(err, &refused) {
+		e.Kind, e.Err = ErrAuth, refused
+		return e
+	}
 	err = rpctypes.Error(err)
 	if kind := kindOf(err); kind != nil {
 		e.Kind, e.Err = kind, err
 	}
 	// An answer of etcd's own says more than the wire.
 	if answer := (rpctypes.EtcdError{}); errors.As(err, &answer) {
-		e.Err = s.plainAnswer(answer)
+		e.Err = plainAnswer(answer)
 		return e
 	}
 	if s.wire.explain(e) {
@@ -104,15 +114,11 @@ func (s *Store) fail(ctx context.Context, op string, err error) error {
 }
 
 // plainAnswer words an answer of etcd's for the operator.
-func (s *Store) plainAnswer(answer rpctypes.EtcdError) error {
-	switch {
-	case errors.Is(answer, rpctypes.ErrUserEmpty):
+func plainAnswer(answer rpctypes.EtcdError) error {
+	if errors.Is(answer, rpctypes.ErrUserEmpty) {
 		return errors.New("wants a user: --etcd-username and --etcd-password")
-	case errors.Is(answer, rpctypes.ErrPermissionDenied):
-		return fmt.Errorf("permission denied: user %q must have the permission to read and write %s", s.opts.Username, s.prefix)
-	default:
-		return errors.New(strings.TrimPrefix(answer.Error(), "etcdserver: "))
 	}
+	return errors.New(strings.TrimPrefix(answer.Error(), "etcdserver: "))
 }
 
 // kindOf classifies an answer by its code. The client maps etcd's answers to

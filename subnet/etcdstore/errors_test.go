@@ -145,7 +145,7 @@ func errorsTell(t *testing.T, binary string) {
 		{name: "no user", opts: Options{Endpoints: guarded.Endpoints()}, kind: ErrAuth, why: "wants a user: --etcd-username and --etcd-password"},
 		{name: "wrong password", opts: Options{Endpoints: guarded.Endpoints(), Username: "host", Password: password + "!"}, kind: ErrAuth, why: "authentication failed, invalid user ID or password"},
 		{name: "unknown user", opts: Options{Endpoints: guarded.Endpoints(), Username: "nobody", Password: password}, kind: ErrAuth, why: "authentication failed, invalid user ID or password"},
-		{name: "no permission", opts: Options{Endpoints: guarded.Endpoints(), Username: "host", Password: password, Prefix: "/forbidden"}, kind: ErrAuth, why: `permission denied: user "host" must have the permission to read and write /forbidden/`},
+		{name: "no permission", opts: Options{Endpoints: guarded.Endpoints(), Username: "host", Password: password, Prefix: "/forbidden"}, kind: ErrAuth, why: `permission denied: user "host" has no right to read /forbidden/flanneld-go/store, nor to read /forbidden/config, nor to read everything below /forbidden/subnets/`},
 		{name: "one refuses and one speaks TLS", opts: Options{Endpoints: []string{nobody, as("http", secure)}}, kind: ErrTLS, where: as("http", secure), why: "speaks TLS"},
 	}
 	// Most take all the time they are given: together.
@@ -341,7 +341,12 @@ func TestNewRefuses(t *testing.T) {
 		{"keyfile missing", Options{Endpoints: ok, CertFile: pki.ClientCert, KeyFile: missing}, "--etcd-keyfile: open /nonexistent/file: no such file or directory"},
 		{"key of another", Options{Endpoints: ok, CertFile: pki.ClientCert, KeyFile: pki.ServerKey}, "--etcd-certfile " + pki.ClientCert + ", --etcd-keyfile " + pki.ServerKey + ": tls: private key does not match public key"},
 		{"certificate without key", Options{Endpoints: ok, CertFile: pki.ClientCert}, "--etcd-certfile and --etcd-keyfile go together"},
-		{"password without user", Options{Endpoints: ok, Password: password}, "--etcd-username and --etcd-password go together"},
+		{"password without user", Options{Endpoints: ok, Password: password}, "--etcd-username and --etcd-password (or --etcd-password-file) go together"},
+		{"two passwords", Options{Endpoints: ok, Username: "host", Password: password, PasswordFile: missing}, "--etcd-password and --etcd-password-file exclude each other"},
+		{"user without password", Options{Endpoints: ok, Username: "host"}, "--etcd-username and --etcd-password (or --etcd-password-file) go together"},
+		{"password file missing", Options{Endpoints: ok, Username: "host", PasswordFile: missing}, "--etcd-password-file: open /nonexistent/file: no such file or directory"},
+		{"password file empty", Options{Endpoints: ok, Username: "host", PasswordFile: empty}, "--etcd-password-file: " + empty + ": has no password in its first line"},
+		{"endpoints and discovery", Options{Endpoints: ok, DiscoverySRV: "example.com"}, "--etcd-endpoints and --etcd-discovery-srv exclude each other"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			switch c.opts.Prefix {

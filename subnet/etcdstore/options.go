@@ -1,14 +1,12 @@
 package etcdstore
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/url"
-	"os"
 	"path"
 	"strings"
 	"time"
@@ -43,14 +41,24 @@ func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 type Options struct {
 	// Endpoints are URLs with a port, all of them http or all https.
 	Endpoints []string
+	// DiscoverySRV is the domain whose SRV records name the endpoints, instead
+	// of Endpoints: _etcd-client-ssl._tcp and, where there are none of these,
+	// _etcd-client._tcp. With DiscoverySRVName they are called
+	// _etcd-client-ssl-NAME and _etcd-client-NAME.
+	DiscoverySRV, DiscoverySRVName string
+	// Resolver asks DNS; nil: [net.DefaultResolver].
+	Resolver *net.Resolver
 	// Prefix is the key below which config and leases are kept.
 	Prefix string
-	// Username and Password are for etcd's own authentication.
-	Username string
-	Password Secret
+	// Username and Password are for etcd's own authentication. PasswordFile is
+	// instead of Password: its first line, read again whenever etcd wants to
+	// know the password.
+	Username     string
+	Password     Secret
+	PasswordFile string
 	// CertFile and KeyFile are our certificate for etcd; CAFile is the
 	// authority that etcd's certificate is checked against, the system's when
-	// empty. Each file is in PEM.
+	// empty. Each file is in PEM, and read again at every handshake.
 	CertFile, KeyFile, CAFile string
 	// DialTimeout bounds one attempt to connect; 5 s by default.
 	DialTimeout time.Duration
@@ -76,10 +84,19 @@ func (o Options) validated() (Options, error) {
 	if (o.CertFile == "") != (o.KeyFile == "") {
 		return o, errors.New("--etcd-certfile and --etcd-keyfile go together")
 	}
-	if (o.Username == "") != (o.Password == "") {
-		return o, errors.New("--etcd-username and --etcd-password go together")
+	if o.Password != "" && o.PasswordFile != "" {
+		return o, errors.New("--etcd-password and --etcd-password-file exclude each other")
 	}
-	return o, o.validateEndpoints()
+	if (o.Username == "") != (o.Password == "" && o.PasswordFile == "") {
+		return o, errors.New("--etcd-username and --etcd-password (or --etcd-password-file) go together")
+	}
+	if o.DiscoverySRV == "" {
+		return o, o.validateEndpoints()
+	}
+	if len(o.Endpoints) > 0 {
+		return o, errors.New("--etcd-endpoints and --etcd-discovery-srv exclude each other")
+	}
+	return o, nil
 }
 
 func (o *Options) validateEndpoints() error {
@@ -105,51 +122,5 @@ func (o *Options) validateEndpoints() error {
 	return nil
 }
 
-// secure reports whether the endpoints are https.
-func (o *Options) secure() bool { return strings.HasPrefix(o.Endpoints[0], "https://") }
-
-// tlsConfig reads the certificate files; nil: plain connections.
-func (o *Options) tlsConfig() (*tls.Config, error) {
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
-	if o.CAFile != "" {
-		text, err := os.ReadFile(o.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("--etcd-cafile: %w", err)
-		}
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("--etcd-cafile: %s: has no certificate in PEM", o.CAFile)
-		}
-	}
-	if o.CertFile != "" {
-		if _, err := o.certificate(); err != nil {
-			return nil, err
-		}
-		// Read at every handshake: certificates are replaced while we run.
-		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return o.certificate() }
-	}
-	if !o.secure() {
-		if o.CAFile != "" || o.CertFile != "" {
-			o.Log.Warn("etcd endpoints are plain http: certificates are not used", "endpoints", o.Endpoints)
-		}
-		return nil, nil
-	}
-	return cfg, nil
-}
-
-// certificate reads our certificate and its key.
-func (o *Options) certificate() (*tls.Certificate, error) {
-	cert, err := os.ReadFile(o.CertFile)
-	if err != nil {
-		return nil, fmt.Errorf("--etcd-certfile: %w", err)
-	}
-	key, err := os.ReadFile(o.KeyFile)
-	if err != nil {
-		return nil, fmt.Errorf("--etcd-keyfile: %w", err)
-	}
-	pair, err := tls.X509KeyPair(cert, key)
-	if err != nil {
-		return nil, fmt.Errorf("--etcd-certfile %s, --etcd-keyfile %s: %w", o.CertFile, o.KeyFile, err)
-	}
-	return &pair, nil
-}
+// secure reports whether endpoints, which are all of one kind, are https.
+func secure(endpoints []string) bool { return strings.HasPrefix(endpoints[0], "https://") }

@@ -12,7 +12,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -41,12 +40,19 @@ const (
 // Store is one connection to etcd. See [New].
 type Store struct {
 	opts   Options
+	files  *files
 	client *clientv3.Client
 	wire   *wire
-	// watches and leases are calls on the client's connection that the client
-	// offers in a form that does not suit us.
+	// discovery is nil where the options name endpoints.
+	discovery *discovery
+	counters  counters
+	// open: the client's constructor is through. See intercept.
+	open atomic.Bool
+	// watches, leases and auth are calls on the client's connection that the
+	// client offers in a form that does not suit us.
 	watches pb.WatchClient
 	leases  pb.LeaseClient
+	auth    pb.AuthClient
 	tick    time.Duration
 
 	identityKey, configKey, subnets, prefix string
@@ -65,76 +71,116 @@ type Store struct {
 }
 
 // New returns a store that connects at its first call. It fails if an option is
-// bad or a certificate file cannot be read, and must be closed.
+// bad or a file cannot be read, and must be closed.
 func New(opts Options) (*Store, error) {
 	opts, err := opts.validated()
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := opts.tlsConfig()
+	access, err := openFiles(&opts)
 	if err != nil {
 		return nil, err
 	}
+	opts.Password = "" // The files have it.
 	s := &Store{
 		opts:        opts,
-		wire:        newWire(opts.DialTimeout, cfg),
+		files:       access,
+		wire:        newWire(opts.DialTimeout, opts.Resolver, access.tlsConfig),
 		tick:        tick,
 		prefix:      opts.Prefix + "/",
 		identityKey: path.Join(opts.Prefix, layout.Identity),
 		configKey:   path.Join(opts.Prefix, layout.Config),
 		subnets:     path.Join(opts.Prefix, layout.Subnets) + "/",
 	}
+	if opts.DiscoverySRV != "" {
+		s.discovery = newDiscovery(&opts, s.use)
+		s.wire.onTrouble = s.discovery.refresh
+	} else {
+		s.aim(opts.Endpoints)
+	}
 	if s.client, err = s.connect(); err != nil {
 		return nil, fmt.Errorf("make etcd client: %w", err)
 	}
-	s.opts.Password = "" // The client has it.
-	s.watches = pb.NewWatchClient(s.client.ActiveConnection())
-	s.leases = pb.NewLeaseClient(s.client.ActiveConnection())
+	conn := s.client.ActiveConnection()
+	s.watches, s.leases, s.auth = pb.NewWatchClient(conn), pb.NewLeaseClient(conn), pb.NewAuthClient(conn)
+	s.open.Store(true)
 	return s, nil
 }
 
+// aim tells the wire whether endpoints speak TLS.
+func (s *Store) aim(endpoints []string) {
+	s.wire.secure.Store(secure(endpoints))
+	if !secure(endpoints) && (s.opts.CAFile != "" || s.opts.CertFile != "") {
+		s.opts.Log.Warn("etcd endpoints are plain http: certificates are not used", "endpoints", endpoints)
+	}
+}
+
+// use turns to endpoints that were discovered.
+func (s *Store) use(endpoints []string) {
+	s.aim(endpoints)
+	s.opts.Log.Info("etcd endpoints discovered", "domain", s.opts.DiscoverySRV, "endpoints", endpoints)
+	s.client.SetEndpoints(endpoints...)
+}
+
+// Endpoints are those of the options, or those that were discovered: none before
+// the first call.
+func (s *Store) Endpoints() []string {
+	if s.discovery == nil {
+		return s.opts.Endpoints
+	}
+	endpoints, _ := s.discovery.known()
+	return endpoints
+}
+
 // Format implements [fmt.Formatter]: the store is where it is. By reflection,
-// package fmt would find the password that the client holds.
+// package fmt would find the password.
 func (s *Store) Format(f fmt.State, _ rune) {
 	// The state collects into memory and does not fail.
-	_, _ = fmt.Fprintf(f, "etcd %s%s", strings.Join(s.opts.Endpoints, ","), s.opts.Prefix)
+	_, _ = fmt.Fprintf(f, "etcd %s%s", strings.Join(s.whereabouts(), ","), s.opts.Prefix)
+}
+
+// whereabouts are the endpoints, or the domain that none are known of.
+func (s *Store) whereabouts() []string {
+	if endpoints := s.Endpoints(); len(endpoints) > 0 {
+		return endpoints
+	}
+	return []string{s.opts.DiscoverySRV}
 }
 
 // connect makes the client, which dials when it is used.
 func (s *Store) connect() (*clientv3.Client, error) {
-	var auth lateAuth
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints:            s.opts.Endpoints,
+	endpoints := s.opts.Endpoints
+	if s.discovery != nil {
+		// The client wants one. No call gets through to it: see discovered.
+		endpoints = []string{"http://" + s.opts.DiscoverySRV}
+	}
+	password := ""
+	if s.files.secret() != "" {
+		password = placeholder
+	}
+	return clientv3.New(clientv3.Config{
+		Endpoints:            endpoints,
 		Username:             s.opts.Username,
-		Password:             string(s.opts.Password),
+		Password:             password,
 		DialKeepAliveTime:    keepAliveTime,
 		DialKeepAliveTimeout: keepAliveTimeout,
 		// What it would log it also returns, and we say it once.
 		Logger: zap.NewNop(),
 		DialOptions: []grpc.DialOption{
 			grpc.WithContextDialer(s.wire.dial),
-			grpc.WithTransportCredentials(wireCreds{s.wire.creds, s.wire}),
-			grpc.WithChainUnaryInterceptor(auth.intercept),
+			grpc.WithTransportCredentials(wireCreds{s.wire}),
+			grpc.WithChainUnaryInterceptor(s.intercept),
+			grpc.WithChainStreamInterceptor(s.interceptStream),
+			grpc.WithStatsHandler(&s.counters),
 			grpc.WithConnectParams(grpc.ConnectParams{
 				Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxReconnect},
 				MinConnectTimeout: s.opts.DialTimeout,
 			}),
+			// An idle channel would build its resolver anew at the next call,
+			// while others may change what it resolves to.
+			grpc.WithIdleTimeout(0),
 		},
 	})
-	auth.open.Store(true)
-	return client, err
-}
-
-// lateAuth keeps the client's constructor off the network, where it would ask
-// for a token: it is told that authentication is off. The first call that needs
-// a token fails for want of one, and the client asks for it then.
-type lateAuth struct{ open atomic.Bool }
-
-func (a *lateAuth) intercept(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	if !a.open.Load() {
-		return rpctypes.ErrGRPCAuthNotEnabled
-	}
-	return invoke(ctx, method, req, reply, cc, opts...)
 }
 
 // Close ends all connections. It may be called again.
@@ -148,6 +194,9 @@ func (s *Store) Close() error {
 	}
 	s.discard(context.Background(), spare)
 	s.background.Wait()
+	if s.discovery != nil {
+		s.discovery.close()
+	}
 	if err := s.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("close etcd client: %w", err)
 	}

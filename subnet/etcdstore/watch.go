@@ -12,6 +12,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -72,7 +73,9 @@ func (s *Store) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subn
 // broken reports whether a stream ended for a reason that another may not have.
 func broken(err error) bool {
 	code := status.Code(err)
-	return errors.Is(err, io.EOF) || code == codes.Unavailable || code == codes.Internal
+	return errors.Is(err, io.EOF) || code == codes.Unavailable || code == codes.Internal ||
+		// The token ended between being asked for and being used.
+		errors.Is(err, rpctypes.ErrInvalidAuthToken) || errors.Is(err, rpctypes.ErrAuthOldRevision)
 }
 
 // watch is one call of Watch.
@@ -156,17 +159,35 @@ func (w *watch) open(ctx context.Context) (pb.Watch_WatchClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
+	err = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: w.request()}})
+	if errors.Is(err, io.EOF) { // The stream has ended; why, Recv knows.
+		_, err = stream.Recv()
+	}
+	return stream, err
+}
+
+func (w *watch) request() *pb.WatchCreateRequest {
+	return &pb.WatchCreateRequest{
 		Key:            []byte(w.prefix),
 		RangeEnd:       []byte(clientv3.GetPrefixRangeEnd(w.prefix)),
 		StartRevision:  max(int64(w.at), 1), // 0 would be "from now on".
 		ProgressNotify: true,
 		Fragment:       true,
-	}}})
-	if errors.Is(err, io.EOF) { // The stream has ended; why, Recv knows.
-		_, err = stream.Recv()
 	}
-	return stream, err
+}
+
+// refused makes an error of the reason why etcd ended the watch, which is the
+// text of one of its own errors, code and all.
+func (w *watch) refused(ctx context.Context, reason string) error {
+	_, desc, found := strings.Cut(reason, "desc = ")
+	if !found {
+		desc = reason
+	}
+	err := rpctypes.Error(status.Error(codes.FailedPrecondition, desc))
+	if errors.Is(err, rpctypes.ErrPermissionDenied) {
+		return w.explainDenial(ctx, needsOf(w.request()), err)
+	}
+	return err
 }
 
 // receive hands on what the stream receives, until its end.
@@ -193,7 +214,7 @@ func (w *watch) handle(ctx context.Context, m message) error {
 	case m.CompactRevision != 0:
 		return subnet.ErrCompacted
 	case m.Canceled:
-		return status.Error(codes.FailedPrecondition, m.CancelReason)
+		return w.refused(ctx, m.CancelReason)
 	case m.Created:
 		// Not earlier: what was verified before the stream was opened might
 		// be gone by then.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -26,9 +27,13 @@ import (
 //	            not trusted       ask in the other way
 type wire struct {
 	dialer net.Dialer
-	creds  credentials.TransportCredentials
-	secure bool
-	scheme string
+	// tlsConfig makes the config of one handshake.
+	tlsConfig func() *tls.Config
+	// secure: the endpoints speak TLS. It changes only with the endpoints.
+	secure atomic.Bool
+	// onTrouble, where it is set, is called when a connection cannot be made
+	// or ends. It does not block.
+	onTrouble func()
 
 	mu sync.Mutex
 	// trouble holds the cause per address; guarded by mu.
@@ -41,23 +46,25 @@ type cause struct{ kind, err error }
 // probeTimeout bounds the question whether an endpoint speaks TLS or not.
 const probeTimeout = time.Second
 
-func newWire(timeout time.Duration, cfg *tls.Config) *wire {
-	w := &wire{
-		dialer:  net.Dialer{Timeout: timeout},
-		creds:   insecure.NewCredentials(),
-		scheme:  "http://",
-		trouble: map[string]cause{},
+func newWire(timeout time.Duration, resolver *net.Resolver, tlsConfig func() *tls.Config) *wire {
+	return &wire{
+		dialer:    net.Dialer{Timeout: timeout, Resolver: resolver},
+		tlsConfig: tlsConfig,
+		trouble:   map[string]cause{},
 	}
-	if cfg != nil {
-		w.creds, w.secure, w.scheme = credentials.NewTLS(cfg), true, "https://"
-	}
-	return w
 }
 
 func (w *wire) record(addr string, kind, err error) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.trouble[addr] = cause{kind, err}
+	w.mu.Unlock()
+	w.troubled()
+}
+
+func (w *wire) troubled() {
+	if w.onTrouble != nil {
+		w.onTrouble()
+	}
 }
 
 func (w *wire) forget(addr string) {
@@ -75,7 +82,8 @@ func (w *wire) explain(e *Error) bool {
 		var same []string
 		var why error
 		for _, endpoint := range e.Endpoints {
-			c, ok := w.trouble[strings.TrimPrefix(endpoint, w.scheme)]
+			_, addr, _ := strings.Cut(endpoint, "://")
+			c, ok := w.trouble[addr]
 			if !ok || !errors.Is(c.kind, kind) || why != nil && c.err.Error() != why.Error() {
 				continue
 			}
@@ -104,7 +112,7 @@ func (w *wire) dial(ctx context.Context, addr string) (net.Conn, error) {
 		}
 		return nil, err
 	}
-	return &wireConn{Conn: conn, wire: w, addr: addr, plain: true}, nil
+	return &wireConn{Conn: conn, wire: w, addr: addr, secure: w.secure.Load(), plain: true}, nil
 }
 
 // wireConn is a connection that has not answered yet. It is used by one reader,
@@ -113,36 +121,41 @@ type wireConn struct {
 	net.Conn
 	wire *wire
 	addr string
-	// plain is the connection below TLS; with TLS there is one above it, too.
-	plain    bool
-	answered bool
+	// secure: it is to speak TLS. plain: this is the connection below TLS;
+	// with TLS there is one above it, too.
+	secure, plain bool
+	answered      bool
 }
 
-// Read watches for the first answer, or for the end without one.
+// Read watches for the first answer, and for the end.
 func (c *wireConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	switch {
-	case c.answered || c.plain && c.wire.secure:
-	case n > 0:
+	case c.plain && c.secure:
+	case n > 0 && !c.answered:
 		c.answered = true
 		if strings.HasPrefix(string(b[:n]), "HTTP/") {
 			c.wire.record(c.addr, ErrUnreachable, errors.New("is no etcd: it answers in HTTP/1"))
 			break
 		}
 		c.wire.forget(c.addr)
-	case err != nil && !errors.Is(err, net.ErrClosed):
-		c.wire.unanswered(c.addr, err)
+	case err == nil || errors.Is(err, net.ErrClosed):
+	case c.answered:
+		c.wire.troubled()
+	default:
+		c.unanswered(err)
 	}
 	return n, err
 }
 
 // unanswered finds out why a connection ended with err before any answer.
-func (w *wire) unanswered(addr string, err error) {
+func (c *wireConn) unanswered(err error) {
+	w, addr := c.wire, c.addr
 	switch {
-	case w.secure && isRemoteAlert(err):
+	case c.secure && isRemoteAlert(err):
 		// With TLS 1.3 a server refuses a client after the handshake.
 		w.record(addr, ErrTLS, fmt.Errorf("refuses our certificate: see --etcd-certfile and --etcd-keyfile: %w", plainly(err)))
-	case !w.secure && w.speaksTLS(context.Background(), addr):
+	case !c.secure && w.speaksTLS(context.Background(), addr):
 		w.record(addr, ErrTLS, errors.New("speaks TLS: use https:// in --etcd-endpoints"))
 	default:
 		w.record(addr, ErrUnreachable, fmt.Errorf("closes the connection: %w", plainly(err)))
@@ -156,31 +169,50 @@ func isRemoteAlert(err error) bool {
 	return errors.As(err, &op) && op.Op == "remote error"
 }
 
-// wireCreds are the client's transport credentials, with a witness.
-type wireCreds struct {
-	credentials.TransportCredentials
-	wire *wire
-}
+// wireCreds are the client's transport credentials: TLS with the certificates as
+// they are at the time, or none.
+type wireCreds struct{ wire *wire }
 
-// ClientHandshake implements [credentials.TransportCredentials].
+var _ credentials.TransportCredentials = wireCreds{}
+
+// ClientHandshake implements [credentials.TransportCredentials]. The authority
+// is the endpoint's host and port, and its certificate must be valid for that
+// host.
 func (c wireCreds) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, raw)
 	below, ok := raw.(*wireConn)
-	if !ok || !c.wire.secure {
-		return conn, info, err
+	if !ok || !below.secure {
+		return insecure.NewCredentials().ClientHandshake(ctx, authority, raw)
 	}
+	conn, info, err := credentials.NewTLS(c.wire.tlsConfig()).ClientHandshake(ctx, authority, raw)
 	if err != nil {
 		if !errors.Is(ctx.Err(), context.Canceled) {
 			c.wire.refused(ctx, below.addr, err)
 		}
 		return nil, nil, err
 	}
-	return &wireConn{Conn: conn, wire: c.wire, addr: below.addr}, info, nil
+	return &wireConn{Conn: conn, wire: c.wire, addr: below.addr, secure: true}, info, nil
+}
+
+// ServerHandshake implements [credentials.TransportCredentials]; we are none.
+func (wireCreds) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("not a server")
+}
+
+// Info implements [credentials.TransportCredentials].
+func (c wireCreds) Info() credentials.ProtocolInfo {
+	if c.wire.secure.Load() {
+		return credentials.NewTLS(nil).Info()
+	}
+	return insecure.NewCredentials().Info()
 }
 
 // Clone implements [credentials.TransportCredentials].
-func (c wireCreds) Clone() credentials.TransportCredentials {
-	return wireCreds{c.TransportCredentials.Clone(), c.wire}
+func (c wireCreds) Clone() credentials.TransportCredentials { return c }
+
+// OverrideServerName implements [credentials.TransportCredentials]: each endpoint
+// has a name of its own.
+func (wireCreds) OverrideServerName(string) error {
+	return errors.New("endpoints have their own names")
 }
 
 // refused says why a TLS handshake failed.

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -79,11 +81,40 @@ func Parse(fs *pflag.FlagSet, args []string, env Env) error {
 			f.Changed = true
 			return
 		}
+		if path := credential(f, env); path != "" {
+			if err := f.Value.Set(path); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %q: %w", credentialsDirectory, path, err))
+			}
+		}
 	})
 	if len(errs) > 0 {
 		return Usagef("environment: %w", errors.Join(errs...))
 	}
 	return nil
+}
+
+// credentialsDirectory is where systemd puts a service's credentials.
+const credentialsDirectory = "CREDENTIALS_DIRECTORY"
+
+// credentialAnnotation holds a flag's credential: see markCredential.
+const credentialAnnotation = "credential"
+
+// markCredential makes a credential of systemd's the default of a flag that names
+// a file. A flag set so does not count as given.
+func markCredential(fs *pflag.FlagSet, flag, name string) {
+	fs.Lookup(flag).Annotations = map[string][]string{credentialAnnotation: {name}}
+}
+
+// credential is the file of f's credential, if systemd gave us one.
+func credential(f *pflag.Flag, env Env) string {
+	dir, ok := env(credentialsDirectory)
+	if names := f.Annotations[credentialAnnotation]; ok && dir != "" && len(names) > 0 {
+		path := filepath.Join(dir, names[0])
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			return path
+		}
+	}
+	return ""
 }
 
 // envNames returns the variables that set a flag: flannel's own, then the name

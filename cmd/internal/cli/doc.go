@@ -1,7 +1,7 @@
 // Package cli is what the commands' flags have in common: flannel's spelling
 // of them, its environment, and the etcd access they describe.
 //
-//	flag on the command line  >  FLANNELD_<FLAG>  >  FLANNEL_<FLAG>  >  default
+//	flag on the command line  >  FLANNELD_<FLAG>  >  FLANNEL_<FLAG>  >  systemd's credential  >  default
 //
 // # Contract
 //

@@ -4,6 +4,8 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"github.com/flanneld-go/flanneld-go/subnet/etcdstore"
 )
 
 // DefaultEndpoints and DefaultPrefix are flannel's.
@@ -14,25 +16,57 @@ const (
 
 // Etcd is how to reach etcd.
 type Etcd struct {
-	Endpoints                 []string
-	Prefix                    string
-	KeyFile, CertFile, CAFile string
-	Username                  string
-	Password                  string
-	endpoints                 string
-	fs                        *pflag.FlagSet
+	// Endpoints are empty with DiscoverySRV.
+	Endpoints                      []string
+	DiscoverySRV, DiscoverySRVName string
+	Prefix                         string
+	KeyFile, CertFile, CAFile      string
+	Username                       string
+	Password                       etcdstore.Secret
+	PasswordFile                   string
+	endpoints                      string
+	fs                             *pflag.FlagSet
 }
+
+// secretValue is a flag whose value nobody is shown, usage and errors included.
+type secretValue struct{ *etcdstore.Secret }
+
+// Set implements [pflag.Value].
+func (s secretValue) Set(text string) error {
+	*s.Secret = etcdstore.Secret(text)
+	return nil
+}
+
+// Type implements [pflag.Value].
+func (secretValue) Type() string { return "string" }
+
+// String implements [pflag.Value]: empty as long as there is none, so that usage
+// shows no default.
+func (s secretValue) String() string {
+	if s.Secret == nil || *s.Secret == "" {
+		return ""
+	}
+	return s.Secret.String()
+}
+
+// passwordCredential is the name under which systemd hands us the password
+// (LoadCredential=, systemd.exec(5)).
+const passwordCredential = "etcd-password"
 
 // Register adds the flags to fs.
 func (e *Etcd) Register(fs *pflag.FlagSet) {
 	e.fs = fs
 	fs.StringVar(&e.endpoints, "etcd-endpoints", DefaultEndpoints, "comma-separated `URLs` of the etcd members")
+	fs.StringVar(&e.DiscoverySRV, "etcd-discovery-srv", "", "`domain` whose DNS SRV records name the etcd members, instead of --etcd-endpoints")
+	fs.StringVar(&e.DiscoverySRVName, "etcd-discovery-srv-name", "", "`suffix` of the SRV records' service name: _etcd-client-ssl-SUFFIX")
 	fs.StringVar(&e.Prefix, "etcd-prefix", DefaultPrefix, "etcd `key` below which config and leases are kept")
 	fs.StringVar(&e.CAFile, "etcd-cafile", "", "`file` with the certificate authority that etcd's certificate is checked against")
 	fs.StringVar(&e.CertFile, "etcd-certfile", "", "`file` with our client certificate for etcd")
 	fs.StringVar(&e.KeyFile, "etcd-keyfile", "", "`file` with the client certificate's key")
 	fs.StringVar(&e.Username, "etcd-username", "", "etcd user `name`")
-	fs.StringVar(&e.Password, "etcd-password", "", "etcd user's `password`; better given by FLANNELD_ETCD_PASSWORD, which other users cannot read")
+	fs.Var(secretValue{&e.Password}, "etcd-password", "etcd user's `password`; better given by --etcd-password-file: other users see a command line")
+	fs.StringVar(&e.PasswordFile, "etcd-password-file", "", "`file` whose first line is the password, read again when it is needed again (default: systemd's credential "+passwordCredential+", if there is one)")
+	markCredential(fs, "etcd-password-file", passwordCredential)
 }
 
 // Given reports whether a flag was set on the command line or by environment.
@@ -40,7 +74,57 @@ func (e *Etcd) Given(flag string) bool { return e.fs.Changed(flag) }
 
 // Validate checks the values and fills Endpoints.
 func (e *Etcd) Validate() error {
+	for _, check := range []func() error{e.checkEndpoints, e.checkDiscovery, e.checkSecrets} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	trimmed := strings.Trim(e.Prefix, "/")
+	if trimmed == "" {
+		return Usagef("--etcd-prefix: %q: must be a key such as %s", e.Prefix, DefaultPrefix)
+	}
+	e.Prefix = "/" + trimmed
+	return nil
+}
+
+// StoreOptions are the options of a store there, checked.
+func (e *Etcd) StoreOptions() (etcdstore.Options, error) {
+	if err := e.Validate(); err != nil {
+		return etcdstore.Options{}, err
+	}
+	return etcdstore.Options{
+		Endpoints: e.Endpoints, DiscoverySRV: e.DiscoverySRV, DiscoverySRVName: e.DiscoverySRVName,
+		Prefix:   e.Prefix,
+		Username: e.Username, Password: e.Password, PasswordFile: e.PasswordFile,
+		CertFile: e.CertFile, KeyFile: e.KeyFile, CAFile: e.CAFile,
+	}, nil
+}
+
+// Where says which etcd this is.
+func (e *Etcd) Where() string {
+	if e.DiscoverySRV != "" {
+		return "the SRV records of " + e.DiscoverySRV
+	}
+	return strings.Join(e.Endpoints, ",")
+}
+
+// Etcdctl is the command line that makes etcdctl talk to the same members.
+func (e *Etcd) Etcdctl() string {
+	if e.DiscoverySRV == "" {
+		return "etcdctl --endpoints=" + strings.Join(e.Endpoints, ",")
+	}
+	line := "etcdctl --discovery-srv=" + e.DiscoverySRV
+	if e.DiscoverySRVName != "" {
+		line += " --discovery-srv-name=" + e.DiscoverySRVName
+	}
+	return line
+}
+
+func (e *Etcd) checkEndpoints() error {
 	e.Endpoints = nil
+	if e.DiscoverySRV != "" {
+		return nil
+	}
 	for part := range strings.SplitSeq(e.endpoints, ",") {
 		part = strings.TrimSpace(part)
 		if part == "" {
@@ -58,17 +142,40 @@ func (e *Etcd) Validate() error {
 	if len(e.Endpoints) == 0 {
 		return Usagef("--etcd-endpoints: %q: must name at least one URL such as http://192.0.2.10:2379", e.endpoints)
 	}
+	return nil
+}
+
+func (e *Etcd) checkDiscovery() error {
+	switch {
+	case e.DiscoverySRV == "" && e.DiscoverySRVName != "":
+		return Usagef("--etcd-discovery-srv-name needs --etcd-discovery-srv")
+	case e.DiscoverySRV == "":
+		return nil
+	case e.Given("etcd-endpoints"):
+		return Usagef("--etcd-endpoints and --etcd-discovery-srv exclude each other")
+	case strings.ContainsAny(e.DiscoverySRV, ":/, "):
+		return Usagef("--etcd-discovery-srv: %q: must be a domain such as example.com", e.DiscoverySRV)
+	}
+	return nil
+}
+
+func (e *Etcd) checkSecrets() error {
 	if (e.CertFile == "") != (e.KeyFile == "") {
 		return Usagef("--etcd-certfile and --etcd-keyfile go together: give both or neither")
 	}
-	if e.Password != "" && e.Username == "" {
+	if e.PasswordFile != "" && !e.Given("etcd-password-file") && (e.Password != "" || e.Username == "") {
+		e.PasswordFile = "" // systemd's, and not wanted.
+	}
+	switch {
+	case e.Password != "" && e.Username == "":
 		return Usagef("--etcd-password needs --etcd-username")
+	case e.PasswordFile != "" && e.Username == "":
+		return Usagef("--etcd-password-file needs --etcd-username")
+	case e.Password != "" && e.PasswordFile != "":
+		return Usagef("--etcd-password and --etcd-password-file exclude each other")
+	case e.Password == "" && e.PasswordFile == "" && e.Username != "":
+		return Usagef("--etcd-username needs --etcd-password-file (or --etcd-password)")
 	}
-	trimmed := strings.Trim(e.Prefix, "/")
-	if trimmed == "" {
-		return Usagef("--etcd-prefix: %q: must be a key such as %s", e.Prefix, DefaultPrefix)
-	}
-	e.Prefix = "/" + trimmed
 	return nil
 }
 

@@ -1,0 +1,111 @@
+package etcdstore
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
+)
+
+// placeholder stands in the client for the password, which it would keep in the
+// open: intercept puts the true one into the request for a token.
+const placeholder = "-"
+
+// intercept is between the client, which knows of tokens and retries, and the
+// wire. Every unary call passes here, each of the client's attempts anew.
+func (s *Store) intercept(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if !s.open.Load() {
+		// The client's constructor would ask for a token. It is told that
+		// authentication is off; the first call that needs a token fails for
+		// want of one, and the client asks for it then.
+		return rpctypes.ErrGRPCAuthNotEnabled
+	}
+	if err := s.discovered(ctx); err != nil {
+		return err
+	}
+	if auth, ok := req.(*pb.AuthenticateRequest); ok {
+		req = &pb.AuthenticateRequest{Name: auth.Name, Password: string(s.files.secret())}
+	}
+	err := invoke(ctx, method, req, reply, cc, opts...)
+	if errors.Is(rpctypes.Error(err), rpctypes.ErrPermissionDenied) {
+		return s.explainDenial(ctx, needsOf(req), err)
+	}
+	return err
+}
+
+// interceptStream is the same for streams.
+func (s *Store) interceptStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	if err := s.discovered(ctx); err != nil {
+		return nil, err
+	}
+	return open(ctx, desc, cc, method, opts...)
+}
+
+// discovered returns when there are endpoints to call.
+func (s *Store) discovered(ctx context.Context) error {
+	if s.discovery == nil {
+		return nil
+	}
+	return s.discovery.await(ctx)
+}
+
+// Stats count what was exchanged with etcd since New.
+type Stats struct {
+	// Requests are unary calls and messages on streams that were sent,
+	// repetitions included.
+	Requests uint64
+	// Failures are calls and streams that ended with an error, ours to end
+	// them excepted.
+	Failures uint64
+	// Streams were opened: a watch each, and a keep-alive each.
+	Streams uint64
+	// BytesSent and BytesReceived are messages as gRPC frames them, without
+	// HTTP/2's headers and TLS.
+	BytesSent, BytesReceived uint64
+}
+
+// Stats returns the counters as they are now.
+func (s *Store) Stats() Stats {
+	c := &s.counters
+	return Stats{
+		Requests: c.requests.Load(), Failures: c.failures.Load(), Streams: c.streams.Load(),
+		BytesSent: c.sent.Load(), BytesReceived: c.received.Load(),
+	}
+}
+
+// counters are filled by gRPC: they implement [stats.Handler].
+type counters struct{ requests, failures, streams, sent, received atomic.Uint64 }
+
+// TagRPC implements [stats.Handler].
+func (*counters) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+
+// TagConn implements [stats.Handler].
+func (*counters) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+
+// HandleConn implements [stats.Handler].
+func (*counters) HandleConn(context.Context, stats.ConnStats) {}
+
+// HandleRPC implements [stats.Handler].
+func (c *counters) HandleRPC(_ context.Context, event stats.RPCStats) {
+	switch e := event.(type) {
+	case *stats.Begin:
+		if e.IsClientStream {
+			c.streams.Add(1)
+		}
+	case *stats.OutPayload:
+		c.requests.Add(1)
+		c.sent.Add(uint64(e.WireLength))
+	case *stats.InPayload:
+		c.received.Add(uint64(e.WireLength))
+	case *stats.End:
+		if e.Error != nil && status.Code(e.Error) != codes.Canceled {
+			c.failures.Add(1)
+		}
+	}
+}
