@@ -69,6 +69,7 @@ func (s *Server) startBinary(ctx context.Context) (_ instance, err error) {
 		"--listen-peer-urls", s.peer.String(), "--initial-advertise-peer-urls", s.peer.String(),
 		"--initial-cluster", s.cluster(),
 		"--bcrypt-cost", "4",
+		"--auth-token", s.opts.AuthToken, "--auth-token-ttl", strconv.FormatUint(uint64(s.authTokenTTL()), 10),
 		"--logger", "zap", "--log-outputs", "stderr",
 		"--cert-file", s.opts.Cert, "--key-file", s.opts.Key, "--trusted-ca-file", s.opts.ClientCA,
 		"--client-cert-auth="+strconv.FormatBool(s.opts.ClientCA != ""),

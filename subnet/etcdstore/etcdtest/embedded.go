@@ -43,6 +43,7 @@ func (s *Server) startEmbedded(ctx context.Context) (instance, error) {
 		CertFile: s.opts.Cert, KeyFile: s.opts.Key,
 		TrustedCAFile: s.opts.ClientCA, ClientCertAuth: s.opts.ClientCA != "",
 	}
+	cfg.AuthToken, cfg.AuthTokenTTL = s.opts.AuthToken, s.authTokenTTL()
 	cfg.BcryptCost = 4 // bcrypt.MinCost: passwords of tests are no secrets.
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(s.logger())
 	e, err := embed.StartEtcd(cfg)

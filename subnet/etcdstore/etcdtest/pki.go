@@ -20,7 +20,10 @@ type PKI struct {
 	CA                    string
 	ServerCert, ServerKey string
 	ClientCert, ClientKey string
-	StrangeCA             string
+	// ExpiredCert is for a server and a client, and was valid until a minute
+	// ago.
+	ExpiredCert, ExpiredKey string
+	StrangeCA               string
 }
 
 // authority signs certificates.
@@ -30,13 +33,14 @@ type authority struct {
 }
 
 // WritePKI makes an authority with a certificate for a server on 127.0.0.1,
-// localhost and the given hosts, one for a client named "root", and writes them
-// into dir. StrangeCA is an authority that has signed none of them.
+// localhost and the given hosts, one for a client named "root" and one that has
+// expired, and writes them into dir. StrangeCA is an authority that has signed none of them.
 func WritePKI(dir string, hosts ...net.IP) (PKI, error) {
 	p := PKI{
 		CA:         filepath.Join(dir, "ca.crt"),
 		ServerCert: filepath.Join(dir, "server.crt"), ServerKey: filepath.Join(dir, "server.key"),
 		ClientCert: filepath.Join(dir, "client.crt"), ClientKey: filepath.Join(dir, "client.key"),
+		ExpiredCert: filepath.Join(dir, "expired.crt"), ExpiredKey: filepath.Join(dir, "expired.key"),
 		StrangeCA: filepath.Join(dir, "strange.crt"),
 	}
 	ca, err := newAuthority("etcdtest", p.CA)
@@ -51,6 +55,13 @@ func WritePKI(dir string, hosts ...net.IP) (PKI, error) {
 	server.IPAddresses = append([]net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}, hosts...)
 	server.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	if err := ca.issue(server, p.ServerCert, p.ServerKey); err != nil {
+		return PKI{}, err
+	}
+	expired := template("expired")
+	expired.DNSNames, expired.IPAddresses = server.DNSNames, server.IPAddresses
+	expired.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+	expired.NotAfter = time.Now().Add(-time.Minute)
+	if err := ca.issue(expired, p.ExpiredCert, p.ExpiredKey); err != nil {
 		return PKI{}, err
 	}
 	client := template("root")

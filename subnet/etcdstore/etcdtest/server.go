@@ -1,6 +1,7 @@
 package etcdtest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,6 +40,11 @@ type Options struct {
 	// Cert and Key are files in PEM: serve TLS. With ClientCA, a file too,
 	// clients must have a certificate of that authority.
 	Cert, Key, ClientCA string
+	// AuthToken is what kind of tokens is given to users, as etcd's --auth-token
+	// has it; "simple" by default. AuthTokenTTL is the life of simple ones, in
+	// whole seconds; 5 minutes by default.
+	AuthToken    string
+	AuthTokenTTL time.Duration
 	// Log receives the server's log; nil: nobody.
 	Log io.Writer
 	// Name is the member's own, "default" by default. Peer is the URL that it
@@ -57,6 +63,9 @@ type Options struct {
 	// own, 2 GiB.
 	QuotaBytes int64
 }
+
+// authTokenTTL is as etcd's flag wants it.
+func (s *Server) authTokenTTL() uint { return uint(s.opts.AuthTokenTTL.Seconds()) }
 
 // cluster is the value of --initial-cluster.
 func (s *Server) cluster() string {
@@ -136,6 +145,8 @@ func (o *Options) fill() {
 	if o.Heartbeat == 0 {
 		o.Heartbeat = defaultHeartbeat
 	}
+	o.AuthToken = cmp.Or(o.AuthToken, "simple")
+	o.AuthTokenTTL = cmp.Or(o.AuthTokenTTL, 5*time.Minute)
 }
 
 // memory is a folder in memory, so that a busy disk does not delay a server that
