@@ -83,9 +83,28 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
-// newLab makes hosts and a running etcd. When the test fails, the ends of the
-// daemons' logs are shown and all files are kept.
+// newLab makes hosts and a running etcd of one member. When the test fails, the
+// ends of the daemons' logs are shown and all files are kept.
 func newLab(t *testing.T, o lab.Options) *lab.Lab {
+	t.Helper()
+	l := bareLab(t, o)
+	if err := l.StartEtcd(within(t, 30*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// newClusterLab is newLab with an etcd of three members.
+func newClusterLab(t *testing.T, o lab.Options) *lab.Lab {
+	t.Helper()
+	l := bareLab(t, o)
+	if _, err := l.StartCluster(within(t, 60*time.Second), lab.ClusterOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func bareLab(t *testing.T, o lab.Options) *lab.Lab {
 	t.Helper()
 	if o.Daemon == "" {
 		o.Daemon = command(t, "flanneld-go")
@@ -108,9 +127,6 @@ func newLab(t *testing.T, o lab.Options) *lab.Lab {
 			t.Error(err)
 		}
 	})
-	if err := l.StartEtcd(within(t, 30*time.Second)); err != nil {
-		t.Fatal(err)
-	}
 	return l
 }
 
