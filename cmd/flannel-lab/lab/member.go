@@ -188,7 +188,7 @@ func (m *Member) waitServing(ctx context.Context) error {
 	var last error
 	err := poll(ctx, func() (bool, error) {
 		if !p.Running() {
-			return false, p.exited()
+			return false, fmt.Errorf("%w: %w", ErrNotRunning, p.exited())
 		}
 		ctx, cancel := context.WithTimeout(ctx, askWithin)
 		defer cancel()
