@@ -36,23 +36,9 @@ type Claim struct {
 	Avoid []netip.Prefix
 	// TTL of a new lease; zero: [DefaultTTL].
 	TTL time.Duration
-}
-
-// ForeignInstanceError is a lease that carries our node id and another host's
-// address.
-type ForeignInstanceError struct {
-	Node NodeID
-	// Lease is what the other host holds.
-	Lease Lease
-	// Ours are our own addresses.
-	Ours ByFamily[netip.Addr]
-}
-
-// Error names both hosts and the way out.
-func (e *ForeignInstanceError) Error() string {
-	return fmt.Sprintf("node id %s holds %s at %s (instance %s), but this host is %s: "+
-		"two machines have one machine id, or this host changed its address: give each machine its own /etc/machine-id or --node-id, or release the old lease",
-		e.Node, e.Lease.Subnet, showAddrs(e.Lease.Attrs.PublicIP), e.Lease.Attrs.Instance, showAddrs(e.Ours))
+	// Clock measures how long the owner of a disputed lease is silent; nil:
+	// [SystemClock].
+	Clock Clock
 }
 
 // relation is whose a lease is, as a claimant sees it.
@@ -73,17 +59,9 @@ const (
 // node). A key without an owner, which flannel wrote, belongs to whoever has all
 // its addresses.
 func (c Claim) relate(l Lease) relation {
-	var compared, equal int
-	for f, a := range l.Attrs.PublicIP {
-		if ours := c.Attrs.PublicIP[f]; a.IsValid() && ours.IsValid() {
-			compared++
-			if ours == a {
-				equal++
-			}
-		}
-	}
+	_, equal := compareAddrs(l.Attrs.PublicIP, c.Attrs.PublicIP)
 	switch {
-	case l.Attrs.Owner == "" && equal > 0 && equal == compared:
+	case l.Attrs.Owner == "" && samePublicIP(l.Attrs.PublicIP, c.Attrs.PublicIP):
 		return own
 	case l.Attrs.Owner == "" || l.Attrs.Owner != c.Node:
 		return foreign
@@ -106,6 +84,12 @@ func (c Claim) attrs() Attrs {
 // subnet that is free, else the first free one from [Pool.Start] on. Other leases
 // of its own are released, reservations excepted: those stay for ever.
 //
+// A lease with our node id and another address is challenged first, whatever
+// else there is: its owner has [ChallengeWait] to answer. If it does, two
+// machines share a node id, and that is a *[ForeignInstanceError]; if it does
+// not, this host has moved, and the lease is its own. A reservation made for a
+// node, which no process has written, is not disputed.
+//
 // A lost race for a subnet takes the next one. ErrConfigChanged,
 // ErrStoreChanged and ErrLeaseLost mean that w is out of date: Load and call
 // again. *[ExhaustedError], *[ForeignInstanceError] and [ErrNoConfig] want an operator, and
@@ -119,11 +103,14 @@ func Acquire(ctx context.Context, s Store, w World, c Claim) (Lease, error) {
 	if err != nil {
 		return Lease{}, fmt.Errorf("read network config: %w", err)
 	}
+	if c.Clock == nil {
+		c.Clock = SystemClock{}
+	}
 	a := acquisition{store: s, world: w, claim: c, pool: cfg.Pool()}
-	keep, drop, err := a.sort()
-	if err != nil {
+	if err := a.settle(ctx); err != nil {
 		return Lease{}, err
 	}
+	keep, drop := a.sort()
 	if keep == nil {
 		// What does not fit goes first: it may be all that fills the pool.
 		if err := a.release(ctx, drop); err != nil {
@@ -147,16 +134,12 @@ type acquisition struct {
 }
 
 // sort finds the leases of our own: the one to keep, if any fits, and those to
-// release.
-func (a *acquisition) sort() (keep *Lease, drop []Lease, err error) {
+// release. Those still disputed are our own: see settle.
+func (a *acquisition) sort() (keep *Lease, drop []Lease) {
 	var mine []Lease
 	for _, l := range a.world.Leases {
-		switch a.claim.relate(l) {
-		case own:
+		if a.claim.relate(l) != foreign {
 			mine = append(mine, l)
-		case disputed:
-			return nil, nil, &ForeignInstanceError{a.claim.Node, l, a.claim.Attrs.PublicIP}
-		case foreign:
 		}
 	}
 	slices.SortStableFunc(mine, func(x, y Lease) int { return cmp.Compare(a.rank(x), a.rank(y)) })
@@ -168,7 +151,7 @@ func (a *acquisition) sort() (keep *Lease, drop []Lease, err error) {
 			drop = append(drop, l)
 		}
 	}
-	return keep, drop, nil
+	return keep, drop
 }
 
 // rank orders leases of our own, the best first.
@@ -251,7 +234,7 @@ func (a *acquisition) candidates(taken Taken) iter.Seq[Subnet] {
 func (a *acquisition) obstacles(cfg *Config) iter.Seq[netip.Prefix] {
 	return func(yield func(netip.Prefix) bool) {
 		for _, l := range a.world.Leases {
-			released := a.claim.relate(l) == own && !l.Reservation()
+			released := a.claim.relate(l) != foreign && !l.Reservation()
 			if !released && !yieldAll(l.Subnet, yield) {
 				return
 			}

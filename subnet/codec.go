@@ -141,10 +141,19 @@ type wireAttrs struct {
 	BackendV6Data RawJSON `json:",omitempty"`
 	Owner         NodeID  `json:",omitempty"`
 	Instance      string  `json:",omitempty"`
+
+	Challenge *wireChallenge `json:",omitempty"`
 }
 
-// MarshalJSON encodes a as flannel would, byte for byte, with Owner and
-// Instance behind flannel's own fields.
+// wireChallenge is a [Challenge]; what is empty is left out.
+type wireChallenge struct {
+	Instance   string  `json:",omitempty"`
+	PublicIP   *string `json:",omitempty"`
+	PublicIPv6 *string `json:",omitempty"`
+}
+
+// MarshalJSON encodes a as flannel would, byte for byte, with Owner, Instance
+// and Challenge behind flannel's own fields.
 func (a Attrs) MarshalJSON() ([]byte, error) {
 	w := wireAttrs{
 		BackendType:   a.BackendType,
@@ -153,16 +162,27 @@ func (a Attrs) MarshalJSON() ([]byte, error) {
 		Owner:         a.Owner,
 		Instance:      a.Instance,
 	}
-	v4, v6 := noPublicIP, ""
-	if a.PublicIP[IPv4].IsValid() {
-		v4 = a.PublicIP[IPv4].String()
+	if w.PublicIP, w.PublicIPv6 = showPublicIP(a.PublicIP); w.PublicIP == nil {
+		none := noPublicIP
+		w.PublicIP = &none
 	}
-	w.PublicIP = &v4
-	if a.PublicIP[IPv6].IsValid() {
-		v6 = a.PublicIP[IPv6].String()
-		w.PublicIPv6 = &v6
+	if c := a.Challenge; !c.IsZero() {
+		w.Challenge = &wireChallenge{Instance: c.Instance}
+		w.Challenge.PublicIP, w.Challenge.PublicIPv6 = showPublicIP(c.PublicIP)
 	}
 	return json.Marshal(w)
+}
+
+// showPublicIP is the addresses as text; nil: there is none.
+func showPublicIP(addrs ByFamily[netip.Addr]) (v4, v6 *string) {
+	var text ByFamily[*string]
+	for f, a := range addrs {
+		if a.IsValid() {
+			s := a.String()
+			text[f] = &s
+		}
+	}
+	return text[IPv4], text[IPv6]
 }
 
 // UnmarshalJSON decodes a value written by us or by flannel. Unknown fields are
@@ -174,18 +194,20 @@ func (a *Attrs) UnmarshalJSON(b []byte) error {
 		return fmt.Errorf("decode lease: %w", err)
 	}
 	out := Attrs{BackendType: w.BackendType, Owner: w.Owner, Instance: w.Instance}
-	addrs := [...]struct {
-		name string
-		text *string
-	}{IPv4: {"PublicIP", w.PublicIP}, IPv6: {"PublicIPv6", w.PublicIPv6}}
+	var err error
+	if out.PublicIP, err = parsePublicIPs(w.PublicIP, w.PublicIPv6); err != nil {
+		return fmt.Errorf("decode lease: %w", err)
+	}
 	data := [...]RawJSON{IPv4: w.BackendData, IPv6: w.BackendV6Data}
 	for _, f := range Families() {
-		var err error
-		if out.PublicIP[f], err = parsePublicIP(addrs[f].text, f); err != nil {
-			return fmt.Errorf("decode lease: %s: %w", addrs[f].name, err)
-		}
 		if out.BackendData[f], err = compact(data[f]); err != nil {
 			return fmt.Errorf("decode lease: %w", err)
+		}
+	}
+	if c := w.Challenge; c != nil {
+		out.Challenge.Instance = c.Instance
+		if out.Challenge.PublicIP, err = parsePublicIPs(c.PublicIP, c.PublicIPv6); err != nil {
+			return fmt.Errorf("decode lease: Challenge: %w", err)
 		}
 	}
 	if out.PublicIP == (ByFamily[netip.Addr]{}) && out.Owner == "" {
@@ -205,6 +227,19 @@ func (a Attrs) canonical() Attrs {
 		return a
 	}
 	return c
+}
+
+// parsePublicIPs reads the addresses of both families.
+func parsePublicIPs(v4, v6 *string) (ByFamily[netip.Addr], error) {
+	var addrs ByFamily[netip.Addr]
+	var err error
+	if addrs[IPv4], err = parsePublicIP(v4, IPv4); err != nil {
+		return addrs, fmt.Errorf("PublicIP: %w", err)
+	}
+	if addrs[IPv6], err = parsePublicIP(v6, IPv6); err != nil {
+		return addrs, fmt.Errorf("PublicIPv6: %w", err)
+	}
+	return addrs, nil
 }
 
 // parsePublicIP reads an address; flannel's zero value is none.

@@ -50,7 +50,7 @@ func addr4(s string) subnet.ByFamily[netip.Addr] {
 }
 
 func claim(node, ip string) subnet.Claim {
-	return subnet.Claim{Node: subnet.NodeID(node), Instance: node + "-1", Attrs: subnet.Attrs{PublicIP: addr4(ip), BackendType: "vxlan", BackendData: subnet.ByFamily[subnet.RawJSON]{`{"VNI":1}`}}}
+	return subnet.Claim{Node: subnet.NodeID(node), Instance: node + "-1", Clock: newClock(), Attrs: subnet.Attrs{PublicIP: addr4(ip), BackendType: "vxlan", BackendData: subnet.ByFamily[subnet.RawJSON]{`{"VNI":1}`}}}
 }
 
 func sub(t testing.TB, key string) subnet.Subnet {

@@ -59,14 +59,23 @@ type KeeperOptions struct {
 //	   |  not what it was            v                     |
 //	   '------------------------> [lost] <-----------------'
 //	      free: create again        |  ^
-//	      ours: take it back        |  | look again, later and later
+//	      ours: take it back        |  | look again, later and later; after
+//	      our node id elsewhere:    |  | a challenge, in 3 s: silence makes
+//	        challenge its owner     |  | it ours, an answer ends Run
 //	                                v  |
 //	      another's, or ruled out: [conflict]
 //	        renumber: another subnet -> valid
 //	        fence, keep: until it is free or ours again
 //
 // All of it ends when the context does, when another process of this host takes
-// the lease over, or when the store names another host with our node id.
+// the lease over, or when another host with our node id answers our challenge.
+// Ours is answered without a word about challenges: somebody else's changed our
+// key, and it is taken back as after every other change.
+//
+// What operators do to the key counts. One that was put without a lease is a
+// reservation from then on. A reservation that was deleted was released: the
+// subnet is created again as an ordinary lease. One that was moved to another
+// lease stays there, and that lease is kept alive.
 type Keeper struct {
 	o       KeeperOptions
 	nudges  chan struct{}
@@ -82,7 +91,10 @@ type Keeper struct {
 	world World
 	// seen is the last sight of our key in the view that made us look.
 	seen sighting
-	m    machine
+	// lives is how often the store had lost its past when the view last made
+	// us look for that.
+	lives int
+	m     machine
 }
 
 // sighting is what the view says of our key.
@@ -127,6 +139,7 @@ func NewKeeper(o KeeperOptions) *Keeper {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	o.Claim.TTL = cmp.Or(o.Claim.TTL, DefaultTTL)
+	o.Claim.Clock = o.Clock
 	now := o.Clock.Uptime()
 	m := machine{
 		rules: rules{ttl: o.Claim.TTL, margin: o.Margin, policy: o.OnConflict},
@@ -140,6 +153,9 @@ func NewKeeper(o KeeperOptions) *Keeper {
 		o: o, m: m, world: World{Identity: o.Identity},
 		nudges: make(chan struct{}, 1), wants: make(chan Attrs),
 		ready: make(chan struct{}), done: make(chan struct{}),
+	}
+	if o.View != nil {
+		k.lives = o.View.Snapshot().lives
 	}
 	k.status.Store(k.describe(make(chan struct{})))
 	return k
@@ -234,7 +250,11 @@ func (k *Keeper) perform(ctx context.Context) event {
 		return k.wait(ctx)
 	}
 	sent := k.o.Clock.Uptime()
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	timeout := requestTimeout
+	if k.m.do == doRenumber {
+		timeout += 2 * ChallengeWait // Acquire may have to wait for answers.
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var ev event
 	switch k.m.do {
@@ -251,6 +271,11 @@ func (k *Keeper) perform(ctx context.Context) event {
 		l.Attrs = k.m.want
 		l, err := k.o.Store.Update(ctx, l)
 		ev = outcome(evUpdated, l, err)
+	case doChallenge:
+		l := k.m.dispute.lease
+		l.Attrs.Challenge = challengeBy(k.m.want)
+		l, err := k.o.Store.Update(ctx, l)
+		ev = outcome(evChallenged, l, err)
 	case doRenumber:
 		ev = k.renumber(ctx)
 	default: // doWait and doStop are not performed here
@@ -283,7 +308,7 @@ func (k *Keeper) wait(ctx context.Context) event {
 		if k.o.View != nil {
 			s := k.o.View.Snapshot()
 			if k.concerns(s) {
-				return event{kind: evNudge}
+				return k.noticed(s)
 			}
 			changed = s.Changed()
 		}
@@ -302,9 +327,16 @@ func (k *Keeper) wait(ctx context.Context) event {
 	}
 }
 
-// concerns reports whether the view saw our key change. The same sight makes us
-// look once: what it means is then known.
+// concerns reports whether the view saw our key change, or the store lose its
+// past. The same sight makes us look once: what it means is then known.
 func (k *Keeper) concerns(s *Snapshot) bool {
+	if !s.Synced {
+		return false
+	}
+	if s.lives != k.lives {
+		k.lives = s.lives
+		return true
+	}
 	l, _ := s.Stored(k.m.lease.Subnet)
 	now := sighting{identity: s.Identity, modified: l.Modified, id: l.ID}
 	expected := sighting{identity: k.world.Identity, modified: k.m.lease.Modified, id: k.m.lease.ID}
@@ -313,11 +345,23 @@ func (k *Keeper) concerns(s *Snapshot) bool {
 		now.config, ours = s.Config.Modified, k.world.Revision
 	}
 	older := s.Identity == k.world.Identity && s.Revision < ours
-	if !s.Synced || older || now == expected || now == k.seen {
+	if older || now == expected || now == k.seen {
 		return false
 	}
 	k.seen = now
 	return true
+}
+
+// noticed is the event of a sight that concerns us. A challenge is answered from
+// the view alone: the one who put it does not wait for long, and the answer
+// proves by itself that nothing has changed since.
+func (k *Keeper) noticed(s *Snapshot) event {
+	l, _ := s.Stored(k.m.lease.Subnet)
+	asked := l.Attrs.Owner == k.o.Claim.Node && l.Attrs.Instance == k.o.Claim.Instance && !l.Attrs.Challenge.IsZero()
+	if asked && s.Identity == k.world.Identity && l.Modified > k.m.lease.Modified {
+		return event{kind: evOurs, lease: l}
+	}
+	return event{kind: evNudge}
 }
 
 // look reads what became of our key.
@@ -328,14 +372,13 @@ func (k *Keeper) look(ctx context.Context) event {
 	}
 	same := w.Identity == k.world.Identity
 	k.world = w
+	if i := slices.IndexFunc(w.Leases, func(l Lease) bool { return l.Subnet == k.m.lease.Subnet }); i >= 0 {
+		return k.judge(w.Leases[i], same)
+	}
 	for _, l := range w.Leases {
-		if !l.Subnet.Overlaps(k.m.lease.Subnet) {
-			continue
+		if l.Subnet.Overlaps(k.m.lease.Subnet) {
+			return event{kind: evTaken, err: fmt.Errorf("%s overlaps it", describeLease(l))}
 		}
-		if l.Subnet == k.m.lease.Subnet {
-			return k.judge(l, same)
-		}
-		return event{kind: evTaken, err: fmt.Errorf("%s overlaps it", describeLease(l))}
 	}
 	for _, b := range w.Bad {
 		if b.Occupies.Overlaps(k.m.lease.Subnet) {
@@ -350,7 +393,7 @@ func (k *Keeper) look(ctx context.Context) event {
 func (k *Keeper) judge(l Lease, sameStore bool) event {
 	switch k.o.Claim.relate(l) {
 	case disputed:
-		return event{kind: evFatal, err: &ForeignInstanceError{k.o.Claim.Node, l, k.o.Claim.Attrs.PublicIP}}
+		return event{kind: evDisputed, lease: l, err: k.o.Claim.foreignInstance(l)}
 	case foreign:
 		return event{kind: evTaken, err: errors.New(describeLease(l) + " holds it")}
 	case own:

@@ -37,7 +37,21 @@ type Attrs struct {
 	Owner NodeID
 	// Instance is random per process of the owner.
 	Instance string
+	// Challenge is who asks whether the owner lives; zero: nobody. A living
+	// owner answers by writing the value without it.
+	Challenge Challenge
 }
+
+// Challenge is a claimant's question to the owner of a lease that has the
+// claimant's node id and another address.
+type Challenge struct {
+	// Instance and PublicIP are the claimant's own.
+	Instance string
+	PublicIP ByFamily[netip.Addr]
+}
+
+// IsZero reports whether c is none.
+func (c Challenge) IsZero() bool { return c == Challenge{} }
 
 // Lease is one host's subnet as the store holds it.
 type Lease struct {

@@ -94,7 +94,7 @@ const (
 	// doRenew by Store.Renew; ends in evRenewed, evLost or evFailed.
 	doRenew
 	// doLook by Store.Load at what became of the key; ends in evAbsent,
-	// evOurs, evTaken, evBlocked, evFatal or evFailed.
+	// evOurs, evDisputed, evTaken, evBlocked, evFatal or evFailed.
 	doLook
 	// doCreate the same subnet in the world looked at; ends in evCreated,
 	// evLost or evFailed.
@@ -102,6 +102,9 @@ const (
 	// doUpdate by Store.Update to the attributes wanted, which also takes a
 	// key back; ends in evUpdated, evLost or evFailed.
 	doUpdate
+	// doChallenge by Store.Update the owner of machine.dispute; ends in
+	// evChallenged, evLost or evFailed.
+	doChallenge
 	// doRenumber by Acquire in the world looked at; ends in evCreated,
 	// evUpdated, evLost, evFailed or evFatal.
 	doRenumber
@@ -135,6 +138,10 @@ const (
 	evAbsent
 	// evOurs: the key is there and belongs to us.
 	evOurs
+	// evDisputed: the key is there with our node id and another address.
+	evDisputed
+	// evChallenged: our challenge is in the key.
+	evChallenged
 	// evTaken: another owner holds the subnet, or the config rules it out.
 	evTaken
 	// evBlocked: the subnet is free, but the store holds no valid config.
@@ -183,7 +190,9 @@ type machine struct {
 	renewed time.Duration
 	// confirmed: the store has answered to this process that the lease is ours.
 	confirmed bool
-	do        deed
+	// dispute is about our key under another address, while it is.
+	dispute dispute
+	do      deed
 	// next is when to act again, failures how often in a row it went wrong.
 	next     time.Duration
 	failures int
@@ -251,7 +260,7 @@ func (m machine) woken(in input) machine {
 // holds takes in that the lease is ours.
 func (m machine) holds(in input) machine {
 	in.lease.TTL = m.ttlOf(in.lease)
-	m.lease, m.confirmed, m.why = in.lease, true, nil
+	m.lease, m.confirmed, m.why, m.dispute = in.lease, true, nil, dispute{}
 	if m.lease.Attrs == m.want {
 		// Otherwise an update that keeps failing would never slow down.
 		m.failures = 0
@@ -306,6 +315,11 @@ func (m machine) looked(in input) machine {
 		if m.lease.Attrs == m.want {
 			m.do = doRenew
 		}
+	case evDisputed:
+		return m.disputed(in)
+	case evChallenged:
+		m.dispute = asked(in.lease, in.now)
+		m.next, m.do = m.dispute.until, doWait
 	case evTaken:
 		m.why = in.err
 		m = m.enter(StateConflict, in.now, doRenumber)
@@ -315,6 +329,26 @@ func (m machine) looked(in input) machine {
 	default: // evBlocked
 		m.why = in.err
 		return m.retry(in)
+	}
+	return m
+}
+
+// disputed takes in that the key has our node id and another address.
+func (m machine) disputed(in input) machine {
+	m.why = in.err
+	m = m.enter(StateLost, in.now, doWait)
+	var v verdict
+	m.dispute, v = m.dispute.judge(in.lease, challengeBy(m.want), in.now)
+	switch v {
+	case verdictWait:
+		m.next = m.dispute.until
+	case verdictAsk:
+		m.do = doChallenge
+	case verdictSilent:
+		in.lease.TTL = m.ttlOf(in.lease)
+		m.lease, m.do = in.lease, doUpdate
+	case verdictAnswered:
+		return m.enter(StateEnded, in.now, doStop)
 	}
 	return m
 }

@@ -23,7 +23,7 @@ func (s *script) step(name string, after time.Duration, ev event) {
 	s.now += after
 	ev.sent = s.now
 	s.m = s.m.step(input{event: ev, now: s.now, random: 0.5})
-	deeds := [...]string{"wait", "renew", "look", "create", "update", "renumber", "stop"}
+	deeds := [...]string{"wait", "renew", "look", "create", "update", "challenge", "renumber", "stop"}
 	fmt.Fprintf(&s.log, "%s: %s %s", name, s.m.state, deeds[s.m.do])
 	if s.m.do == doWait {
 		fmt.Fprintf(&s.log, " %s", (s.m.wake() - s.now).Round(time.Millisecond))

@@ -41,6 +41,21 @@ func (c *Config) Pool() Pool {
 	return p
 }
 
+// String says which subnets there are: "/24s from 10.5.1.0 to 10.5.255.0".
+func (p Pool) String() string {
+	text := ""
+	for _, r := range p.ranges {
+		if !r.Network.IsValid() {
+			continue
+		}
+		if text != "" {
+			text += " with "
+		}
+		text += fmt.Sprintf("/%ds from %s to %s", r.SubnetLen, r.Min, r.Max)
+	}
+	return text
+}
+
 // shift is the number of address bits inside one subnet.
 func (r Range) shift() uint { return uint(r.Network.Addr().BitLen() - r.SubnetLen) }
 

@@ -23,6 +23,8 @@ type Snapshot struct {
 	Since  time.Time
 	Why    string
 
+	// lives counts how often the store was found to have lost its past.
+	lives   int
 	list    leaseList
 	changed chan struct{}
 	once    sync.Once
@@ -84,8 +86,10 @@ type projection struct {
 	// none of them ends before due.
 	held map[Subnet]time.Duration
 	due  time.Duration
-	// distrusted: the store has lost its past since the last load.
+	// distrusted: the store has lost its past since the last load; lives
+	// counts how often it had.
 	distrusted bool
+	lives      int
 }
 
 func newProjection(hold, ttl time.Duration) projection {
@@ -111,6 +115,9 @@ func (p *projection) load(w World, now time.Duration) bool {
 	before := *p
 	if p.identity != "" && (w.Identity != p.identity || w.Revision < p.revision) {
 		p.distrusted = true
+	}
+	if p.distrusted {
+		p.lives++
 	}
 	p.revision, p.identity, p.config = w.Revision, w.Identity, w.Config
 	patience := p.patience()
@@ -143,7 +150,7 @@ func (p *projection) load(w World, now time.Duration) bool {
 func (p *projection) shows(q projection) bool {
 	sameKey := func(a, b BadKey) bool { return a.Key == b.Key && a.Modified == b.Modified }
 	sameEntry := func(a, b *entry) bool { return *a == *b }
-	return p.identity == q.identity && p.config == q.config && maps.EqualFunc(p.bad, q.bad, sameKey) &&
+	return p.identity == q.identity && p.lives == q.lives && p.config == q.config && maps.EqualFunc(p.bad, q.bad, sameKey) &&
 		slices.EqualFunc(slices.Collect(p.leases.all()), slices.Collect(q.leases.all()), sameEntry)
 }
 
@@ -274,6 +281,7 @@ func (p *projection) snapshot() *Snapshot {
 		Identity: p.identity,
 		Config:   p.config,
 		Bad:      slices.SortedFunc(maps.Values(p.bad), func(a, b BadKey) int { return cmp.Compare(a.Key, b.Key) }),
+		lives:    p.lives,
 		list:     p.leases,
 	}
 }

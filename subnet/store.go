@@ -100,6 +100,14 @@ type Store interface {
 	// l.Modified, keeping the lease it hangs on, or none. ErrLeaseLost.
 	Update(ctx context.Context, l Lease) (Lease, error)
 
+	// Reserve makes a reservation of the held key: the attributes become
+	// those of l, and it hangs on no lease any more, provided that it is
+	// unchanged since l.Modified and that identity, config text and config
+	// revision are still those of w. The lease it hung on is revoked unless
+	// others' keys hang on it. ErrLeaseLost, ErrConfigChanged,
+	// ErrStoreChanged.
+	Reserve(ctx context.Context, l Lease, w World) (Lease, error)
+
 	// Release deletes the key if it is unchanged since l.Modified, and its
 	// lease. ErrLeaseLost.
 	Release(ctx context.Context, l Lease) error

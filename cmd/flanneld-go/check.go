@@ -51,7 +51,7 @@ func (d *daemon) check(ctx context.Context, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	if l.lease.own, err = subnet.Acquire(ctx, dryStore{}, world, claim); err != nil {
+	if l.lease.own, err = subnet.Acquire(ctx, dryStore{d.store}, world, claim); err != nil {
 		return err
 	}
 	return l.printPlan(out, world)

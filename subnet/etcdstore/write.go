@@ -1,6 +1,7 @@
 package etcdstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -188,6 +189,43 @@ func (s *Store) swap(ctx context.Context, l subnet.Lease, op clientv3.Op) (*clie
 		return resp, err
 	}
 	if err := foundIn(resp).holds(l, known); err != nil {
+		return nil, err
+	}
+	return nil, errUnexplained
+}
+
+// Reserve makes a reservation of a lease. See [subnet.Store].
+func (s *Store) Reserve(ctx context.Context, l subnet.Lease, w subnet.World) (subnet.Lease, error) {
+	entry, err := layout.Write(l)
+	if err != nil {
+		return subnet.Lease{}, err
+	}
+	resp, err := s.reserve(ctx, l, entry, w)
+	if err != nil {
+		return subnet.Lease{}, s.fail(ctx, "reserve "+l.Subnet.String(), err)
+	}
+	if !l.Reservation() {
+		s.revokeUnused(ctx, l.ID)
+	}
+	l.Attrs, l.ID, l.TTL, l.Modified = entry.Attrs, 0, 0, subnet.Revision(resp.Header.Revision)
+	return l, nil
+}
+
+func (s *Store) reserve(ctx context.Context, l subnet.Lease, entry layout.Entry, w subnet.World) (*clientv3.TxnResponse, error) {
+	if s.opts.ReadOnly {
+		return nil, ErrReadOnly
+	}
+	known := s.identity()
+	resp, err := s.client.Txn(ctx).
+		If(append(s.worldIs(w), s.held(l)...)...).
+		Then(clientv3.OpPut(s.keyOf(l), entry.Value)). // Without a lease: it is detached.
+		Else(s.reads(s.keyOf(l))...).
+		Commit()
+	if err != nil || resp.Succeeded {
+		return resp, err
+	}
+	found := foundIn(resp)
+	if err := cmp.Or(found.differs(w), found.holds(l, known)); err != nil {
 		return nil, err
 	}
 	return nil, errUnexplained

@@ -219,6 +219,32 @@ func (s *Store) Update(ctx context.Context, l subnet.Lease) (subnet.Lease, error
 	return l, nil
 }
 
+// Reserve makes a reservation of a lease. See [subnet.Store].
+func (s *Store) Reserve(ctx context.Context, l subnet.Lease, w subnet.World) (subnet.Lease, error) {
+	entry, err := layout.Write(l)
+	if err != nil {
+		return subnet.Lease{}, err
+	}
+	err = s.do(ctx, "Reserve", func(st *state) error {
+		if err := st.matches(w); err != nil {
+			return err
+		}
+		if _, err := s.held(st, l); err != nil {
+			return err
+		}
+		k := st.put(layout.Subnets+entry.Key, entry.Value, 0)
+		if len(st.attached(l.ID)) == 0 {
+			st.revoke(l.ID)
+		}
+		l.Attrs, l.ID, l.TTL, l.Created, l.Modified = entry.Attrs, 0, 0, k.created, k.modified
+		return nil
+	})
+	if err != nil {
+		return subnet.Lease{}, fmt.Errorf("reserve %s: %w", l.Subnet, err)
+	}
+	return l, nil
+}
+
 // Release deletes a lease. See [subnet.Store].
 func (s *Store) Release(ctx context.Context, l subnet.Lease) error {
 	err := s.do(ctx, "Release", func(st *state) error {
