@@ -2,7 +2,7 @@
 // flanneld-go does.
 //
 //	flannel-lab demo   every backend in turn: subnets, a mesh of pings, a transfer
-//	flannel-lab etcd   what a lab runs on its switch; not for people
+//	flannel-lab etcd   a member of what a lab runs as its etcd; not for people
 //
 // The hosts themselves are package lab's. A command prints to standard output
 // what it found, ends with status 0 when all of it is well, 1 when anything is

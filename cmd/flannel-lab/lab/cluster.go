@@ -8,7 +8,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -187,34 +189,37 @@ func (c *Cluster) Leader(ctx context.Context) (*Member, error) {
 	return leader, nil
 }
 
-// followed is the member that a majority, itself among it, now follows in one
-// term; nil if there is none. A leader that was paused still takes itself for one.
+// followed is the member that a majority follows now; nil if there is none.
 func (c *Cluster) followed(ctx context.Context) *Member {
-	type reign struct{ leader, term uint64 }
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	answers := make([]*clientv3.StatusResponse, len(c.Members))
-	var g errgroup.Group
+	var asked sync.WaitGroup
 	for i, m := range c.Members {
-		g.Go(func() error {
-			// Without an answer there is no vote.
-			answers[i], _ = m.status(ctx)
-			return nil
-		})
+		// Without an answer there is no vote.
+		asked.Go(func() { answers[i], _ = m.status(ctx) })
 	}
-	_ = g.Wait()
+	asked.Wait()
+	if i := reigning(answers); i >= 0 {
+		return c.Members[i]
+	}
+	return nil
+}
+
+// reigning is which of the members, nil for one that does not answer, a majority
+// follows in one term, itself among it; -1 if there is none. A leader that was
+// paused still takes itself for one.
+func reigning(answers []*clientv3.StatusResponse) int {
+	type reign struct{ leader, term uint64 }
 	votes := make(map[reign]int)
 	for _, a := range answers {
 		if a != nil {
 			votes[reign{a.Leader, a.RaftTerm}]++
 		}
 	}
-	for i, a := range answers {
-		if a != nil && a.Header.MemberId == a.Leader && votes[reign{a.Leader, a.RaftTerm}] > len(c.Members)/2 {
-			return c.Members[i]
-		}
-	}
-	return nil
+	return slices.IndexFunc(answers, func(a *clientv3.StatusResponse) bool {
+		return a != nil && a.Header.MemberId == a.Leader && votes[reign{a.Leader, a.RaftTerm}] > len(answers)/2
+	})
 }
 
 // Wipe is a cluster that lost every disk: it starts again with the same addresses

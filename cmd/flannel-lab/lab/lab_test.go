@@ -268,6 +268,17 @@ func TestDaemonLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitLog(t, h, "running", 2)
+	// One that is paused ends when asked, too.
+	if err := h.Daemon.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Daemon.Stop(within(t, patience)); err != nil {
+		t.Error(err)
+	}
+	if err := h.RelaunchDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	waitLog(t, h, "running", 3)
 	if err := h.Daemon.Kill(); err != nil {
 		t.Error(err)
 	}
@@ -278,10 +289,10 @@ func TestDaemonLife(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := fmt.Sprintf("running with %d arguments", len(h.DaemonArgs())+1); strings.Count(log, want) != 2 {
-		t.Errorf("%q is not twice in the log:\n%s", want, log)
+	if want := fmt.Sprintf("running with %d arguments", len(h.DaemonArgs())+1); strings.Count(log, want) != 3 {
+		t.Errorf("%q is not three times in the log:\n%s", want, log)
 	}
-	if !strings.Contains(log, "got TERM") || strings.Count(log, "FLANNELD_IFACE=, FLANNELD_OWN=the host's\n") != 2 {
+	if !strings.Contains(log, "got TERM") || strings.Count(log, "FLANNELD_IFACE=, FLANNELD_OWN=the host's\n") != 3 {
 		t.Errorf("the daemon was not asked to end, or has not the environment of its host alone:\n%s", log)
 	}
 	info, err := os.Stat(filepath.Join(netnsDir, h.Name))
