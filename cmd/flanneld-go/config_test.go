@@ -85,11 +85,13 @@ func TestJudge(t *testing.T) {
 		},
 		{
 			name: "another network at run time", first: running, next: `{"Network":"10.6.0.0/16","Backend":{"Type":"vxlan","VNI":7}}`,
-			want: "network config at revision 9 changes Network: this host keeps that of revision 4 until it is restarted | systemctl restart flanneld-go",
+			want: "network config at revision 9 changes Network: this host keeps that of revision 4 until it is restarted, " +
+				"and gets another subnet then: its own, 10.5.7.0/24, does not fit the new config | systemctl restart flanneld-go",
 		},
 		{
 			name: "everything else at run time", first: running, next: `{"Network":"10.6.0.0/16","SubnetLen":26,"Backend":{"Type":"vxlan","VNI":8}}`,
-			want: "network config at revision 9 changes Network and SubnetLen and Backend: this host keeps that of revision 4 until it is restarted | systemctl restart flanneld-go",
+			want: "network config at revision 9 changes Network and SubnetLen and Backend: this host keeps that of revision 4 until it is restarted, " +
+				"and gets another subnet then: its own, 10.5.7.0/24, does not fit the new config | systemctl restart flanneld-go",
 		},
 		{
 			name: "an option that becomes the default", first: running, next: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`,
@@ -106,6 +108,7 @@ func TestJudge(t *testing.T) {
 				if err := l.judge(subnet.Document{Text: tt.first, Modified: 4}); err != nil {
 					t.Fatal(err)
 				}
+				l.lease.keeper, l.lease.own = &subnet.Keeper{}, testLease("10.5.7.0/24", "198.18.0.1", 2)
 			}
 			before := l.config.current
 			doc := subnet.Document{Text: tt.next, Modified: 9}
@@ -122,6 +125,19 @@ func TestJudge(t *testing.T) {
 				t.Error("the config in force was replaced by one that was refused")
 			}
 		})
+	}
+}
+
+// A host that waits for a lease has nothing to lose: it follows every valid
+// config, one that makes room for it first of all.
+func TestJudgeWithoutALease(t *testing.T) {
+	l, _ := judging(t)
+	for i, text := range []string{`{"Network":"10.5.0.0/24"}`, vxlanConfig, `{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}`} {
+		l.backend, l.uplink.Link.Index = &flaky{}, 7
+		doc := subnet.Document{Text: text, Modified: subnet.Revision(i + 1)}
+		if err := l.judge(doc); err != nil || l.config.doc != doc || l.backend != nil || l.uplink.Link.Index != 0 {
+			t.Errorf("%s: error %v, in force %+v, backend %v, uplink %d", text, err, l.config.doc, l.backend, l.uplink.Link.Index)
+		}
 	}
 }
 

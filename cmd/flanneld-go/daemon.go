@@ -30,6 +30,7 @@ type store interface {
 	subnet.Store
 	// Endpoints are those in use: none until they are discovered.
 	Endpoints() []string
+	Stats() etcdstore.Stats
 	Close() error
 }
 
@@ -125,7 +126,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	if errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	d.log.Info("stopped; devices, routes and rules stay in place", "cleanup", "flannelctl cleanup")
+	l.depart(context.WithoutCancel(ctx), err)
 	return err
 }
 
@@ -148,7 +149,7 @@ func (d *daemon) announce(ctx context.Context, beat *heartbeat) error {
 		select {
 		case <-ctx.Done():
 			d.board.Update(func(s *status.Status) { s.State = status.StateStopping })
-			d.complain(d.notify.Stopping("stopping; devices, routes and rules stay in place"))
+			d.complain(d.notify.Stopping(d.opts.stopping()))
 			return nil
 		case <-late.C:
 			if left := patience - d.clock.Uptime(); left > 0 {

@@ -44,33 +44,6 @@ func TestLoopUnwritableStateDir(t *testing.T) {
 	})
 }
 
-// A host that keeps a subnet which is another's is not ready, though its data
-// path stays.
-func TestLoopKeep(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t)
-		h.opts.onConflict = mustConflict(t, "keep")
-		h.data.OverwriteConfig(networkConfig)
-		h.peer("10.5.200.0-24", "198.18.0.2")
-		h.start()
-		defer h.stop()
-		h.ready()
-		subnet := h.board.Snapshot().Lease.Subnet
-		key := strings.Replace(subnet, "/", "-", 1)
-		h.data.DeleteKey(key)
-		h.peer(key, "198.18.0.9")
-		h.eventually(time.Minute, "the conflict is a problem", func() bool {
-			p := h.problem(status.ComponentLease)
-			return p.Blocking && strings.HasPrefix(p.Message, "lease of "+subnet+" is in conflict: ")
-		})
-		if s := h.board.Snapshot(); s.Ready || len(h.routes()) != 1 {
-			t.Errorf("ready %t, routes %v; want not ready, with the peer's route", s.Ready, h.routes())
-		}
-		h.data.DeleteKey(key)
-		h.eventually(5*time.Minute, "ready again", func() bool { return h.board.Snapshot().Ready })
-	})
-}
-
 // A key that is no lease is named: some host may believe that it is.
 func TestLoopUnreadableKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/subnet"
@@ -21,6 +22,9 @@ type self struct {
 type refusal struct {
 	lease subnet.Lease
 	why   string
+	// shared: it publishes our own address, which is the lease's problem and
+	// not that of the peers.
+	shared bool
 }
 
 // selectPeers returns the leases that get a path, sorted by subnet, and those
@@ -33,11 +37,11 @@ func selectPeers(cfg *subnet.Config, me self, leases []subnet.Lease) (peers []su
 		switch {
 		case l.Subnet == me.subnet || l.Attrs.Owner != "" && l.Attrs.Owner == me.node:
 		case l.Subnet.Overlaps(me.subnet):
-			refused = append(refused, refusal{l, fmt.Sprintf("overlaps our own subnet %s", me.subnet)})
+			refused = append(refused, refusal{lease: l, why: fmt.Sprintf("overlaps our own subnet %s", me.subnet)})
 		case !insideNetwork(cfg, l.Subnet):
-			refused = append(refused, refusal{l, fmt.Sprintf("lies outside the network %s", networks(cfg))})
+			refused = append(refused, refusal{lease: l, why: "lies outside the network " + strings.Join(networks(cfg), " and ")})
 		case publishes(l, me.public):
-			refused = append(refused, refusal{l, "publishes this host's own address: a stale key, or two hosts with one --public-ip"})
+			refused = append(refused, refusal{lease: l, why: "publishes this host's own address: a stale key, or two hosts with one --public-ip", shared: l.Attrs.Owner != ""})
 		default:
 			peers = append(peers, l)
 		}
@@ -81,7 +85,7 @@ func dropOverlaps(peers []subnet.Lease, refused []refusal) ([]subnet.Lease, []re
 			kept = append(kept, l)
 			continue
 		}
-		refused = append(refused, refusal{l, fmt.Sprintf("overlaps %s, which %s leased earlier", kept[i].Subnet, publicIP(kept[i]))})
+		refused = append(refused, refusal{lease: l, why: fmt.Sprintf("overlaps %s, which %s leased earlier", kept[i].Subnet, publicIP(kept[i]))})
 	}
 	slices.SortFunc(kept, func(a, b subnet.Lease) int { return a.Subnet.Compare(b.Subnet) })
 	return kept, refused

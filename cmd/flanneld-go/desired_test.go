@@ -61,7 +61,7 @@ func TestSelectPeers(t *testing.T) {
 		{
 			name:    "outside the network",
 			leases:  []subnet.Lease{testLease("10.6.1.0/24", "198.18.0.2", 1), testLease("10.0.0.0/8", "198.18.0.3", 1)},
-			refused: map[string]string{"10.6.1.0/24": "lies outside the network [10.5.0.0/16]", "10.0.0.0/8": "overlaps our own subnet 10.5.1.0/24"},
+			refused: map[string]string{"10.6.1.0/24": "lies outside the network 10.5.0.0/16", "10.0.0.0/8": "overlaps our own subnet 10.5.1.0/24"},
 		},
 		{
 			name:    "our address under another subnet",

@@ -31,7 +31,11 @@ type fileState struct {
 	restart bool
 	// restarting: that is under way. failure is how the last one ended.
 	restarting atomic.Bool
-	failure    atomic.Pointer[error]
+	// told is what Docker's file said last; it stays when that is withdrawn.
+	told    daemonconfig.Env
+	failure atomic.Pointer[error]
+	// stale: the files are those of another subnet, which this host had.
+	stale bool
 	// withdrawn: keys of an earlier --docker-config were taken back.
 	withdrawn bool
 }
@@ -53,7 +57,7 @@ func (l *loop) env() daemonconfig.Env {
 func (l *loop) writeFiles(context.Context) error {
 	e := l.env()
 	changed, err := daemonconfig.Write(l.opts.subnetFile, e.Format(), daemonconfig.WriteOptions{DirPerm: 0o755})
-	l.setFile(l.opts.subnetFile, err)
+	l.setFile(l.opts.subnetFile, fileWritten, err)
 	if changed {
 		l.log.Info("subnet file written", "path", l.opts.subnetFile, "subnet", l.lease.own.Subnet, "mtu", e.MTU, "ip_masq", e.IPMasq)
 	}
@@ -62,6 +66,7 @@ func (l *loop) writeFiles(context.Context) error {
 
 // writeDocker keeps Docker's keys, by the one channel that was chosen.
 func (l *loop) writeDocker(ctx context.Context) error {
+	l.files.stale = false
 	switch {
 	case l.opts.dockerOptions != "":
 		return l.writeDockerOptions(ctx)
@@ -83,10 +88,10 @@ func (l *loop) writeDockerOptions(ctx context.Context) error {
 		l.files.withdrawn = true
 	}
 	changed, err := daemonconfig.Write(l.opts.dockerOptions, daemonconfig.OptionsFile(l.env()), daemonconfig.WriteOptions{DirPerm: 0o755})
-	l.setFile(l.opts.dockerOptions, err)
+	l.setFile(l.opts.dockerOptions, fileWritten, err)
 	if changed {
 		l.log.Info("docker options written", "path", l.opts.dockerOptions)
-		l.files.restart = true
+		l.wantRestart(ctx)
 	}
 	return errors.Join(err, l.restartDocker(ctx))
 }
@@ -96,15 +101,27 @@ func (l *loop) writeDockerConfig(ctx context.Context) error {
 	if err == nil && len(plan.Changes) > 0 {
 		err = c.Commit(plan)
 	}
-	l.setFile(c.Path, err)
+	l.setFile(c.Path, fileWritten, err)
 	if err != nil {
 		return err
 	}
 	for _, change := range plan.Changes {
 		l.log.Info("docker config written", "path", c.Path, "change", change.String())
-		l.files.restart = true
+	}
+	if len(plan.Changes) > 0 {
+		l.wantRestart(ctx)
 	}
 	return l.restartDocker(ctx)
+}
+
+// wantRestart takes in that Docker's file changed. A file that is back after it
+// was withdrawn, with what it said before, is no news to a Docker that runs by it.
+func (l *loop) wantRestart(ctx context.Context) {
+	e := l.env()
+	if e != l.files.told || l.dockerDiffers(ctx) != nil {
+		l.files.restart = true
+	}
+	l.files.told = e
 }
 
 // planDocker says what Docker's config file must become.
@@ -146,10 +163,15 @@ func (l *loop) restartDocker(ctx context.Context) error {
 	}
 	// Asked before we say that we are ready: a Docker that waits for us to be
 	// is not up yet and reads the file when it starts.
-	askCtx, cancel := context.WithTimeout(ctx, dockerAnswer)
+	held, release := l.whileHeld(ctx)
+	defer release()
+	held, cancel := context.WithTimeout(held, dockerAnswer)
 	defer cancel()
-	active, err := systemd.UnitActive(askCtx, dockerUnit)
+	active, err := systemd.UnitActive(held, dockerUnit)
 	if err != nil {
+		if cause := context.Cause(held); errors.Is(cause, errConflict) {
+			return cause
+		}
 		return withHint(fmt.Errorf("look at %s: %w", dockerUnit, err), "systemctl restart docker")
 	}
 	l.files.restart = false
@@ -200,9 +222,15 @@ func (l *loop) dockerDiffers(ctx context.Context) error {
 	return fmt.Errorf("%s has not %s, this host's subnet: Docker must be restarted for its containers to be reached", dockerBridge, want)
 }
 
+// What becomes of a file when that succeeds.
+const (
+	fileWritten   = "written"
+	fileWithdrawn = "withdrawn"
+)
+
 // setFile puts a file's state on the board.
-func (l *loop) setFile(path string, err error) {
-	file := status.File{Path: path, State: "written"}
+func (l *loop) setFile(path, state string, err error) {
+	file := status.File{Path: path, State: state}
 	if err != nil {
 		file.State, file.Error = "failed", err.Error()
 	}

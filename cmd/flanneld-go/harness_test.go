@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -23,6 +24,7 @@ import (
 	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/etcdstore"
 	"github.com/flanneld-go/flanneld-go/subnet/memstore"
 )
 
@@ -51,6 +53,9 @@ func (bubbleClock) Timer(d time.Duration) subnet.Timer {
 type openStore struct{ *memstore.Store }
 
 func (openStore) Close() error { return nil }
+
+// Stats counts nothing: there is no wire.
+func (openStore) Stats() etcdstore.Stats { return etcdstore.Stats{} }
 
 func (openStore) Endpoints() []string { return []string{"http://192.0.2.10:2379"} }
 
@@ -89,6 +94,9 @@ type testHost struct {
 	eth0        kernel.Link
 	dir         string
 	opts        options
+	node        subnet.NodeID
+	instance    string
+	tools       firewall.Tools
 	log         *logBuffer
 	board       *status.Board
 	loop        *loop
@@ -100,9 +108,15 @@ type testHost struct {
 // bubble.
 func newHost(t *testing.T) *testHost {
 	t.Helper()
-	h := &testHost{t: t, data: memstore.New(memstore.Options{}), kernel: kerneltest.New(), dir: t.TempDir()}
+	return newHostOn(t, memstore.New(memstore.Options{}), "198.18.0.1/24")
+}
+
+// newHostOn is one more host on the same data, at another address.
+func newHostOn(t *testing.T, data *memstore.Store, addr string) *testHost {
+	t.Helper()
+	h := &testHost{t: t, data: data, kernel: kerneltest.New(), dir: t.TempDir(), node: "me", instance: "i1", tools: noTools{}}
 	h.store = h.data.Open(memstore.Options{})
-	h.eth0 = h.kernel.Plug(kernel.Link{Name: "eth0", MTU: 1500}, netip.MustParsePrefix("198.18.0.1/24"))
+	h.eth0 = h.kernel.Plug(kernel.Link{Name: "eth0", MTU: 1500}, netip.MustParsePrefix(addr))
 	gateway := kernel.Route{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("198.18.0.254"), Link: h.eth0.Index, Protocol: 16}
 	if err := h.kernel.Routes().Put(t.Context(), []kernel.Route{gateway}); err != nil {
 		t.Fatal(err)
@@ -128,10 +142,10 @@ func (h *testHost) start() {
 	h.log = &logBuffer{}
 	log := slog.New(slog.NewTextHandler(h.log, nil))
 	clock := bubbleClock{time.Now()}
-	h.board = status.NewBoard(clock.Now, initialStatus(h.opts, "me"))
+	h.board = status.NewBoard(clock.Now, initialStatus(h.opts, h.node))
 	d := &daemon{
-		opts: h.opts, log: log, clock: clock, node: "me", instance: "i1", dir: statedir.Dir(h.opts.stateDir),
-		board: h.board, store: openStore{h.store}, firewall: firewall.New(firewall.Options{Log: log, Tools: noTools{}}),
+		opts: h.opts, log: log, clock: clock, node: h.node, instance: h.instance, dir: statedir.Dir(h.opts.stateDir),
+		board: h.board, store: openStore{h.store}, firewall: firewall.New(firewall.Options{Log: log, Tools: h.tools}),
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(h.t.Context()))
 	h.cancel = cancel
@@ -140,13 +154,22 @@ func (h *testHost) start() {
 	h.group.Go(func() error { return h.loop.run(ctx) })
 }
 
-// stop ends the loop, as SIGTERM does.
+// stop ends the process, as SIGTERM does.
 func (h *testHost) stop() {
 	h.t.Helper()
 	h.cancel()
-	if err := h.group.Wait(); err != nil {
-		h.t.Errorf("loop ended with %v", err)
+	if err := h.end(); err != nil {
+		h.t.Errorf("the process ended with %v", err)
 	}
+}
+
+// end waits for the process to end, and returns why.
+func (h *testHost) end() error {
+	h.t.Helper()
+	err := h.group.Wait()
+	h.cancel()
+	h.loop.depart(context.WithoutCancel(h.t.Context()), err)
+	return err
 }
 
 // eventually waits until cond holds, and fails the test after within.
@@ -216,12 +239,68 @@ func (h *testHost) routes() []string {
 	return ours
 }
 
-// peer puts a lease of another host.
+// peer puts a lease of another host, as flannel does.
 func (h *testHost) peer(key, publicIP string) {
 	h.t.Helper()
-	if _, err := h.data.Put(key, `{"PublicIP":"`+publicIP+`","BackendType":"host-gw"}`, h.data.Grant(time.Hour)); err != nil {
+	h.put(key, `{"PublicIP":"`+publicIP+`","BackendType":"host-gw"}`)
+}
+
+// owned puts a lease of another host that runs this daemon.
+func (h *testHost) owned(key, publicIP, node string) {
+	h.t.Helper()
+	h.put(key, `{"PublicIP":"`+publicIP+`","BackendType":"host-gw","Owner":"`+node+`","Instance":"x"}`)
+}
+
+func (h *testHost) put(key, value string) {
+	h.t.Helper()
+	if _, err := h.data.Put(key, value, h.data.Grant(100*time.Hour)); err != nil {
 		h.t.Fatal(err)
 	}
+}
+
+// subnet is this host's, as the status says it, and its key in etcd.
+func (h *testHost) subnet() (prefix, key string) {
+	prefix = h.board.Snapshot().Lease.Subnet
+	return prefix, strings.Replace(prefix, "/", "-", 1)
+}
+
+// addrs are the addresses of a device; none: there is no such device.
+func (h *testHost) addrs(device string) []string {
+	h.t.Helper()
+	link, err := h.kernel.LinkByName(h.t.Context(), device)
+	if errors.Is(err, kernel.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	list, err := h.kernel.Addrs(link.Index).List(h.t.Context())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	var text []string
+	for _, a := range list {
+		text = append(text, a.Prefix.String())
+	}
+	return text
+}
+
+// line returns the only line of the log with part in it.
+func (h *testHost) line(part string) string {
+	h.t.Helper()
+	h.log.mu.Lock()
+	defer h.log.mu.Unlock()
+	var found []string
+	for line := range strings.Lines(h.log.buf.String()) {
+		if strings.Contains(line, part) {
+			found = append(found, line)
+		}
+	}
+	if len(found) != 1 {
+		h.t.Errorf("%d lines in the log with %s, want 1: %q", len(found), part, found)
+		return ""
+	}
+	return found[0]
 }
 
 func mustConflict(t *testing.T, name string) subnet.OnConflict {

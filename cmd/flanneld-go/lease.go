@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,8 +32,16 @@ type leaseState struct {
 	own    subnet.Lease
 	keeper *subnet.Keeper
 	status *subnet.KeeperStatus
-	// withdrawn: the data path was removed because of a conflict.
+	// previous are the subnets that this host had before.
+	previous []subnet.Subnet
+	// conflictAt is the uptime at which another owner, or the config, was
+	// found to deny the subnet; 0: none does. conflict says why, and stays.
+	conflictAt time.Duration
+	conflict   string
+	// withdrawn: data path and files were removed because of that. former is
+	// what the cache says of it.
 	withdrawn bool
+	former    string
 	// cached is what the cache file holds, since the uptime cachedAt.
 	cached   statedir.Cache
 	cachedAt time.Duration
@@ -48,25 +57,65 @@ func (s *leaseState) changed() <-chan struct{} {
 
 // takeLease leases a subnet, once; from then on it follows the keeper.
 func (l *loop) takeLease(ctx context.Context) error {
+	l.findClashes()
 	if l.lease.keeper == nil {
 		if err := l.firstLease(ctx); err != nil {
-			return err
+			return l.leaseless(ctx, err)
 		}
 	}
 	s := l.lease.keeper.Status()
-	if l.lease.own.Subnet != s.Lease.Subnet {
-		l.log.Info("lease", "subnet", s.Lease.Subnet, "reservation", s.Lease.Reservation())
+	if s.State == subnet.StateEnded {
+		// With the keeper's task the process ends.
+		return fmt.Errorf("lease of %s is no longer kept: %s", s.Lease.Subnet, s.Why)
 	}
+	l.followLease(s)
+	if !insideNetwork(l.config.current, s.Lease.Subnet) {
+		// Its own was gone, and the config that it could be leased by is one
+		// that this process refused: nothing is left that could be kept.
+		return &fatal{fmt.Errorf("this host's subnet is now %s, by a network config that only a restart can follow", s.Lease.Subnet)}
+	}
+	if l.mustWithdraw(s) {
+		return l.withdraw(ctx, withHint(fmt.Errorf("lease of %s is in conflict, data path and files are withdrawn: %s", s.Lease.Subnet, s.Why), "flannelctl leases"))
+	}
+	l.lease.withdrawn, l.lease.former = false, ""
+	return l.standing(s)
+}
+
+// followLease takes in and shows what the keeper says.
+func (l *loop) followLease(s *subnet.KeeperStatus) {
+	former := l.lease.own.Subnet
 	l.lease.status, l.lease.own = s, s.Lease
-	l.showLease(s)
-	if s.Withdraw {
-		return l.withdraw(ctx, s)
+	switch {
+	case s.State != subnet.StateConflict:
+		l.lease.conflictAt = 0
+	case l.lease.conflictAt == 0:
+		l.lease.conflictAt = l.clock.Uptime()
+		fallthrough
+	default:
+		l.lease.conflict = s.Why
 	}
-	l.lease.withdrawn = false
+	switch {
+	case former == s.Lease.Subnet:
+	case former.IsZero():
+		l.files.stale = len(l.lease.previous) > 0 && !slices.Contains(l.lease.previous, s.Lease.Subnet)
+		l.log.Info("lease", "subnet", s.Lease.Subnet, "reservation", s.Lease.Reservation())
+	default:
+		l.files.stale = true
+		l.renumbered(former, s)
+	}
+	l.showLease(s)
+}
+
+// standing says what is wrong with a lease that is in use.
+func (l *loop) standing(s *subnet.KeeperStatus) error {
 	switch s.State {
 	case subnet.StateConflict:
-		// We go on, but peers send elsewhere.
-		return &untrue{fmt.Errorf("lease of %s is in conflict: %s", s.Lease.Subnet, s.Why)}
+		err := withHint(fmt.Errorf("lease of %s is in conflict: %s", s.Lease.Subnet, s.Why), "flannelctl leases")
+		if l.opts.onConflict == subnet.Keep {
+			// We go on, but peers send elsewhere.
+			return &untrue{err}
+		}
+		return err // the other subnet is worth the next round, not this one
 	case subnet.StateLost:
 		return &untrue{fmt.Errorf("lease of %s is lost: %s", s.Lease.Subnet, s.Why)}
 	case subnet.StateUnproven:
@@ -75,20 +124,7 @@ func (l *loop) takeLease(ctx context.Context) error {
 		return &harmless{fmt.Errorf("lease of %s is unproven: %s", s.Lease.Subnet, s.Why)}
 	case subnet.StateValid, subnet.StateDegraded, subnet.StateEnded:
 	}
-	return nil
-}
-
-// withdraw takes the data path down: policy fence.
-func (l *loop) withdraw(ctx context.Context, s *subnet.KeeperStatus) error {
-	conflict := fmt.Errorf("another host holds %s, data path withdrawn: %s", s.Lease.Subnet, s.Why)
-	if l.lease.withdrawn {
-		return conflict
-	}
-	if err := errors.Join(l.backend.Cleanup(ctx), l.firewall.Cleanup(ctx)); err != nil {
-		return errors.Join(conflict, err)
-	}
-	l.lease.withdrawn = true
-	return conflict
+	return l.sharedByUs()
 }
 
 // firstLease acquires, or takes up the lease of the cache while etcd is silent.
@@ -111,8 +147,10 @@ func (l *loop) firstLease(ctx context.Context) error {
 			return err
 		}
 		o.Identity = world.Identity
-	case !l.cache.Own.Subnet.IsZero():
+	case !l.cache.Own.Subnet.IsZero() && l.cache.Former == "":
 		o.Lease, o.Identity, o.Cached = l.cache.Own, l.cache.Identity, true
+	case l.cache.Former != "":
+		return fmt.Errorf("waiting for etcd: this host's former subnet %s is not its own any more: %s", l.cache.Own.Subnet, l.cache.Former)
 	default:
 		return errors.New("waiting for etcd: this host has no lease yet")
 	}
@@ -132,8 +170,15 @@ func (l *loop) freshWorld(ctx context.Context) (subnet.World, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, acquireTimeout)
 	defer cancel()
-	return l.store.Load(ctx)
+	fresh, err := l.store.Load(ctx)
+	if err == nil && fresh.Config != l.config.doc {
+		err = errConfigChanged
+	}
+	return fresh, err
 }
+
+// errConfigChanged: the next round leases by the new config.
+var errConfigChanged = errors.New("network config changed while a subnet was leased")
 
 // acquire leases a subnet in *world, and loads it anew when it is out of date.
 func (l *loop) acquire(ctx context.Context, world *subnet.World, claim subnet.Claim) (subnet.Lease, error) {
@@ -149,17 +194,18 @@ func (l *loop) acquire(ctx context.Context, world *subnet.World, claim subnet.Cl
 			return subnet.Lease{}, err
 		}
 		if world.Config != l.config.doc {
-			return subnet.Lease{}, errors.New("network config changed while a subnet was leased")
+			return subnet.Lease{}, errConfigChanged
 		}
 	}
 }
 
 // claim says who we are, what we had, and what is not to be leased.
 func (l *loop) claim(ctx context.Context) (subnet.Claim, error) {
-	c := subnet.Claim{Node: l.node, Instance: l.instance, Attrs: l.attrs, TTL: l.opts.leaseTTL}
+	c := subnet.Claim{Node: l.node, Instance: l.instance, Attrs: l.attrs, TTL: l.opts.leaseTTL, Clock: l.clock}
 	c.Previous = previousSubnets(l.cache.Own.Subnet, l.opts.subnetFile, func(err error) {
 		l.log.Warn("subnet file of an earlier run is unreadable, its subnet is not asked for again", "error", err)
 	})
+	l.lease.previous = c.Previous
 	var err error
 	c.Avoid, err = occupied(ctx, l.host, l.backend.Tunnel().Devices, l.uplink.Link.Index)
 	return c, err
@@ -238,7 +284,12 @@ func (l *loop) showLease(s *subnet.KeeperStatus) {
 	if s.Expires != 0 && s.State != subnet.StateUnproven {
 		shown.Expires = l.clock.Now().Add(s.Expires - l.clock.Uptime())
 	}
-	l.board.Update(func(st *status.Status) { st.Lease = shown })
+	l.board.Update(func(st *status.Status) {
+		// Until the round is over, data path and files are those of the former
+		// subnet.
+		st.Ready = st.Ready && st.Lease.Subnet == shown.Subnet
+		st.Lease = shown
+	})
 }
 
 // saveHost writes host.json before the deed that it tells of. Traffic does not
@@ -261,18 +312,28 @@ const cacheEvery = 10 * time.Second
 // keepCache writes what etcd last said, if it differs from what is written: at
 // once when our lease or the config changed, and peers now and then.
 func (l *loop) keepCache() error {
-	if !l.lease.cached.Own.Subnet.IsZero() && l.lease.cached.Own == l.lease.own && l.lease.cached.Config == l.config.doc &&
-		l.clock.Uptime()-l.lease.cachedAt < cacheEvery {
+	c := &l.lease.cached
+	known := !c.Own.Subnet.IsZero() && c.Own == l.lease.own && c.Former == l.lease.former && c.Config == l.config.doc
+	if known && l.clock.Uptime()-l.lease.cachedAt < cacheEvery {
 		return nil
 	}
 	return l.saveCache()
 }
 
 func (l *loop) saveCache() error {
-	if !l.snap.Synced || l.lease.own.Subnet.IsZero() {
+	next := l.lease.cached
+	if l.snap.Synced && l.config.current != nil {
+		next = statedir.Cache{Identity: l.snap.Identity, Revision: l.snap.Revision, Config: l.config.doc, Own: next.Own, Peers: l.path.peers}
+	}
+	if !l.lease.own.Subnet.IsZero() {
+		next.Own = l.lease.own
+	}
+	next.Former = l.lease.former
+	// A start from a subnet without a network, or from one outside of it, would
+	// come to nothing.
+	if next.Own.Subnet.IsZero() || next.Identity == "" || l.config.current == nil || !insideNetwork(l.config.current, next.Own.Subnet) {
 		return nil
 	}
-	next := statedir.Cache{Identity: l.snap.Identity, Revision: l.snap.Revision, Config: l.config.doc, Own: l.lease.own, Peers: l.path.peers}
 	if next.Same(l.lease.cached) {
 		return nil
 	}
@@ -284,9 +345,8 @@ func (l *loop) saveCache() error {
 }
 
 // leave ends the loop: everything stays in place, only the cache is written.
-func (l *loop) leave() error {
+func (l *loop) leave() {
 	if err := l.saveCache(); err != nil {
 		l.log.Warn("cache not written", "error", err)
 	}
-	return nil
 }

@@ -345,34 +345,6 @@ func TestLoopChangeOfBackend(t *testing.T) {
 	})
 }
 
-// Policy fence: a subnet that another host holds loses its data path, which
-// comes back with the subnet.
-func TestLoopFence(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t)
-		h.opts.onConflict = mustConflict(t, "fence")
-		h.data.OverwriteConfig(networkConfig)
-		h.peer("10.5.200.0-24", "198.18.0.2")
-		h.start()
-		defer h.stop()
-		h.ready()
-		h.eventually(resync, "the peer is reached", func() bool { return len(h.routes()) == 1 })
-		subnet := h.board.Snapshot().Lease.Subnet
-		key := strings.Replace(subnet, "/", "-", 1)
-		h.data.DeleteKey(key)
-		h.peer(key, "198.18.0.9")
-		h.eventually(time.Minute, "the data path is withdrawn", func() bool {
-			p := h.problem(status.ComponentLease)
-			return p.Blocking && strings.HasPrefix(p.Message, "another host holds "+subnet+", data path withdrawn: ")
-		})
-		if s := h.board.Snapshot(); s.Ready || len(h.routes()) != 0 {
-			t.Errorf("ready %t, routes %v; want not ready, none", s.Ready, h.routes())
-		}
-		h.data.DeleteKey(key)
-		h.eventually(5*time.Minute, "ready again", func() bool { return h.board.Snapshot().Ready && len(h.routes()) == 1 })
-	})
-}
-
 // A peer whose route the kernel refuses is named, and costs nobody else
 // anything.
 func TestLoopPeerWithoutPath(t *testing.T) {

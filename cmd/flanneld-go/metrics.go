@@ -38,6 +38,13 @@ var metricTable = [...]metric{
 	}},
 	{"flanneld_etcd_connected", "1 while the watch on etcd is up.", prometheus.GaugeValue, "", func(s status.Status, put sample) { put(boolean(s.Etcd.Connected)) }},
 	{"flanneld_etcd_revision", "The latest etcd revision seen.", prometheus.GaugeValue, "", func(s status.Status, put sample) { put(float64(s.Etcd.Revision)) }},
+	{"flanneld_etcd_requests_total", "Requests and messages sent to etcd.", prometheus.CounterValue, "", func(s status.Status, put sample) { put(float64(s.Etcd.Traffic.Requests)) }},
+	{"flanneld_etcd_request_failures_total", "Calls and streams to etcd that failed.", prometheus.CounterValue, "", func(s status.Status, put sample) { put(float64(s.Etcd.Traffic.Failures)) }},
+	{"flanneld_etcd_streams_total", "Streams opened to etcd.", prometheus.CounterValue, "", func(s status.Status, put sample) { put(float64(s.Etcd.Traffic.Streams)) }},
+	{"flanneld_etcd_sent_bytes_total", "Bytes of messages sent to etcd.", prometheus.CounterValue, "", func(s status.Status, put sample) { put(float64(s.Etcd.Traffic.BytesSent)) }},
+	{"flanneld_etcd_received_bytes_total", "Bytes of messages received from etcd.", prometheus.CounterValue, "", func(s status.Status, put sample) { put(float64(s.Etcd.Traffic.BytesReceived)) }},
+	{"flanneld_bad_keys", "Keys in etcd that are no leases.", prometheus.GaugeValue, "", func(s status.Status, put sample) { put(float64(len(s.BadKeys))) }},
+	{"flanneld_shared_addresses", "Addresses that leases of several owners publish.", prometheus.GaugeValue, "", func(s status.Status, put sample) { put(float64(len(s.SharedAddresses))) }},
 	{"flanneld_lease_expiry_timestamp_seconds", "When our lease expires unless it is renewed; 0 for a reservation.", prometheus.GaugeValue, "", func(s status.Status, put sample) {
 		if s.Lease.Expires.IsZero() {
 			put(0)

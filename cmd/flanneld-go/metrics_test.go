@@ -148,7 +148,12 @@ func TestScrape(t *testing.T) {
 	board := status.NewBoard(time.Now, status.Status{})
 	board.Update(func(s *status.Status) {
 		s.State, s.Ready = status.StateRunning, true
-		s.Etcd = status.Etcd{Connected: true, Revision: 42}
+		s.Etcd = status.Etcd{
+			Connected: true, Revision: 42,
+			Traffic: status.Traffic{Requests: 31, Failures: 3, Streams: 4, BytesSent: 1500, BytesReceived: 90000},
+		}
+		s.BadKeys = []status.BadKey{{Key: "x", Error: "y"}}
+		s.SharedAddresses = []status.SharedAddress{{PublicIP: "198.18.0.2"}, {PublicIP: "198.18.0.3"}}
 		s.Lease = status.Lease{State: "valid", Expires: time.Unix(1_700_000_000, 500_000_000)}
 		s.Peers = []status.Peer{{Subnet: "a"}, {Subnet: "b", Error: "no path"}, {Subnet: "c", Error: "no path"}}
 		s.Sync = status.Sync{Runs: 7, Failures: 2, LastSeconds: 0.25, Put: 11, Deleted: 5}
@@ -162,6 +167,13 @@ func TestScrape(t *testing.T) {
 		"flanneld_problem{component=docker}":                 1,
 		"flanneld_etcd_connected":                            1,
 		"flanneld_etcd_revision":                             42,
+		"flanneld_etcd_requests_total":                       31,
+		"flanneld_etcd_request_failures_total":               3,
+		"flanneld_etcd_streams_total":                        4,
+		"flanneld_etcd_sent_bytes_total":                     1500,
+		"flanneld_etcd_received_bytes_total":                 90000,
+		"flanneld_bad_keys":                                  1,
+		"flanneld_shared_addresses":                          2,
 		"flanneld_lease_expiry_timestamp_seconds":            1_700_000_000.5,
 		"flanneld_lease_state{state=valid}":                  1,
 		"flanneld_peers":                                     3,

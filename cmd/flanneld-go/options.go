@@ -50,6 +50,7 @@ type options struct {
 	leaseTTL       time.Duration
 	renewMargin    time.Duration // 0: TTL/3 decides
 	onConflict     subnet.OnConflict
+	releaseOnExit  bool
 	logLevel       slog.Level
 	logFormat      string
 	check, version bool
@@ -118,6 +119,7 @@ func (r *rawOptions) register(fs *pflag.FlagSet) {
 	fs.DurationVar(&r.leaseTTL, "subnet-lease-ttl", 24*time.Hour, "`time` after which a silent host's subnet is free again")
 	fs.IntVar(&r.marginMinutes, "subnet-lease-renew-margin", 60, "renew at the latest so many `minutes` before the lease ends (1 to 1439)")
 	fs.StringVar(&r.conflict, "on-conflict", "renumber", "when another host holds our subnet: renumber, fence or keep (`action`)")
+	fs.BoolVar(&r.releaseOnExit, "release-on-exit", false, "on a signal withdraw the data path and give the lease back, for hosts that do not come back")
 	fs.StringVar(&r.healthzIP, "healthz-ip", "0.0.0.0", "`IP` for /healthz and /readyz")
 	fs.IntVar(&r.healthzPort, "healthz-port", 0, "`port` for /healthz and /readyz; 0: off")
 	fs.StringVar(&r.metricsListen, "metrics-listen", "", "`address` (host:port) for Prometheus metrics; empty: off")
@@ -296,4 +298,12 @@ func (o options) docker() string {
 		return o.dockerConfig
 	}
 	return "none (no dockerd found, or --docker-config=none)"
+}
+
+// stopping says what a signal leaves, for the service manager.
+func (o options) stopping() string {
+	if o.releaseOnExit {
+		return "stopping; the data path is withdrawn and the lease released"
+	}
+	return "stopping; devices, routes and rules stay in place"
 }

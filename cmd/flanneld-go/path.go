@@ -27,8 +27,11 @@ type pathState struct {
 	refused []refusal
 	// bad are the keys that are no leases.
 	bad []subnet.BadKey
-	// running: the data path in user space was started.
-	running bool
+	// clashes are the addresses that several owners publish.
+	clashes []clash
+	// stop ends the data path in user space and waits for it; nil: it does
+	// not run.
+	stop func()
 	// failure is how it ended last; nil once it has run for dataPathProof
 	// again. since is the uptime at which it began to run; 0: it does not.
 	failure atomic.Pointer[error]
@@ -63,7 +66,12 @@ func (l *loop) apply(ctx context.Context) error {
 // reportPeers keeps the problem of peers without a path, and of keys that may
 // be meant for peers but cannot be read.
 func (l *loop) reportPeers(failed map[subnet.Subnet]string) {
-	n, bad := len(failed)+len(l.path.refused), l.path.bad
+	n, bad := len(failed), l.path.bad
+	for _, r := range l.path.refused {
+		if !r.shared {
+			n++
+		}
+	}
 	var parts []string
 	hint := "flannelctl status"
 	if n > 0 {
@@ -72,6 +80,10 @@ func (l *loop) reportPeers(failed map[subnet.Subnet]string) {
 	if len(bad) > 0 {
 		parts = append(parts, fmt.Sprintf("%d keys in etcd are no leases, the first: %v", len(bad), bad[0].Err))
 		hint = "flannelctl leases"
+	}
+	if clash, release := l.sharedByPeers(); clash != "" {
+		parts = append(parts, clash)
+		hint = release
 	}
 	var err error
 	if len(parts) > 0 {
@@ -90,7 +102,9 @@ func (l *loop) firstFailures(failed map[subnet.Subnet]string) string {
 		}
 	}
 	for _, r := range l.path.refused {
-		names = append(names, fmt.Sprintf("%s at %s %s", r.lease.Subnet, publicIP(r.lease), r.why))
+		if !r.shared {
+			names = append(names, fmt.Sprintf("%s at %s %s", r.lease.Subnet, publicIP(r.lease), r.why))
+		}
 	}
 	text := ""
 	for i, name := range names {
@@ -148,14 +162,22 @@ func joined(err error) []error {
 	return multi.Unwrap()
 }
 
-// startDataPath starts a backend's data path in user space, once.
+// startDataPath starts a backend's data path in user space, if it does not run.
 func (l *loop) startDataPath(ctx context.Context) {
 	runner, ok := l.backend.(backend.Runner)
-	if !ok || l.path.running {
+	if !ok || l.path.stop != nil {
 		return
 	}
-	l.path.running = true
-	l.group.Go(func() error { return l.runDataPath(ctx, runner) })
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	l.path.stop = func() {
+		cancel()
+		<-ended
+	}
+	l.group.Go(func() error {
+		defer close(ended)
+		return l.runDataPath(ctx, runner)
+	})
 }
 
 // runDataPath runs it again, ever later, when it fails.
@@ -216,6 +238,10 @@ func (l *loop) sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// staleFiles is how long files that name a former subnet may wait for the
+// firewall.
+const staleFiles = time.Second
+
 // keepForwarding turns ip_forward on where it is off, and remembers that for
 // the cleanup.
 func (l *loop) keepForwarding(context.Context) error {
@@ -251,7 +277,20 @@ func (l *loop) applyFirewall(ctx context.Context) error {
 			}
 		}
 	}
-	return l.firewall.Apply(ctx, d)
+	held, release := l.whileHeld(ctx)
+	defer release()
+	if l.files.stale {
+		// The files come after this, and must not name a subnet of another's
+		// for as long as somebody holds the firewall's lock.
+		var cancel context.CancelFunc
+		held, cancel = context.WithTimeout(held, staleFiles)
+		defer cancel()
+	}
+	err := l.firewall.Apply(held, d)
+	if cause := context.Cause(held); errors.Is(cause, errConflict) {
+		return cause
+	}
+	return err
 }
 
 // families are those that the network has.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -60,6 +61,7 @@ type loop struct {
 	// snap is what this round sees.
 	snap *subnet.Snapshot
 
+	journal journal
 	config  configState
 	uplink  backend.Uplink
 	backend backend.Backend
@@ -128,9 +130,13 @@ func (l *loop) run(ctx context.Context) error {
 	}
 	stages := l.stages()
 	for {
-		pause := l.pause(l.round(ctx, stages))
+		complete, err := l.round(ctx, stages)
+		if err != nil {
+			l.leave()
+			return err
+		}
 		l.beat.set(l.clock.Now())
-		timer := l.clock.Timer(pause)
+		timer := l.clock.Timer(l.inGrace(l.pause(complete)))
 		// News is worth a try at once, and ends the patience with what failed.
 		select {
 		case <-ctx.Done():
@@ -148,7 +154,8 @@ func (l *loop) run(ctx context.Context) error {
 		}
 		timer.Stop()
 		if ctx.Err() != nil {
-			return l.leave()
+			l.leave()
+			return nil
 		}
 	}
 }
@@ -183,14 +190,18 @@ func (l *loop) pause(complete bool) time.Duration {
 	return pause
 }
 
-// round runs the stages and reports whether all of them succeeded.
-func (l *loop) round(ctx context.Context, stages []stage) (complete bool) {
+// round runs the stages and reports whether all of them succeeded. Its error
+// ends the process.
+func (l *loop) round(ctx context.Context, stages []stage) (complete bool, _ error) {
 	began := l.clock.Uptime()
 	complete, ready, broken := true, true, false
 	for _, s := range stages {
 		err := s.run(ctx)
-		if ctx.Err() != nil {
-			return false
+		if ctx.Err() != nil || errors.Is(err, errConflict) {
+			return false, nil
+		}
+		if end := (*fatal)(nil); errors.As(err, &end) {
+			return false, end.error
 		}
 		s.weight = weigh(s.weight, err)
 		l.report(s, err)
@@ -222,14 +233,16 @@ func (l *loop) round(ctx context.Context, stages []stage) (complete bool) {
 		}
 		s.Ready = ready
 	})
-	return complete
+	return complete, nil
 }
 
-// report puts a stage's outcome on the board and into the log, each once.
+// report puts a stage's outcome on the board, and into the log if that has not
+// got it.
 func (l *loop) report(s stage, err error) {
 	if err == nil {
-		if p, had := l.board.Clear(s.component); had {
-			l.log.Info("recovered", "component", s.component, "duration", l.clock.Now().Sub(p.Since))
+		l.board.Clear(s.component)
+		if since, tell := l.journal.recovery(s.component, l.clock.Uptime()); tell {
+			l.log.Info("recovered", "component", s.component, "duration", l.clock.Now().Sub(since))
 		}
 		return
 	}
@@ -238,7 +251,8 @@ func (l *loop) report(s stage, err error) {
 	if asHint(err, &h) {
 		p.Hint = h.hint
 	}
-	if l.board.Report(p) {
+	l.board.Report(p)
+	if l.journal.problem(s.component, p.Message, l.clock.Now(), l.clock.Uptime()) {
 		log := l.log
 		if !strings.Contains(p.Message, p.Hint) {
 			log = log.With("hint", p.Hint)
@@ -258,6 +272,7 @@ func (l *loop) remember() error {
 		l.log.Warn("cache is unreadable, starting without", "error", err)
 		l.cache = statedir.Cache{}
 	}
+	l.lease.cached, l.lease.former = l.cache, l.cache.Former
 	return nil
 }
 

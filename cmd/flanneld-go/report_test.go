@@ -43,11 +43,14 @@ func TestRoundWeighsFailures(t *testing.T) {
 			l, _ := judging(t)
 			l.path.applied = tt.applied
 			wentOn := false
-			complete := l.round(t.Context(), []stage{
+			complete, err := l.round(t.Context(), []stage{
 				{status.ComponentKernel, tt.weight, func(context.Context) error { return tt.err }},
 				{status.ComponentFiles, minor, func(context.Context) error { wentOn = true; return nil }},
 			})
 			s := l.board.Snapshot()
+			if err != nil {
+				t.Errorf("the process ends with %v", err)
+			}
 			if complete != tt.complete || wentOn != tt.goesOn || s.Ready != tt.ready || s.State != tt.state {
 				t.Errorf("complete %t, went on %t, ready %t, state %s; want %t, %t, %t, %s",
 					complete, wentOn, s.Ready, s.State, tt.complete, tt.goesOn, tt.ready, tt.state)
@@ -66,12 +69,12 @@ func TestRoundWeighsFailures(t *testing.T) {
 func TestRoundCutShort(t *testing.T) {
 	l, _ := judging(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	complete := l.round(ctx, []stage{{status.ComponentKernel, vital, func(context.Context) error {
+	complete, err := l.round(ctx, []stage{{status.ComponentKernel, vital, func(context.Context) error {
 		cancel()
 		return ctx.Err()
 	}}})
-	if s := l.board.Snapshot(); complete || len(s.Problems) != 0 || s.Sync.Runs != 0 {
-		t.Errorf("complete %t, problems %v, %d rounds; want none of it", complete, s.Problems, s.Sync.Runs)
+	if s := l.board.Snapshot(); complete || err != nil || len(s.Problems) != 0 || s.Sync.Runs != 0 {
+		t.Errorf("complete %t, error %v, problems %v, %d rounds; want none of it", complete, err, s.Problems, s.Sync.Runs)
 	}
 }
 
@@ -160,7 +163,7 @@ func TestReportPeers(t *testing.T) {
 		t.Errorf("problem %q, want %q", got, want)
 	}
 	for _, prefix := range []string{"10.6.1.0/24", "10.6.2.0/24"} {
-		l.path.refused = append(l.path.refused, refusal{testLease(prefix, "198.18.0.9", 9), "lies outside"})
+		l.path.refused = append(l.path.refused, refusal{lease: testLease(prefix, "198.18.0.9", 9), why: "lies outside"})
 	}
 	l.reportPeers(failed)
 	want = "4 of 5 peers have no path: peer 10.5.1.0/24: refused; peer 10.5.3.0/24: refused; 10.6.1.0/24 at 198.18.0.9 lies outside; and 1 more"

@@ -40,6 +40,8 @@ func (l *loop) followStore(ctx context.Context) error {
 		s.Etcd.Endpoints = l.store.Endpoints()
 		s.Etcd.Connected = l.snap.Synced
 		s.Etcd.Revision = int64(l.snap.Revision)
+		s.Etcd.Traffic = status.Traffic(l.store.Stats())
+		s.BadKeys = badKeys(l.snap.Bad)
 	})
 	if l.snap.Synced {
 		return nil
@@ -54,7 +56,9 @@ func (l *loop) followStore(ctx context.Context) error {
 // startView loads everything once, for the view and for the lease. If etcd is
 // silent the view starts from the cache, or from nothing.
 func (l *loop) startView(ctx context.Context) error {
-	o := subnet.ViewOptions{Store: l.store, Clock: l.clock, TTL: l.opts.leaseTTL, Log: l.log}
+	// The view gets no log: what it would say is the problem of a stage, which
+	// is said once.
+	o := subnet.ViewOptions{Store: l.store, Clock: l.clock, TTL: l.opts.leaseTTL}
 	loadCtx, cancel := context.WithTimeout(ctx, cacheAfter)
 	defer cancel()
 	world, err := l.store.Load(loadCtx)
@@ -113,6 +117,12 @@ type untrue struct{ error }
 // Unwrap returns the cause.
 func (u *untrue) Unwrap() error { return u.error }
 
+// fatal is an error that only another start can mend: it ends the process.
+type fatal struct{ error }
+
+// Unwrap returns the cause.
+func (f *fatal) Unwrap() error { return f.error }
+
 // weigh says what err, of a stage of weight w, comes to.
 func weigh(w weight, err error) weight {
 	var mild *harmless
@@ -138,13 +148,19 @@ func (l *loop) judge(doc subnet.Document) error {
 		return withHint(fmt.Errorf("network config at revision %d is invalid, waiting for a valid one: %w", doc.Modified, err), "%s", set)
 	case err != nil:
 		return withHint(fmt.Errorf("network config at revision %d is invalid, keeping that of revision %d: %w", doc.Modified, l.config.doc.Modified, err), "%s", set)
-	case l.config.current == nil:
+	case l.lease.keeper == nil:
+		// Nothing runs by the old one yet: uplink and backend are chosen anew.
+		l.uplink, l.backend = backend.Uplink{}, nil
 		l.adopt(cfg, doc)
 		return nil
 	}
 	if what := needsRestart(l.config.current, cfg); len(what) > 0 {
-		return withHint(fmt.Errorf("network config at revision %d changes %s: this host keeps that of revision %d until it is restarted",
-			doc.Modified, strings.Join(what, " and "), l.config.doc.Modified), "systemctl restart flanneld-go")
+		more := ""
+		if own := l.lease.own.Subnet; !cfg.Pool().Fits(own) {
+			more = fmt.Sprintf(", and gets another subnet then: its own, %s, does not fit the new config", own)
+		}
+		return withHint(fmt.Errorf("network config at revision %d changes %s: this host keeps that of revision %d until it is restarted%s",
+			doc.Modified, strings.Join(what, " and "), l.config.doc.Modified, more), "systemctl restart flanneld-go")
 	}
 	l.adopt(cfg, doc)
 	return nil
@@ -278,6 +294,7 @@ func (l *loop) takeBackend(ctx context.Context) error {
 		return err
 	}
 	l.saved.BackendType, l.saved.Backend = l.config.current.BackendType, backendObject(l.config.current)
+	l.saved.Ranges = ranges(l.config.current)
 	l.saved.SubnetFile, l.saved.DockerOptions = l.opts.subnetFile, l.opts.dockerOptions
 	l.saveHost()
 	l.backend, l.attrs = b, attrs
@@ -288,9 +305,11 @@ func (l *loop) takeBackend(ctx context.Context) error {
 }
 
 // removeFormer cleans up after the backend that ran here before, if the config
-// names another now.
+// names another now, or other networks: a backend knows what it left by those.
 func (l *loop) removeFormer(ctx context.Context) error {
-	if l.saved.BackendType == "" || l.saved.BackendType == l.config.current.BackendType && sameJSON(l.saved.Backend, backendObject(l.config.current)) {
+	same := l.saved.BackendType == l.config.current.BackendType && sameJSON(l.saved.Backend, backendObject(l.config.current)) &&
+		(l.saved.Ranges == nil || slices.Equal(l.saved.Ranges, ranges(l.config.current)))
+	if l.saved.BackendType == "" || same {
 		return nil
 	}
 	former := *l.config.current
@@ -300,11 +319,22 @@ func (l *loop) removeFormer(ctx context.Context) error {
 		l.log.Warn("former backend is unknown, its devices and routes stay", "backend", former.BackendType, "error", err)
 		return nil
 	}
-	l.log.Info("backend changed, removing what the former one left", "former", former.BackendType, "backend", l.config.current.BackendType)
+	l.log.Info("backend or network changed, removing what the former one left", "former", former.BackendType, "backend", l.config.current.BackendType)
 	if err := b.Cleanup(ctx); err != nil {
 		return fmt.Errorf("remove what backend %s left: %w", former.BackendType, err)
 	}
 	return nil
+}
+
+// ranges are the networks that are on, with the lengths of their subnets.
+func ranges(cfg *subnet.Config) []string {
+	var list []string
+	for _, r := range cfg.Ranges {
+		if r.Network.IsValid() {
+			list = append(list, fmt.Sprintf("%s by /%d", r.Network, r.SubnetLen))
+		}
+	}
+	return list
 }
 
 // backendObject is cfg's Backend, in full where it was left out.

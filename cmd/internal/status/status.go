@@ -51,8 +51,12 @@ type Status struct {
 	Lease    Lease     `json:"lease"`
 	Backend  Backend   `json:"backend"`
 	Peers    []Peer    `json:"peers"`
-	Sync     Sync      `json:"sync"`
-	Files    []File    `json:"files"`
+	// BadKeys are the keys in etcd that are no leases.
+	BadKeys []BadKey `json:"bad_keys,omitempty"`
+	// SharedAddresses are those that leases of several owners publish.
+	SharedAddresses []SharedAddress `json:"shared_addresses,omitempty"`
+	Sync            Sync            `json:"sync"`
+	Files           []File          `json:"files"`
 }
 
 // Problem is one thing that is wrong.
@@ -95,6 +99,18 @@ type Etcd struct {
 	Username  string   `json:"username,omitempty"`
 	Connected bool     `json:"connected"`
 	Revision  int64    `json:"revision"`
+	Traffic   Traffic  `json:"traffic"`
+}
+
+// Traffic is what this process has exchanged with etcd.
+type Traffic struct {
+	// Requests are calls and messages sent on streams, Failures those that
+	// came to nothing.
+	Requests      uint64 `json:"requests"`
+	Failures      uint64 `json:"failures"`
+	Streams       uint64 `json:"streams"`
+	BytesSent     uint64 `json:"bytes_sent"`
+	BytesReceived uint64 `json:"bytes_received"`
 }
 
 // Config is the network config in force.
@@ -143,6 +159,25 @@ type Peer struct {
 	Error string `json:"error,omitempty"`
 }
 
+// BadKey is a key that is no lease, and why.
+type BadKey struct {
+	Key   string `json:"key"`
+	Error string `json:"error"`
+}
+
+// SharedAddress is one address that several owners claim to be reached at: a
+// host that was installed anew, or two that were given one address.
+type SharedAddress struct {
+	PublicIP string   `json:"public_ip"`
+	Holders  []Holder `json:"holders"`
+}
+
+// Holder is one owner with its subnet.
+type Holder struct {
+	Subnet string `json:"subnet"`
+	Node   string `json:"node,omitempty"`
+}
+
 // Sync is the loop's work.
 type Sync struct {
 	LastRun     time.Time `json:"last_run,omitzero"`
@@ -156,7 +191,8 @@ type Sync struct {
 // File is a file kept for the container daemon.
 type File struct {
 	Path string `json:"path"`
-	// State is "written" or "failed".
+	// State is "written", "withdrawn" (it is gone as long as the subnet is not
+	// ours) or "failed".
 	State string `json:"state"`
 	Error string `json:"error,omitempty"`
 }
@@ -187,9 +223,9 @@ func (b *Board) Update(f func(*Status)) {
 	b.notify()
 }
 
-// Report sets the problem of a component and reports whether it is news. Since
-// is kept while the component stays in trouble.
-func (b *Board) Report(p Problem) (news bool) {
+// Report sets the problem of a component. Since is kept while the component
+// stays in trouble.
+func (b *Board) Report(p Problem) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	old, had := b.problems[p.Component]
@@ -199,19 +235,16 @@ func (b *Board) Report(p Problem) (news bool) {
 	}
 	b.problems[p.Component] = p
 	b.notify()
-	return !had || old.Message != p.Message
 }
 
-// Clear ends the problem of a component and returns it.
-func (b *Board) Clear(component string) (Problem, bool) {
+// Clear ends the problem of a component, if it has one.
+func (b *Board) Clear(component string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	p, had := b.problems[component]
-	if had {
+	if _, had := b.problems[component]; had {
 		delete(b.problems, component)
 		b.notify()
 	}
-	return p, had
 }
 
 // Changed is signalled after every change; signals coalesce.

@@ -1,0 +1,481 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/firewall"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+	"github.com/flanneld-go/flanneld-go/daemonconfig"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+const (
+	vxlanConfig = `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`
+	// promise is what docs/operations.md says of a host that uses what etcd
+	// gives to another.
+	promise = 5 * time.Second
+)
+
+// lose gives this host's subnet to another owner.
+func (h *testHost) lose() (prefix, key string) {
+	h.t.Helper()
+	prefix, key = h.subnet()
+	h.data.DeleteKey(key)
+	h.owned(key, "198.18.0.9", "other")
+	return prefix, key
+}
+
+// uses says by what in kernel and files this host uses a subnet.
+func (h *testHost) uses(prefix string) []string {
+	h.t.Helper()
+	p := netip.MustParsePrefix(prefix)
+	var by []string
+	for _, a := range h.addrs("flannel.1") {
+		if p.Contains(netip.MustParsePrefix(a).Addr()) {
+			by = append(by, "address "+a)
+		}
+	}
+	for _, name := range []string{"run/subnet.env", "docker/daemon.json", "run/docker"} {
+		if strings.Contains(h.file(name), daemonconfig.HostAddr(p).String()) {
+			by = append(by, name)
+		}
+	}
+	return by
+}
+
+// Policy renumber: kernel and files follow to another subnet, and one line says
+// all that an operator must know.
+func TestRenumber(t *testing.T) {
+	tests := []struct {
+		name, docker string
+		opts         func(*testHost)
+	}{
+		{
+			name: "daemon.json", docker: `docker="must be restarted, its containers have the former addresses until then: systemctl restart docker"`,
+			opts: func(*testHost) {},
+		},
+		{
+			name: "options file", docker: `docker="must be restarted, its containers have the former addresses until then: systemctl restart docker"`,
+			opts: func(h *testHost) { h.opts.dockerConfig, h.opts.dockerOptions = "", h.path("run/docker") },
+		},
+		{
+			name: "no docker", docker: `docker="is not configured by us: restart what reads the subnet file"`,
+			opts: func(h *testHost) { h.opts.dockerConfig = "" },
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				tt.opts(h)
+				h.data.OverwriteConfig(vxlanConfig)
+				h.start()
+				defer h.stop()
+				h.ready()
+				if by := h.uses(h.board.Snapshot().Lease.Subnet); len(by) == 0 {
+					t.Fatal("nothing uses the subnet")
+				}
+				former, _ := h.lose()
+				h.eventually(promise, "another subnet in use", func() bool {
+					now, _ := h.subnet()
+					return now != former && h.board.Snapshot().Ready && len(h.uses(former)) == 0 && len(h.uses(now)) > 1
+				})
+				now, _ := h.subnet()
+				line := h.line("msg=renumbered")
+				for _, part := range []string{"former=" + former, "subnet=" + now, `owner_of_former="node other at 198.18.0.9"`, tt.docker} {
+					if !strings.Contains(line, part) {
+						t.Errorf("%s not in %s", part, line)
+					}
+				}
+			})
+		})
+	}
+}
+
+// While kernel and files are still those of the former subnet, nobody is told
+// that the host is ready with the new one.
+func TestRenumberIsNotReadyBetween(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(vxlanConfig)
+		h.start()
+		defer h.stop()
+		h.ready()
+		former, _ := h.subnet()
+		var ready []string
+		h.kernel.OnOp(func(op kerneltest.Op) error {
+			if s := h.board.Snapshot(); op.Verb != "list" && s.Ready && s.Lease.Subnet != former {
+				ready = append(ready, op.String())
+			}
+			return nil
+		})
+		h.lose()
+		h.eventually(promise, "another subnet", func() bool {
+			now, _ := h.subnet()
+			return now != former && h.board.Snapshot().Ready
+		})
+		h.kernel.OnOp(nil)
+		if len(ready) > 0 {
+			t.Errorf("ready at %s", ready)
+		}
+	})
+}
+
+// Policy renumber with no other subnet to be had: the host lets go of what is
+// another's all the same, and takes the first subnet that becomes free.
+func TestRenumberWithoutRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(`{"Network":"10.5.0.0/16","SubnetMin":"10.5.16.0","SubnetMax":"10.5.17.0","Backend":{"Type":"vxlan"}}`)
+		h.start()
+		defer h.stop()
+		h.ready()
+		former, key := h.subnet()
+		free := map[string]string{"10.5.16.0-24": "10.5.17.0-24", "10.5.17.0-24": "10.5.16.0-24"}[key]
+		h.owned(free, "198.18.0.2", "second")
+		h.lose()
+		time.Sleep(promise)
+		synctest.Wait()
+		if by := h.uses(former); len(by) > 0 {
+			t.Errorf("still in use %s later: %v", promise, by)
+		}
+		s := h.board.Snapshot()
+		if s.Ready || s.State != status.StateWaiting || s.Lease.State != "conflict" {
+			t.Errorf("%s, ready %t, lease %s; want waiting, not ready, conflict", s.Line(), s.Ready, s.Lease.State)
+		}
+		if p := h.problem(status.ComponentLease); !p.Blocking || !strings.HasPrefix(p.Message, "lease of "+former+" is in conflict, data path and files are withdrawn: ") {
+			t.Errorf("problem %+v", p)
+		}
+		h.data.DeleteKey(free)
+		h.eventually(time.Minute, "the free one", func() bool {
+			now, _ := h.subnet()
+			return now == strings.Replace(free, "-", "/", 1) && h.board.Snapshot().Ready && len(h.uses(now)) == 3
+		})
+	})
+}
+
+// Policy fence: nothing of a subnet that another host holds is left, and all of
+// it comes back by itself.
+func TestFence(t *testing.T) {
+	for name, opts := range map[string]func(*testHost){
+		"daemon.json":  func(*testHost) {},
+		"options file": func(h *testHost) { h.opts.dockerConfig, h.opts.dockerOptions = "", h.path("run/docker") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				opts(h)
+				h.opts.onConflict = mustConflict(t, "fence")
+				h.data.OverwriteConfig(vxlanConfig)
+				h.peer("10.5.200.0-24", "198.18.0.2")
+				h.writeFile("docker/daemon.json", "{\n  \"debug\": true\n}\n")
+				h.start()
+				defer h.stop()
+				h.ready()
+				files := func() [3]string {
+					return [3]string{h.file("run/subnet.env"), h.file("docker/daemon.json"), h.file("run/docker")}
+				}
+				before := files()
+				former, key := h.lose()
+				h.eventually(promise, "all of it is withdrawn", func() bool {
+					_, err := h.kernel.LinkByName(t.Context(), "flannel.1")
+					return errors.Is(err, kernel.ErrNotFound) && len(h.routes()) == 0 && h.problem(status.ComponentLease).Blocking
+				})
+				if diff := cmp.Diff([3]string{"", "{\n  \"debug\": true\n}\n", ""}, files()); diff != "" {
+					t.Errorf("files (-want +got):\n%s", diff)
+				}
+				s := h.board.Snapshot()
+				if s.Ready || s.State != status.StateWaiting || !strings.HasPrefix(h.problem(status.ComponentLease).Message, "lease of "+former+" is in conflict, data path and files are withdrawn: node other at 198.18.0.9") {
+					t.Errorf("%s, ready %t", s.Line(), s.Ready)
+				}
+				for _, f := range s.Files {
+					if f.State != fileWithdrawn {
+						t.Errorf("file %+v, want it withdrawn", f)
+					}
+				}
+				h.kernel.ResetOps()
+				time.Sleep(10 * time.Minute)
+				synctest.Wait()
+				if ops := h.kernel.Ops(); len(ops) > 0 {
+					t.Errorf("fenced, and touches the kernel: %v", ops)
+				}
+				h.data.DeleteKey(key)
+				h.eventually(promise, "all of it is back", func() bool {
+					now, _ := h.subnet()
+					return now == former && h.board.Snapshot().Ready && len(h.addrs("flannel.1")) == 1
+				})
+				if diff := cmp.Diff(before, files()); diff != "" {
+					t.Errorf("files (-before +after):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+// A fenced host that is started again without etcd remembers that the subnet was
+// another's, and starts nothing on it.
+func TestFencedStartWithoutEtcd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.opts.onConflict = mustConflict(t, "fence")
+		h.data.OverwriteConfig(vxlanConfig)
+		h.start()
+		h.ready()
+		former, key := h.lose()
+		h.eventually(promise, "withdrawn", func() bool { return len(h.uses(former)) == 0 })
+		h.stop()
+		h.store.SetUnavailable(errors.New("etcd is down"))
+		h.start()
+		defer h.stop()
+		h.eventually(cacheAfter+soon, "waits for etcd", func() bool {
+			return strings.HasPrefix(h.problem(status.ComponentLease).Message, "waiting for etcd: this host's former subnet "+former+" is not its own any more: lease of "+former+" is in conflict")
+		})
+		time.Sleep(time.Minute)
+		if by := h.uses(former); len(by) > 0 {
+			t.Errorf("in use: %v", by)
+		}
+		h.data.DeleteKey(key)
+		h.store.SetUnavailable(nil)
+		h.eventually(time.Minute, "its former subnet", func() bool {
+			now, _ := h.subnet()
+			return now == former && h.board.Snapshot().Ready
+		})
+	})
+}
+
+// Policy keep: everything stays, the files too, and it is said once.
+func TestKeep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.opts.onConflict = mustConflict(t, "keep")
+		h.data.OverwriteConfig(vxlanConfig)
+		h.start()
+		defer h.stop()
+		h.ready()
+		used := h.uses(h.board.Snapshot().Lease.Subnet)
+		former, key := h.lose()
+		h.eventually(promise, "the conflict is a problem", func() bool {
+			p := h.problem(status.ComponentLease)
+			return p.Blocking && strings.HasPrefix(p.Message, "lease of "+former+" is in conflict: node other at 198.18.0.9")
+		})
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if diff := cmp.Diff(used, h.uses(former)); diff != "" || len(used) != 3 {
+			t.Errorf("in use (-before +after):\n%s", diff)
+		}
+		if s := h.board.Snapshot(); s.Ready || s.Lease.State != "conflict" {
+			t.Errorf("ready %t, lease %s; want not ready, conflict", s.Ready, s.Lease.State)
+		}
+		h.line("component=lease")
+		h.data.DeleteKey(key)
+		h.eventually(promise, "ready again", func() bool { return h.board.Snapshot().Ready })
+	})
+}
+
+// What a stopped daemon left is for a subnet that another host leased meanwhile,
+// and no other is free: a start that can lease nothing takes it away.
+func TestStartWithoutRoomWithdrawsWhatWasLeft(t *testing.T) {
+	for _, policy := range []string{"renumber", "fence", "keep"} {
+		t.Run(policy, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				h.opts.onConflict = mustConflict(t, policy)
+				h.data.OverwriteConfig(`{"Network":"10.5.0.0/16","SubnetMin":"10.5.16.0","SubnetMax":"10.5.16.0","Backend":{"Type":"vxlan"}}`)
+				h.start()
+				h.ready()
+				h.stop()
+				former, key := h.lose()
+				h.start()
+				defer h.stop()
+				time.Sleep(promise)
+				synctest.Wait()
+				if by := h.uses(former); (len(by) > 0) != (policy == "keep") {
+					t.Errorf("in use: %v", by)
+				}
+				p := h.problem(status.ComponentLease)
+				said := strings.Contains(p.Message, "the former subnet is node other at 198.18.0.9's, what was left of it is withdrawn")
+				if !p.Blocking || said == (policy == "keep") {
+					t.Errorf("problem %+v", p)
+				}
+				h.data.DeleteKey(key)
+				h.eventually(time.Minute, "its former subnet", func() bool { return h.board.Snapshot().Ready && len(h.uses(former)) == 3 })
+			})
+		})
+	}
+}
+
+// stuckTools are a firewall whose lock somebody else holds.
+type stuckTools struct {
+	firewall.Tools
+	stuck chan struct{}
+}
+
+func (s stuckTools) Variants(ctx context.Context, _ subnet.Family) ([]firewall.Variant, error) {
+	select {
+	case <-s.stuck:
+		<-ctx.Done()
+		return nil, ctx.Err()
+	default:
+		return nil, firewall.ErrNoTools
+	}
+}
+
+// A round that hangs in the firewall's tools does not keep a host on another's
+// subnet.
+func TestConflictEndsAHangingRound(t *testing.T) {
+	for _, policy := range []string{"fence", "renumber"} {
+		t.Run(policy, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				h.opts.onConflict = mustConflict(t, policy)
+				tools := stuckTools{stuck: make(chan struct{})}
+				h.tools = tools
+				h.data.OverwriteConfig(vxlanConfig)
+				h.start()
+				defer h.stop()
+				h.ready()
+				close(tools.stuck)
+				time.Sleep(resync)
+				runs := h.board.Snapshot().Sync.Runs
+				time.Sleep(resync)
+				if again := h.board.Snapshot().Sync.Runs; again != runs {
+					t.Fatalf("%d rounds since the firewall hangs", again-runs)
+				}
+				former, _ := h.lose()
+				h.eventually(promise, "not in use", func() bool { return len(h.uses(former)) == 0 })
+			})
+		})
+	}
+}
+
+// forwarder is a backend with a data path in user space.
+type forwarder struct {
+	backend.Backend
+	running chan struct{} // holds a token while it runs
+	cleaned func(running bool)
+}
+
+func (f *forwarder) Run(ctx context.Context) error {
+	f.running <- struct{}{}
+	<-ctx.Done()
+	<-f.running
+	return nil
+}
+
+func (f *forwarder) Cleanup(context.Context) error {
+	f.cleaned(len(f.running) > 0)
+	return nil
+}
+
+// A data path in user space is ended before its device is deleted, which it
+// would otherwise report as a failure, and can be started again.
+func TestTakeDownEndsTheDataPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(networkConfig)
+		h.start()
+		h.ready()
+		h.stop()
+		l := h.loop
+		ctx, cancel := context.WithCancel(t.Context())
+		cleanups := 0
+		f := &forwarder{Backend: l.backend, running: make(chan struct{}, 1), cleaned: func(running bool) {
+			cleanups++
+			if running {
+				t.Error("cleaned up while it runs")
+			}
+		}}
+		l.backend = f
+		for range 2 {
+			l.startDataPath(ctx)
+			l.startDataPath(ctx)
+			synctest.Wait()
+			if len(f.running) != 1 {
+				t.Fatal("does not run")
+			}
+			if err := l.takeDown(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		if cleanups != 2 {
+			t.Errorf("%d cleanups, want 2", cleanups)
+		}
+		cancel()
+		if err := l.group.Wait(); err != nil && !errors.Is(err, io.EOF) {
+			t.Error(err)
+		}
+	})
+}
+
+// A withdrawal that fails in part says so, and is tried until it is whole.
+func TestWithdrawalIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.opts.onConflict = mustConflict(t, "fence")
+		h.data.OverwriteConfig(vxlanConfig)
+		h.start()
+		defer h.stop()
+		h.ready()
+		memory := h.file("state/docker.json")
+		h.writeFile("state/docker.json", "{")
+		former, _ := h.lose()
+		h.eventually(promise, "the failure is said", func() bool {
+			return strings.Contains(h.problem(status.ComponentLease).Message, h.path("state/docker.json"))
+		})
+		if diff := cmp.Diff([]string{"docker/daemon.json"}, h.uses(former)); diff != "" {
+			t.Errorf("in use (-want +got):\n%s", diff)
+		}
+		h.writeFile("state/docker.json", memory)
+		h.eventually(resync, "not in use", func() bool { return len(h.uses(former)) == 0 })
+		if strings.Contains(h.problem(status.ComponentLease).Message, "docker.json") {
+			t.Errorf("problem %+v", h.problem(status.ComponentLease))
+		}
+	})
+}
+
+// Docker is restarted only for what it does not have.
+func TestWantRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(networkConfig)
+		h.start()
+		h.ready()
+		own := daemonconfig.HostAddr(netip.MustParsePrefix(h.board.Snapshot().Lease.Subnet))
+		h.stop()
+		l := h.loop
+		ask := func() bool {
+			l.files.restart = false
+			l.wantRestart(t.Context())
+			return l.files.restart
+		}
+		if ask() {
+			t.Error("wanted for what the file said before")
+		}
+		h.kernel.Plug(kernel.Link{Name: "docker0", MTU: 1500}, own)
+		if ask() {
+			t.Error("wanted although docker0 has the subnet")
+		}
+		l.opts.ipMasq = true
+		if !ask() {
+			t.Error("not wanted for another ip-masq")
+		}
+		l.lease.own.Subnet = subnet.Subnet{netip.MustParsePrefix("10.5.99.0/24")}
+		for range 2 { // by the file, then by docker0 alone
+			if !ask() {
+				t.Error("not wanted while docker0 has another subnet")
+			}
+		}
+	})
+}
