@@ -89,8 +89,9 @@ type Keeper struct {
 
 	// world is what the last look read.
 	world World
-	// seen is the last sight of our key in the view that made us look.
-	seen sighting
+	// seen is the last sight of our key in the view that made us look, and
+	// what we expected to see: what it means is known until we hold another.
+	seen struct{ now, expected sighting }
 	// lives is how often the store had lost its past when the view last made
 	// us look for that.
 	lives int
@@ -345,10 +346,10 @@ func (k *Keeper) concerns(s *Snapshot) bool {
 		now.config, ours = s.Config.Modified, k.world.Revision
 	}
 	older := s.Identity == k.world.Identity && s.Revision < ours
-	if older || now == expected || now == k.seen {
+	if older || now == expected || now == k.seen.now && expected == k.seen.expected {
 		return false
 	}
-	k.seen = now
+	k.seen.now, k.seen.expected = now, expected
 	return true
 }
 
