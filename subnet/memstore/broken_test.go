@@ -21,6 +21,7 @@ type broken struct {
 	renew  func(*Store, context.Context, subnet.Lease) (subnet.Lease, error)
 	update func(*Store, context.Context, subnet.Lease) (subnet.Lease, error)
 	remove func(*Store, context.Context, subnet.Lease) error
+	hold   func(*Store, context.Context, subnet.Lease, subnet.World) (subnet.Lease, error)
 	watch  func(*Store, context.Context, subnet.Revision) iter.Seq2[subnet.Batch, error]
 }
 
@@ -57,6 +58,13 @@ func (b broken) Release(ctx context.Context, l subnet.Lease) error {
 		return b.Store.Release(ctx, l)
 	}
 	return b.remove(b.Store, ctx, l)
+}
+
+func (b broken) Reserve(ctx context.Context, l subnet.Lease, w subnet.World) (subnet.Lease, error) {
+	if b.hold == nil {
+		return b.Store.Reserve(ctx, l, w)
+	}
+	return b.hold(b.Store, ctx, l, w)
 }
 
 func (b broken) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subnet.Batch, error] {
@@ -267,6 +275,52 @@ func faults() map[string]broken {
 				s.Revoke(l.ID)
 			}
 			return err
+		}},
+
+		"Reserve keeps the lease attached": {hold: func(s *Store, ctx context.Context, l subnet.Lease, w subnet.World) (subnet.Lease, error) {
+			if got, err := s.Load(ctx); err != nil || got.Config != w.Config || got.Identity != w.Identity {
+				return s.Reserve(ctx, l, w)
+			}
+			got, err := s.Update(ctx, l)
+			got.ID, got.TTL = 0, 0
+			return got, err
+		}},
+		"Reserve leaves the lease": {hold: func(s *Store, ctx context.Context, l subnet.Lease, w subnet.World) (subnet.Lease, error) {
+			id := l.ID
+			if id != 0 {
+				s.act(func(st *state) { st.put(layout.Subnets+"busy", "", id) })
+				defer s.DeleteKey("busy")
+			}
+			return s.Reserve(ctx, l, w)
+		}},
+		"Reserve revokes others' keys": {hold: func(s *Store, ctx context.Context, l subnet.Lease, w subnet.World) (subnet.Lease, error) {
+			got, err := s.Reserve(ctx, l, w)
+			if err == nil {
+				s.Revoke(l.ID)
+			}
+			return got, err
+		}},
+		"Reserve overwrites": {hold: func(s *Store, ctx context.Context, l subnet.Lease, w subnet.World) (subnet.Lease, error) {
+			return s.Reserve(ctx, reread(s, l), w)
+		}},
+		"Reserve does not compare the config": {hold: func(s *Store, ctx context.Context, l subnet.Lease, w subnet.World) (subnet.Lease, error) {
+			s.act(func(st *state) { w.Config = st.document() })
+			return s.Reserve(ctx, l, w)
+		}},
+		"Reserve does not compare the identity": {hold: func(s *Store, ctx context.Context, l subnet.Lease, w subnet.World) (subnet.Lease, error) {
+			s.act(func(st *state) { w.Identity, s.known = st.identity(), st.identity() })
+			return s.Reserve(ctx, l, w)
+		}},
+		"Reserve loses the attributes": {hold: func(s *Store, ctx context.Context, l subnet.Lease, w subnet.World) (subnet.Lease, error) {
+			if !l.Attrs.PublicIP[subnet.IPv4].IsValid() {
+				return s.Reserve(ctx, l, w)
+			}
+			l.Attrs = subnet.Attrs{PublicIP: l.Attrs.PublicIP}
+			return s.Reserve(ctx, l, w)
+		}},
+		"Reserve does nothing": {hold: func(_ *Store, _ context.Context, l subnet.Lease, _ subnet.World) (subnet.Lease, error) {
+			l.ID, l.TTL = 0, 0
+			return l, nil
 		}},
 
 		"Watch drops deletions": watching(func(b subnet.Batch, _ error) []subnet.Batch { b.Deleted = nil; return one(b) }),

@@ -80,7 +80,7 @@ type testCase struct {
 
 func cases() []testCase {
 	var all []testCase
-	for _, part := range [][]testCase{loadCases(), createCases(), heldCases(), watchCases(), changedCases(), operatorCases()} {
+	for _, part := range [][]testCase{loadCases(), createCases(), heldCases(), reserveCases(), watchCases(), changedCases(), operatorCases()} {
 		all = append(all, part...)
 	}
 	return all
