@@ -3,9 +3,8 @@ package netns_test
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
-	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -29,9 +28,15 @@ func lasting(short, long time.Duration) time.Duration {
 // from each container to the next, in a ring, of which none is lost.
 type steady struct {
 	lab   *lab.Lab
-	pings map[string]*lab.Pinging
-	hosts map[string]standing
+	pings map[way]*lab.Pinging
+	hosts map[*lab.Host]standing
 }
+
+// way is from one host's container to another's.
+type way struct{ from, to *lab.Host }
+
+// String reads as "h1 to h2", by the hosts' whole names.
+func (w way) String() string { return w.from.Name + " to " + w.to.Name }
 
 // standing is what a host keeps.
 type standing struct {
@@ -43,11 +48,11 @@ type standing struct {
 // startSteady begins to watch a network whose containers talk.
 func startSteady(t *testing.T, l *lab.Lab) *steady {
 	t.Helper()
-	s := &steady{lab: l, pings: map[string]*lab.Pinging{}, hosts: map[string]standing{}}
+	s := &steady{lab: l, pings: map[way]*lab.Pinging{}, hosts: map[*lab.Host]standing{}}
 	for i, h := range l.Hosts {
-		s.hosts[h.Name] = standingOf(t, h)
+		s.hosts[h] = standingOf(t, h)
 		next := l.Hosts[(i+1)%len(l.Hosts)]
-		s.pings[h.Name+" to "+next.Name] = startPing(t, h.Container, next.Container)
+		s.pings[way{h, next}] = startPing(t, h.Container, next.Container)
 	}
 	return s
 }
@@ -65,20 +70,31 @@ func standingOf(t *testing.T, h *lab.Host) standing {
 	return standing{subnet: env.Subnets, pid: h.Daemon.PID(), files: fmt.Sprintf("subnet.env of %s", info.ModTime().Format(time.RFC3339Nano))}
 }
 
+// disregard leaves out a host that the fault is about.
+func (s *steady) disregard(h *lab.Host) {
+	delete(s.hosts, h)
+	for w, p := range s.pings {
+		if w.from == h || w.to == h {
+			p.Stop()
+			delete(s.pings, w)
+		}
+	}
+}
+
 // unharmed ends the watch. The fault must be over.
 func (s *steady) unharmed(t *testing.T) {
 	t.Helper()
 	sent := 0
-	for way, p := range s.pings {
+	for w, p := range s.pings {
 		r := p.Stop()
 		sent += r.Sent
 		if r.Lost() > 0 || r.Received == 0 {
-			t.Errorf("%s: %s", way, r)
+			t.Errorf("%s: %s", w, r)
 		}
 	}
 	t.Logf("%d pings", sent)
-	for _, h := range s.lab.Hosts {
-		if got, want := standingOf(t, h), s.hosts[h.Name]; got != want {
+	for h, want := range s.hosts {
+		if got := standingOf(t, h); got != want {
 			t.Errorf("%s is not what it was: %v, before %v", h.Name, got, want)
 		}
 		if !h.Daemon.Running() {
@@ -88,7 +104,7 @@ func (s *steady) unharmed(t *testing.T) {
 }
 
 // leaseKey is the key of a host's lease.
-func (s *steady) leaseKey(h *lab.Host) string { return subnetKey(s.hosts[h.Name].subnet) }
+func (s *steady) leaseKey(h *lab.Host) string { return subnetKey(s.hosts[h].subnet) }
 
 func subnetKey(s subnet.Subnet) string { return lab.Prefix + "/subnets/" + s.Key() }
 
@@ -149,21 +165,16 @@ func waitKey(t *testing.T, l *lab.Lab, key string, h *lab.Host, d time.Duration)
 	}
 }
 
-// logLines counts what a host's daemons have logged so far.
-func logLines(t *testing.T, h *lab.Host) int {
+// waitNextHost waits until a host sends packets for dst to another.
+func waitNextHost(t *testing.T, h *lab.Host, dst, want netip.Addr, d time.Duration) {
 	t.Helper()
-	text, err := h.Daemon.Log()
-	if err != nil {
-		t.Fatal(err)
+	for began := time.Now(); ; pause(t, time.Millisecond) {
+		got, err := nextHost(h, dst)
+		switch {
+		case err == nil && got == want:
+			return
+		case time.Since(began) > d:
+			t.Fatalf("%s sends packets for %s to %v (%v) after %s, want %v", h.Name, dst, got, err, d, want)
+		}
 	}
-	return strings.Count(text, "\n")
-}
-
-// problemOf is what a host says of a component; false: nothing.
-func problemOf(s lab.Status, component string) (lab.Problem, bool) {
-	i := slices.IndexFunc(s.Problems, func(p lab.Problem) bool { return p.Component == component })
-	if i < 0 {
-		return lab.Problem{}, false
-	}
-	return s.Problems[i], true
 }

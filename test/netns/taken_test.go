@@ -1,0 +1,95 @@
+package netns_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// back is how long a host may take here to have its key again; a second is
+// promised, and its peers hold on for two.
+const back = hold
+
+// Somebody takes a host's lease away, in every way there is but to give it to
+// another: the host has it back before its peers let go.
+func TestLeaseTakenAway(t *testing.T) {
+	for _, b := range backends {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			l := newNetwork(t, 2, configs[b.name])
+			startContainers(t, l)
+			for _, tc := range []struct {
+				name string
+				take func(context.Context, *clientv3.Client, string, kept) error
+				// bare: the key has become a reservation and stays one.
+				bare bool
+			}{
+				{name: "key deleted", take: func(ctx context.Context, c *clientv3.Client, key string, _ kept) error {
+					_, err := c.Delete(ctx, key)
+					return err
+				}},
+				{name: "lease revoked", take: func(ctx context.Context, c *clientv3.Client, _ string, k kept) error {
+					_, err := c.Revoke(ctx, k.lease)
+					return err
+				}},
+				{name: "overwritten as flannel does", take: func(ctx context.Context, c *clientv3.Client, key string, k kept) error {
+					k.attrs.Owner, k.attrs.Instance = "", ""
+					_, err := c.Put(ctx, key, valueOf(t, k.attrs), clientv3.WithLease(k.lease))
+					return err
+				}},
+				{name: "detached", bare: true, take: func(ctx context.Context, c *clientv3.Client, key string, k kept) error {
+					_, err := c.Put(ctx, key, valueOf(t, k.attrs))
+					return err
+				}},
+			} {
+				t.Run(tc.name, func(t *testing.T) {
+					s := startSteady(t, l)
+					h := l.Hosts[0]
+					key := s.leaseKey(h)
+					before, _ := readKey(t, l, key)
+					began := time.Now()
+					if err := tc.take(within(t, 5*time.Second), l.Client(), key, before); err != nil {
+						t.Fatal(err)
+					}
+					after := waitAttrs(t, l, key, before.attrs, back)
+					t.Logf("the key is as before after %s", time.Since(began))
+					if (after.lease == 0) != tc.bare {
+						t.Errorf("the key hangs on lease %x, bare: %t wanted", after.lease, tc.bare)
+					}
+					// Nobody lets go later.
+					pause(t, hold+holdSlack/3)
+					waitWell(t, l, 10*time.Second)
+					s.unharmed(t)
+				})
+			}
+		})
+	}
+}
+
+func valueOf(t *testing.T, a subnet.Attrs) string {
+	t.Helper()
+	text, err := a.MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// waitAttrs waits until a key has a value.
+func waitAttrs(t *testing.T, l *lab.Lab, key string, want subnet.Attrs, d time.Duration) kept {
+	t.Helper()
+	for began := time.Now(); ; pause(t, time.Millisecond) {
+		k, found := readKey(t, l, key)
+		switch {
+		case found && k.attrs == want:
+			return k
+		case time.Since(began) > d:
+			t.Fatalf("%s after %s: found %t, %+v, want %+v", key, d, found, k.attrs, want)
+		}
+	}
+}
