@@ -43,6 +43,8 @@ type invocation struct {
 	args     []string
 	socket   string
 	json     bool
+	node     string
+	publicIP string
 	stateDir string
 	yes      bool
 }
@@ -55,6 +57,7 @@ func commands() []command {
 		{name: "config set", args: "FILE|-|JSON", takes: 1, help: "check a network config and put it, if nobody else changed it meanwhile", register: etcdFlags, run: runConfigSet},
 		{name: "config validate", args: "FILE|-|JSON", takes: 1, help: "check a network config and put nothing", run: runConfigValidate},
 		{name: "leases", help: "list all leases with owner and remaining time", register: leasesFlags, run: runLeases},
+		{name: "reserve", args: "SUBNET", takes: 1, help: "make a subnet one host's for ever: --node ID or --public-ip IP", register: reserveFlags, run: runReserve},
 		{name: "release", args: "SUBNET", takes: 1, help: "end a reservation, or with --yes the lease of a host that is gone", register: releaseFlags, run: runRelease},
 		{name: "cleanup", help: "remove devices, routes, rules and settings that the daemon left on this host", register: cleanupFlags, run: runCleanup},
 	}

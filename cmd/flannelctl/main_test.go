@@ -120,6 +120,7 @@ Commands:
   config set FILE|-|JSON       check a network config and put it, if nobody else changed it meanwhile
   config validate FILE|-|JSON  check a network config and put nothing
   leases                       list all leases with owner and remaining time
+  reserve SUBNET               make a subnet one host's for ever: --node ID or --public-ip IP
   release SUBNET               end a reservation, or with --yes the lease of a host that is gone
   cleanup                      remove devices, routes, rules and settings that the daemon left on this host
   version                      print the version

@@ -14,7 +14,7 @@ import (
 // leased are the keys of a network of which two cannot be read. The first
 // hangs on an etcd lease.
 var leased = []struct{ key, value string }{
-	{"10.5.1.0-24", `{"PublicIP":"198.18.0.1","Owner":"web-1","Instance":"a"}`},
+	{"10.5.1.0-24", `{"PublicIP":"198.18.0.1","PublicIPv6":null,"Owner":"web-1","Instance":"a"}`},
 	{"10.5.2.0-24", `{"PublicIP":"198.18.0.2"}`},
 	{"10.5.3.0-24", `not json`},
 	{"nonsense", `{"PublicIP":"198.18.0.4"}`},
