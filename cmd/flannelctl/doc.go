@@ -1,9 +1,10 @@
 // Flannelctl is what an operator types: it shows what a host's daemon knows,
-// reads and writes the network config, and removes what the daemon left.
+// reads and writes the network config, lists, reserves and releases subnets, and
+// removes what the daemon left.
 //
 //	flannelctl status                      <- unix socket of the daemon
 //	flannelctl config get|set|validate     <- etcd
-//	flannelctl leases                      <- etcd
+//	flannelctl leases|reserve|release      <- etcd
 //	flannelctl cleanup                     <- this host's kernel and files
 //
 // Where etcd is, it learns from flags, else from the environment, else from the
