@@ -41,6 +41,37 @@ func TestFlannelsKeysAndValues(t *testing.T) {
 	}
 }
 
+// What is ours stands behind what is flannel's, and what is not there is left
+// out.
+func TestAttrsEncode(t *testing.T) {
+	a := netip.MustParseAddr
+	owned := Attrs{PublicIP: ByFamily[netip.Addr]{a("192.0.2.1")}, BackendType: "vxlan", BackendData: ByFamily[RawJSON]{`{"VNI":1}`}, Owner: "n", Instance: "i"}
+	challenged, dual, nowhere := owned, owned, owned
+	challenged.Challenge = Challenge{Instance: "j", PublicIP: ByFamily[netip.Addr]{a("192.0.2.2")}}
+	dual.Challenge = Challenge{Instance: "j", PublicIP: ByFamily[netip.Addr]{a("192.0.2.2"), a("fd00::2")}}
+	nowhere.Challenge.Instance = "j"
+	const value = `{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1},"Owner":"n","Instance":"i"`
+	for _, tt := range []struct {
+		name  string
+		attrs Attrs
+		want  string
+	}{
+		{"of ours", owned, value + "}"},
+		{"challenged", challenged, value + `,"Challenge":{"Instance":"j","PublicIP":"192.0.2.2"}}`},
+		{"challenged from both families", dual, value + `,"Challenge":{"Instance":"j","PublicIP":"192.0.2.2","PublicIPv6":"fd00::2"}}`},
+		{"challenged from nowhere", nowhere, value + `,"Challenge":{"Instance":"j"}}`},
+		{"a node's", Attrs{Owner: "n"}, `{"PublicIP":"0.0.0.0","PublicIPv6":null,"Owner":"n"}`},
+	} {
+		got, err := json.Marshal(tt.attrs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(tt.want, string(got)); d != "" {
+			t.Errorf("%s: -want +got\n%s", tt.name, d)
+		}
+	}
+}
+
 func TestParseSubnet(t *testing.T) {
 	p := netip.MustParsePrefix
 	for _, tt := range []struct {
@@ -145,6 +176,14 @@ func TestAttrsDecode(t *testing.T) {
 			Attrs{PublicIP: ByFamily[netip.Addr]{a("192.0.2.1")}, BackendType: "vxlan", BackendData: ByFamily[RawJSON]{`{"VNI":1}`}, Owner: "n", Instance: "i"},
 			"",
 		},
+		{
+			"challenged", `{"PublicIP":"192.0.2.1","Owner":"n","Challenge":{"Instance":"i","PublicIP":"192.0.2.2","PublicIPv6":"fd00::2","Since":1}}`,
+			Attrs{PublicIP: ByFamily[netip.Addr]{a("192.0.2.1")}, Owner: "n", Challenge: Challenge{Instance: "i", PublicIP: ByFamily[netip.Addr]{a("192.0.2.2"), a("fd00::2")}}},
+			"",
+		},
+		{"challenged by nobody", `{"Owner":"n","Challenge":{"PublicIP":"0.0.0.0"}}`, Attrs{Owner: "n"}, ""},
+		{"challenged from nowhere", `{"Owner":"n","Challenge":{"PublicIPv6":"x"}}`, Attrs{}, `decode lease: Challenge: PublicIPv6: ParseAddr("x"): unable to parse IP`},
+		{"challenged by a list", `{"Owner":"n","Challenge":[]}`, Attrs{}, "decode lease: json: cannot unmarshal array into Go struct field wireAttrs.Challenge of type subnet.wireChallenge"},
 		{"IPv6 alone", `{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::1","BackendData":null}`, Attrs{PublicIP: ByFamily[netip.Addr]{IPv6: a("fd00::1")}}, ""},
 		{"a reservation for a node", `{"Owner":"n"}`, Attrs{Owner: "n"}, ""},
 		{"no JSON", `198.18.0.1`, Attrs{}, "invalid character '.' after top-level value"},
@@ -198,6 +237,9 @@ func TestKeysAndValuesRoundTrip(t *testing.T) {
 		if s[IPv6].Addr().Is4In6() {
 			t.Skip("IPv4-mapped")
 		}
+		if rapid.Bool().Draw(t, "challenged") {
+			a.Challenge = Challenge{Instance: rapid.StringMatching(`[a-z]+`).Draw(t, "challenger"), PublicIP: a.PublicIP}
+		}
 		a.BackendType = strings.ToValidUTF8(a.BackendType, "")
 		if got, err := ParseSubnet(s.Key()); err != nil || got != s {
 			t.Fatalf("key %q reads as %v, %v", s.Key(), got, err)
@@ -241,7 +283,7 @@ func FuzzAttrs(f *testing.F) {
 	for _, value := range captures {
 		f.Add(value)
 	}
-	for _, value := range []string{"", "null", "{}", `{"Owner":"n"}`, `{"PublicIP":"0.0.0.0","PublicIPv6":"::1"}`, `{"publicIP":"1.2.3.4","BackendData":[ 1, "\u003c" ]}`} {
+	for _, value := range []string{"", "null", "{}", `{"Owner":"n"}`, `{"PublicIP":"0.0.0.0","PublicIPv6":"::1"}`, `{"publicIP":"1.2.3.4","BackendData":[ 1, "\u003c" ]}`, `{"Owner":"n","challenge":{"Instance":"","PublicIP":"1.2.3.4"}}`} {
 		f.Add(value)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

@@ -81,6 +81,14 @@ func (h *host) end() {
 	h.data.Wipe()
 }
 
+// is checks the state alone.
+func (h *host) is(state subnet.State) {
+	h.t.Helper()
+	if s := h.keeper.Status(); s.State != state {
+		h.t.Errorf("%s (%s), want %s", s.State, s.Why, state)
+	}
+}
+
 func (h *host) want(state subnet.State, key, why string) {
 	h.t.Helper()
 	s := h.keeper.Status()

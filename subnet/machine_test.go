@@ -3,6 +3,7 @@ package subnet
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -42,7 +43,13 @@ func TestMachine(t *testing.T) {
 	bare.ID, bare.TTL = 0, 0
 	old := held
 	old.Attrs.Instance = "before"
-	down := errors.New("down")
+	elsewhere := held
+	elsewhere.Attrs.Instance, elsewhere.Modified = "elsewhere", 8
+	challenged, answered, asked3 := elsewhere, elsewhere, elsewhere
+	challenged.Attrs.Challenge, challenged.Modified = challengeBy(mine), 9
+	answered.Modified = 10
+	asked3.Attrs.Challenge = Challenge{Instance: "third", PublicIP: ByFamily[netip.Addr]{netip.MustParseAddr("192.0.2.3")}}
+	down, errDouble := errors.New("down"), errors.New("a double")
 	renewed, created := event{kind: evRenewed, lease: held}, event{kind: evCreated, lease: held}
 	tick, failed := event{}, event{kind: evFailed, err: down}
 	lost := event{kind: evLost, err: ErrLeaseLost}
@@ -254,6 +261,104 @@ expired: unproven wait 275ms (down)
 `,
 		},
 		{
+			name: "disputed: silence", start: held,
+			stages: []stage{
+				{"lost", 0, lost},
+				{"disputed", 0, event{kind: evDisputed, lease: elsewhere, err: errDouble}},
+				{"challenged", 0, event{kind: evChallenged, lease: challenged}},
+				{"nudge", time.Second, event{kind: evNudge}},
+				{"unchanged", 0, event{kind: evDisputed, lease: challenged, err: errDouble}},
+				{"due", 2 * time.Second, tick},
+				{"unchanged", 0, event{kind: evDisputed, lease: challenged, err: errDouble}},
+				{"updated", 0, event{kind: evUpdated, lease: held}},
+				{"renewed", 0, renewed},
+			},
+			want: `lost: lost look (lease was lost)
+disputed: lost challenge (a double)
+challenged: lost wait 3s (a double)
+nudge: lost look (a double)
+unchanged: lost wait 2s (a double)
+due: lost look (a double)
+unchanged: lost update (a double)
+updated: valid renew
+renewed: valid wait 7h36m0s
+`,
+		},
+		{
+			name: "disputed: answered", start: held,
+			stages: []stage{
+				{"disputed", 0, event{kind: evDisputed, lease: elsewhere, err: errDouble}},
+				{"challenged", 0, event{kind: evChallenged, lease: challenged}},
+				{"answered", time.Second, event{kind: evDisputed, lease: answered, err: errDouble}},
+			},
+			want: `disputed: lost challenge (a double)
+challenged: lost wait 3s (a double)
+answered: ended stop (a double)
+`,
+		},
+		{
+			name: "disputed: the takeover comes too late", start: held,
+			stages: []stage{
+				{"disputed", 0, event{kind: evDisputed, lease: elsewhere, err: errDouble}},
+				{"challenged", 0, event{kind: evChallenged, lease: challenged}},
+				{"unchanged", 3 * time.Second, event{kind: evDisputed, lease: challenged, err: errDouble}},
+				{"lost", 0, lost},
+				{"answered", 0, event{kind: evDisputed, lease: answered, err: errDouble}},
+			},
+			want: `disputed: lost challenge (a double)
+challenged: lost wait 3s (a double)
+unchanged: lost update (a double)
+lost: lost look (lease was lost)
+answered: ended stop (a double)
+`,
+		},
+		{
+			name: "disputed: the question may be in the key or not", start: held,
+			stages: []stage{
+				{"disputed", 0, event{kind: evDisputed, lease: elsewhere, err: errDouble}},
+				{"failed", 0, failed},
+				{"due", time.Second, tick},
+				{"asked", 0, event{kind: evDisputed, lease: challenged, err: errDouble}},
+				{"lost", 0, lost},
+				{"ours", 0, event{kind: evOurs, lease: held}},
+				{"renewed", 0, renewed},
+			},
+			want: `disputed: lost challenge (a double)
+failed: lost wait 375ms (down)
+due: lost look (down)
+asked: lost challenge (a double)
+lost: lost look (lease was lost)
+ours: lost renew (lease was lost)
+renewed: valid wait 7h36m0s
+`,
+		},
+		{
+			name: "disputed: somebody else asks already", start: held,
+			stages: []stage{
+				{"disputed", 0, event{kind: evDisputed, lease: asked3, err: errDouble}},
+				{"unchanged", 3 * time.Second, event{kind: evDisputed, lease: asked3, err: errDouble}},
+				{"challenged", 0, event{kind: evChallenged, lease: challenged}},
+			},
+			want: `disputed: lost wait 3s (a double)
+unchanged: lost challenge (a double)
+challenged: lost wait 3s (a double)
+`,
+		},
+		{
+			name: "challenged ourselves: answered at once", start: held,
+			stages: []stage{
+				{"renewed", 0, renewed},
+				{"asked", 0, event{kind: evOurs, lease: asked3}},
+				{"updated", 0, event{kind: evUpdated, lease: held}},
+				{"renewed", 0, renewed},
+			},
+			want: `renewed: valid wait 7h36m0s
+asked: valid update
+updated: valid renew
+renewed: valid wait 7h36m0s
+`,
+		},
+		{
 			name: "superseded", start: held,
 			stages: []stage{{"lost", 0, lost}, {"fatal", 0, event{kind: evFatal, err: errors.New("another daemon")}}},
 			want: `lost: lost look (lease was lost)
@@ -282,12 +387,13 @@ fatal: ended stop (another daemon)
 func TestMachineRandomWalk(t *testing.T) {
 	const ttl = time.Minute
 	answers := map[deed][]eventKind{
-		doWait:     {evTick, evNudge, evWant},
-		doRenew:    {evRenewed, evLost, evFailed},
-		doLook:     {evAbsent, evOurs, evTaken, evBlocked, evFailed},
-		doCreate:   {evCreated, evLost, evFailed},
-		doUpdate:   {evUpdated, evLost, evFailed},
-		doRenumber: {evCreated, evUpdated, evLost, evFailed},
+		doWait:      {evTick, evNudge, evWant, evOurs},
+		doRenew:     {evRenewed, evLost, evFailed},
+		doLook:      {evAbsent, evOurs, evDisputed, evTaken, evBlocked, evFailed},
+		doCreate:    {evCreated, evLost, evFailed},
+		doUpdate:    {evUpdated, evLost, evFailed},
+		doChallenge: {evChallenged, evLost, evFailed},
+		doRenumber:  {evCreated, evUpdated, evLost, evFailed},
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		m := machine{
@@ -295,6 +401,8 @@ func TestMachineRandomWalk(t *testing.T) {
 			state: StateValid, lease: Lease{ID: 1, TTL: ttl}, do: doRenew,
 		}
 		now, granted, busy := time.Duration(0), time.Duration(0), 0
+		// What others' key reads, and since when: our challenge, or its answer.
+		elsewhere, since := Lease{ID: 1, Modified: 1, Attrs: Attrs{Owner: "n", Instance: "elsewhere"}}, time.Duration(0)
 		for range rapid.IntRange(1, 200).Draw(t, "steps") {
 			before := m
 			ev := event{kind: rapid.SampledFrom(answers[m.do]).Draw(t, "event"), sent: now, err: errors.New("x")}
@@ -314,14 +422,35 @@ func TestMachineRandomWalk(t *testing.T) {
 					ev.lease.TTL = ttl
 				}
 				granted = ev.sent
+			case evDisputed:
+				if rapid.Bool().Draw(t, "changes") {
+					elsewhere.Modified++
+					elsewhere.Attrs.Challenge.Instance = rapid.SampledFrom([]string{"", "third"}).Draw(t, "asked by")
+					elsewhere.Attrs.Instance = rapid.SampledFrom([]string{"elsewhere", "another"}).Draw(t, "of")
+					since = now
+				}
+				ev.lease = elsewhere
+			case evChallenged:
+				elsewhere.Modified++
+				elsewhere.Attrs.Challenge, since = challengeBy(m.want), now
+				ev.lease = elsewhere
 			case evWant:
 				ev.want = Attrs{BackendType: rapid.SampledFrom([]string{"a", ""}).Draw(t, "type")}
 			default:
 			}
-			if rapid.Bool().Draw(t, "as wanted") {
+			if ev.kind != evDisputed && ev.kind != evChallenged && rapid.Bool().Draw(t, "as wanted") {
 				ev.lease.Attrs = m.want
 			}
 			m = m.step(input{event: ev, now: now, random: rapid.Float64Range(0, 0.999).Draw(t, "random")})
+			if m.state == StateEnded {
+				if before.dispute.lease.Attrs.Challenge != challengeBy(m.want) || !ev.lease.Attrs.Challenge.IsZero() || ev.lease.Attrs.Instance != before.dispute.lease.Attrs.Instance {
+					t.Fatalf("ended by %+v after %+v", ev.lease, before.dispute)
+				}
+				return
+			}
+			if ev.kind == evDisputed && m.do == doUpdate && (now < since+ChallengeWait || elsewhere.Attrs.Challenge != challengeBy(m.want)) {
+				t.Fatalf("takes over %+v after %s", elsewhere, now-since)
+			}
 			if m.state == StateValid && before.state != StateValid && ev.kind != evRenewed && ev.kind != evCreated && ev.kind != evUpdated {
 				t.Fatalf("event %d made %s valid", ev.kind, before.state)
 			}

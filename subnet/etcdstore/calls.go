@@ -5,7 +5,6 @@ import (
 	"errors"
 	"sync/atomic"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -13,38 +12,56 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// placeholder stands in the client for the password, which it would keep in the
-// open: intercept puts the true one into the request for a token.
-const placeholder = "-"
+// authenticate is the call that needs no token.
+const authenticate = "/etcdserverpb.Auth/Authenticate"
 
-// intercept is between the client, which knows of tokens and retries, and the
-// wire. Every unary call passes here, each of the client's attempts anew.
+// maxTokens is how many tokens are tried for one call: the first may have ended,
+// and the second may be of the moment before an operator changed the roles.
+const maxTokens = 3
+
+// intercept is between the client and the wire: every unary call passes here,
+// each of the client's attempts anew.
 func (s *Store) intercept(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	if !s.open.Load() {
-		// The client's constructor would ask for a token. It is told that
-		// authentication is off; the first call that needs a token fails for
-		// want of one, and the client asks for it then.
-		return rpctypes.ErrGRPCAuthNotEnabled
-	}
 	if err := s.discovered(ctx); err != nil {
 		return err
 	}
-	if auth, ok := req.(*pb.AuthenticateRequest); ok {
-		req = &pb.AuthenticateRequest{Name: auth.Name, Password: string(s.files.secret())}
+	if method == authenticate || s.tokens.user == "" {
+		return s.explain(ctx, req, invoke(ctx, method, req, reply, cc, opts...))
 	}
-	err := invoke(ctx, method, req, reply, cc, opts...)
-	if errors.Is(rpctypes.Error(err), rpctypes.ErrPermissionDenied) {
-		return s.explainDenial(ctx, needsOf(req), err)
+	for n := 1; ; n++ {
+		token, err := s.tokens.get(ctx)
+		if err != nil {
+			return err
+		}
+		err = invoke(with(ctx, token), method, req, reply, cc, opts...)
+		if !s.tokens.refused(token, err) {
+			return s.explain(ctx, req, err)
+		}
+		if n == maxTokens {
+			return &tokenRefused{rpctypes.Error(err)}
+		}
 	}
-	return err
 }
 
-// interceptStream is the same for streams.
+// interceptStream is the same for streams. Whether a token is taken shows only
+// later: see tokens.refused.
 func (s *Store) interceptStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	if err := s.discovered(ctx); err != nil {
 		return nil, err
 	}
-	return open(ctx, desc, cc, method, opts...)
+	token, err := s.tokens.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return open(with(ctx, token), desc, cc, method, opts...)
+}
+
+// explain makes a denial of an error that is one.
+func (s *Store) explain(ctx context.Context, req any, err error) error {
+	if errors.Is(rpctypes.Error(err), rpctypes.ErrPermissionDenied) {
+		return s.explainDenial(ctx, needsOf(req), err)
+	}
+	return err
 }
 
 // discovered returns when there are endpoints to call.

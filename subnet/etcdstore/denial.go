@@ -77,7 +77,11 @@ func needsOf(req any) []need {
 			case *pb.RequestOp_RequestPut:
 				needs = append(needs, need{span{key: o.RequestPut.Key}, authpb.WRITE})
 			case *pb.RequestOp_RequestDeleteRange:
-				needs = append(needs, need{span{o.RequestDeleteRange.Key, o.RequestDeleteRange.RangeEnd}, authpb.WRITE})
+				deleted := span{o.RequestDeleteRange.Key, o.RequestDeleteRange.RangeEnd}
+				needs = append(needs, need{deleted, authpb.WRITE})
+				if o.RequestDeleteRange.PrevKv {
+					needs = append(needs, need{deleted, authpb.READ})
+				}
 			}
 		}
 	case *pb.WatchCreateRequest:

@@ -98,7 +98,7 @@ func (s *Store) fail(ctx context.Context, op string, err error) error {
 	}
 	// An answer of etcd's own says more than the wire.
 	if answer := (rpctypes.EtcdError{}); errors.As(err, &answer) {
-		e.Err = plainAnswer(answer)
+		e.Err = s.plainAnswer(answer)
 		return e
 	}
 	if s.wire.explain(e) {
@@ -114,11 +114,16 @@ func (s *Store) fail(ctx context.Context, op string, err error) error {
 }
 
 // plainAnswer words an answer of etcd's for the operator.
-func plainAnswer(answer rpctypes.EtcdError) error {
-	if errors.Is(answer, rpctypes.ErrUserEmpty) {
-		return errors.New("wants a user: --etcd-username and --etcd-password")
+func (s *Store) plainAnswer(answer rpctypes.EtcdError) error {
+	said := strings.TrimPrefix(answer.Error(), "etcdserver: ")
+	switch {
+	case errors.Is(answer, rpctypes.ErrUserEmpty):
+		return errors.New("wants a user: --etcd-username and --etcd-password-file")
+	case errors.Is(answer, rpctypes.ErrAuthFailed):
+		return fmt.Errorf("%s: user %q with the password of --etcd-password-file or --etcd-password", said, s.opts.Username)
+	default:
+		return errors.New(said)
 	}
-	return errors.New(strings.TrimPrefix(answer.Error(), "etcdserver: "))
 }
 
 // kindOf classifies an answer by its code. The client maps etcd's answers to

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -63,11 +64,30 @@ func vacant(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// guardedByCertificate is a server whose users have certificates.
+func guardedByCertificate(t *testing.T, binary string, pki etcdtest.PKI) *etcdtest.Server {
+	t.Helper()
+	server := startServer(t, etcdtest.Options{Binary: binary, Cert: pki.ServerCert, Key: pki.ServerKey, ClientCA: pki.CA})
+	info := transport.TLSInfo{CertFile: pki.ClientCert, KeyFile: pki.ClientKey, TrustedCAFile: pki.CA}
+	cfg, err := info.ClientConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	enableAuthBy(t, clientv3.Config{Endpoints: server.Endpoints(), TLS: cfg})
+	return server
+}
+
 // enableAuth makes a root, and a user "host" who may read and write below
 // /allowed/ alone.
 func enableAuth(t *testing.T, server *etcdtest.Server) {
 	t.Helper()
-	client, err := clientv3.New(clientv3.Config{Endpoints: server.Endpoints(), Logger: zap.NewNop()})
+	enableAuthBy(t, clientv3.Config{Endpoints: server.Endpoints()})
+}
+
+func enableAuthBy(t *testing.T, cfg clientv3.Config) {
+	t.Helper()
+	cfg.Logger = zap.NewNop()
+	client, err := clientv3.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,8 +134,10 @@ func errorsTell(t *testing.T, binary string) {
 	secure := startServer(t, etcdtest.Options{Binary: binary, Cert: pki.ServerCert, Key: pki.ServerKey}).Endpoint()
 	mutual := startServer(t, etcdtest.Options{Binary: binary, Cert: pki.ServerCert, Key: pki.ServerKey, ClientCA: pki.CA}).Endpoint()
 	elsewhere := startServer(t, etcdtest.Options{Binary: binary, Listen: "https://127.0.0.2:0", Cert: pki.ServerCert, Key: pki.ServerKey}).Endpoint()
+	expired := startServer(t, etcdtest.Options{Binary: binary, Cert: pki.ExpiredCert, Key: pki.ExpiredKey}).Endpoint()
 	guarded := startServer(t, etcdtest.Options{Binary: binary})
 	enableAuth(t, guarded)
+	named := guardedByCertificate(t, binary, pki).Endpoint()
 	silent := "http://" + listen(t, func(net.Conn) {})
 	rude := "http://" + listen(t, func(c net.Conn) { c.Close() })
 	web := "http://" + listen(t, func(c net.Conn) { io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n"); c.Close() })
@@ -141,10 +163,13 @@ func errorsTell(t *testing.T, binary string) {
 		{name: "unknown authority", opts: Options{Endpoints: []string{secure}}, kind: ErrTLS, why: "certificate not trusted (see --etcd-cafile): x509: certificate signed by unknown authority"},
 		{name: "wrong authority", opts: Options{Endpoints: []string{secure}, CAFile: pki.StrangeCA}, kind: ErrTLS, why: "certificate not trusted (see --etcd-cafile): x509: certificate signed by unknown authority"},
 		{name: "wrong host", opts: Options{Endpoints: []string{elsewhere}, CAFile: pki.CA}, kind: ErrTLS, why: "certificate not trusted: x509: certificate is valid for 127.0.0.1, ::1, not 127.0.0.2"},
+		{name: "expired certificate", opts: Options{Endpoints: []string{expired}, CAFile: pki.CA}, kind: ErrTLS, why: "certificate not trusted: x509: certificate has expired or is not yet valid: current time "},
+		{name: "our certificate expired", opts: Options{Endpoints: []string{mutual}, CAFile: pki.CA, CertFile: pki.ExpiredCert, KeyFile: pki.ExpiredKey}, kind: ErrTLS, why: "refuses our certificate: see --etcd-certfile and --etcd-keyfile: "},
+		{name: "user of a certificate without rights", opts: Options{Endpoints: []string{named}, CAFile: pki.CA, CertFile: pki.HostCert, KeyFile: pki.HostKey, Prefix: "/forbidden"}, kind: ErrAuth, why: `permission denied: user "host" has no right to read /forbidden/flanneld-go/store, nor to `},
 		{name: "no client certificate", opts: Options{Endpoints: []string{mutual}, CAFile: pki.CA}, kind: ErrTLS, why: "refuses our certificate: see --etcd-certfile and --etcd-keyfile"},
-		{name: "no user", opts: Options{Endpoints: guarded.Endpoints()}, kind: ErrAuth, why: "wants a user: --etcd-username and --etcd-password"},
-		{name: "wrong password", opts: Options{Endpoints: guarded.Endpoints(), Username: "host", Password: password + "!"}, kind: ErrAuth, why: "authentication failed, invalid user ID or password"},
-		{name: "unknown user", opts: Options{Endpoints: guarded.Endpoints(), Username: "nobody", Password: password}, kind: ErrAuth, why: "authentication failed, invalid user ID or password"},
+		{name: "no user", opts: Options{Endpoints: guarded.Endpoints()}, kind: ErrAuth, why: "wants a user: --etcd-username and --etcd-password-file"},
+		{name: "wrong password", opts: Options{Endpoints: guarded.Endpoints(), Username: "host", Password: password + "!"}, kind: ErrAuth, why: `authentication failed, invalid user ID or password: user "host" with`},
+		{name: "unknown user", opts: Options{Endpoints: guarded.Endpoints(), Username: "nobody", Password: password}, kind: ErrAuth, why: `authentication failed, invalid user ID or password: user "nobody" with`},
 		{name: "no permission", opts: Options{Endpoints: guarded.Endpoints(), Username: "host", Password: password, Prefix: "/forbidden"}, kind: ErrAuth, why: `permission denied: user "host" has no right to read /forbidden/flanneld-go/store, nor to read /forbidden/config, nor to read everything below /forbidden/subnets/`},
 		{name: "one refuses and one speaks TLS", opts: Options{Endpoints: []string{nobody, as("http", secure)}}, kind: ErrTLS, where: as("http", secure), why: "speaks TLS"},
 	}
@@ -200,6 +225,10 @@ func TestConnects(t *testing.T) {
 		"TLS with the authority alone": {
 			Endpoints: startServer(t, etcdtest.Options{Cert: pki.ServerCert, Key: pki.ServerKey}).Endpoints(),
 			CAFile:    pki.CA,
+		},
+		"a user by certificate": {
+			Endpoints: guardedByCertificate(t, "", pki).Endpoints(),
+			CAFile:    pki.CA, CertFile: pki.HostCert, KeyFile: pki.HostKey,
 		},
 		"TLS with a client certificate": {
 			Endpoints: startServer(t, etcdtest.Options{Cert: pki.ServerCert, Key: pki.ServerKey, ClientCA: pki.CA}).Endpoints(),

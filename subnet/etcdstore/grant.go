@@ -97,6 +97,14 @@ func (s *Store) revokeUnused(ctx context.Context, id subnet.LeaseID) {
 // keepAlive extends a lease by its TTL, once. The client's KeepAliveOnce tries
 // again and again without a pause while etcd is unavailable.
 func (s *Store) keepAlive(ctx context.Context, id subnet.LeaseID) (time.Duration, error) {
+	ttl, err := s.keepAliveOnce(ctx, id)
+	if token, _ := s.tokens.current(); s.tokens.refused(token, err) {
+		return s.keepAliveOnce(ctx, id)
+	}
+	return ttl, err
+}
+
+func (s *Store) keepAliveOnce(ctx context.Context, id subnet.LeaseID) (time.Duration, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := s.leases.LeaseKeepAlive(ctx, grpc.WaitForReady(true))

@@ -7,7 +7,6 @@ import (
 	"path"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -45,9 +44,8 @@ type Store struct {
 	wire   *wire
 	// discovery is nil where the options name endpoints.
 	discovery *discovery
+	tokens    *tokens
 	counters  counters
-	// open: the client's constructor is through. See intercept.
-	open atomic.Bool
 	// watches, leases and auth are calls on the client's connection that the
 	// client offers in a form that does not suit us.
 	watches pb.WatchClient
@@ -85,6 +83,7 @@ func New(opts Options) (*Store, error) {
 	s := &Store{
 		opts:        opts,
 		files:       access,
+		tokens:      newTokens(opts.Username, access.secret),
 		wire:        newWire(opts.DialTimeout, opts.Resolver, access.tlsConfig),
 		tick:        tick,
 		prefix:      opts.Prefix + "/",
@@ -103,7 +102,7 @@ func New(opts Options) (*Store, error) {
 	}
 	conn := s.client.ActiveConnection()
 	s.watches, s.leases, s.auth = pb.NewWatchClient(conn), pb.NewLeaseClient(conn), pb.NewAuthClient(conn)
-	s.open.Store(true)
+	s.tokens.auth = s.auth
 	return s, nil
 }
 
@@ -154,14 +153,9 @@ func (s *Store) connect() (*clientv3.Client, error) {
 		// The client wants one. No call gets through to it: see discovered.
 		endpoints = []string{"http://" + s.opts.DiscoverySRV}
 	}
-	password := ""
-	if s.files.secret() != "" {
-		password = placeholder
-	}
+	// It is not told of the user: see tokens.
 	return clientv3.New(clientv3.Config{
 		Endpoints:            endpoints,
-		Username:             s.opts.Username,
-		Password:             password,
 		DialKeepAliveTime:    keepAliveTime,
 		DialKeepAliveTimeout: keepAliveTimeout,
 		// What it would log it also returns, and we say it once.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"math"
@@ -26,6 +27,8 @@ import (
 var (
 	errStopped = errors.New("reader has enough")
 	errStalled = errors.New("watch stream is silent")
+	// The next stream asks for another token.
+	errTokenEnded = errors.New("token has ended")
 )
 
 // streamWide is the watch id of answers that concern a whole stream.
@@ -73,9 +76,7 @@ func (s *Store) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subn
 // broken reports whether a stream ended for a reason that another may not have.
 func broken(err error) bool {
 	code := status.Code(err)
-	return errors.Is(err, io.EOF) || code == codes.Unavailable || code == codes.Internal ||
-		// The token ended between being asked for and being used.
-		errors.Is(err, rpctypes.ErrInvalidAuthToken) || errors.Is(err, rpctypes.ErrAuthOldRevision)
+	return errors.Is(err, io.EOF) || code == codes.Unavailable || code == codes.Internal || errors.Is(err, errTokenEnded)
 }
 
 // watch is one call of Watch.
@@ -184,10 +185,10 @@ func (w *watch) refused(ctx context.Context, reason string) error {
 		desc = reason
 	}
 	err := rpctypes.Error(status.Error(codes.FailedPrecondition, desc))
-	if errors.Is(err, rpctypes.ErrPermissionDenied) {
-		return w.explainDenial(ctx, needsOf(w.request()), err)
+	if token, _ := w.tokens.current(); w.tokens.refused(token, err) {
+		return fmt.Errorf("%w: %w", errTokenEnded, err)
 	}
-	return err
+	return w.explain(ctx, w.request(), err)
 }
 
 // receive hands on what the stream receives, until its end.

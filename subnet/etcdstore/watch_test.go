@@ -278,9 +278,9 @@ func TestWatchPutsFragmentsTogether(t *testing.T) {
 
 // proxy stands between a store and its server.
 type proxy struct {
-	listener net.Listener
-	target   string
-	done     sync.WaitGroup
+	listener       net.Listener
+	scheme, target string
+	done           sync.WaitGroup
 
 	mu     sync.Mutex
 	conns  map[net.Conn]bool
@@ -294,14 +294,15 @@ func newProxy(t *testing.T, server *etcdtest.Server) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{listener: l, target: strings.TrimPrefix(server.Endpoint(), "http://"), conns: map[net.Conn]bool{}}
+	scheme, target, _ := strings.Cut(server.Endpoint(), "://")
+	p := &proxy{listener: l, scheme: scheme, target: target, conns: map[net.Conn]bool{}}
 	p.moved = sync.NewCond(&p.mu)
 	p.done.Go(p.accept)
 	t.Cleanup(func() { p.close(); p.thaw(); p.done.Wait() })
 	return p
 }
 
-func (p *proxy) endpoint() string { return "http://" + p.listener.Addr().String() }
+func (p *proxy) endpoint() string { return p.scheme + "://" + p.listener.Addr().String() }
 
 func (p *proxy) accept() {
 	for {

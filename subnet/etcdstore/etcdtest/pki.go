@@ -20,6 +20,8 @@ type PKI struct {
 	CA                    string
 	ServerCert, ServerKey string
 	ClientCert, ClientKey string
+	// HostCert is for a client named "host".
+	HostCert, HostKey string
 	// ExpiredCert is for a server and a client, and was valid until a minute
 	// ago.
 	ExpiredCert, ExpiredKey string
@@ -33,13 +35,14 @@ type authority struct {
 }
 
 // WritePKI makes an authority with a certificate for a server on 127.0.0.1,
-// localhost and the given hosts, one for a client named "root" and one that has
+// localhost and the given hosts, one each for clients named "root" and "host" and one that has
 // expired, and writes them into dir. StrangeCA is an authority that has signed none of them.
 func WritePKI(dir string, hosts ...net.IP) (PKI, error) {
 	p := PKI{
 		CA:         filepath.Join(dir, "ca.crt"),
 		ServerCert: filepath.Join(dir, "server.crt"), ServerKey: filepath.Join(dir, "server.key"),
 		ClientCert: filepath.Join(dir, "client.crt"), ClientKey: filepath.Join(dir, "client.key"),
+		HostCert: filepath.Join(dir, "host.crt"), HostKey: filepath.Join(dir, "host.key"),
 		ExpiredCert: filepath.Join(dir, "expired.crt"), ExpiredKey: filepath.Join(dir, "expired.key"),
 		StrangeCA: filepath.Join(dir, "strange.crt"),
 	}
@@ -66,7 +69,12 @@ func WritePKI(dir string, hosts ...net.IP) (PKI, error) {
 	}
 	client := template("root")
 	client.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	return p, ca.issue(client, p.ClientCert, p.ClientKey)
+	if err := ca.issue(client, p.ClientCert, p.ClientKey); err != nil {
+		return PKI{}, err
+	}
+	host := template("host")
+	host.ExtKeyUsage = client.ExtKeyUsage
+	return p, ca.issue(host, p.HostCert, p.HostKey)
 }
 
 func template(name string) *x509.Certificate {
