@@ -87,6 +87,14 @@ func replace(target string, data []byte, old fs.FileInfo, perm fs.FileMode) erro
 	if old != nil {
 		perm = old.Mode()
 	}
+	if err := replaceIn(dir, target, data, old, perm); err != nil {
+		return anonymous(err)
+	}
+	return syncDir(dir)
+}
+
+// replaceIn writes and renames a temporary file in dir. Its errors name that.
+func replaceIn(dir, target string, data []byte, old fs.FileInfo, perm fs.FileMode) error {
 	file, err := renameio.NewPendingFile(target,
 		renameio.WithTempDir(dir), renameio.WithStaticPermissions(perm))
 	if err != nil {
@@ -99,10 +107,21 @@ func replace(target string, data []byte, old fs.FileInfo, perm fs.FileMode) erro
 	if _, err := file.Write(data); err != nil {
 		return err
 	}
-	if err := file.CloseAtomicallyReplace(); err != nil {
-		return err
+	return file.CloseAtomicallyReplace()
+}
+
+// anonymous takes the temporary file's name from an error: it says nothing, and
+// is another one at every try.
+func anonymous(err error) error {
+	var path *fs.PathError
+	var link *os.LinkError
+	switch {
+	case errors.As(err, &path):
+		return fmt.Errorf("%s: %w", path.Op, path.Err)
+	case errors.As(err, &link):
+		return fmt.Errorf("%s: %w", link.Op, link.Err)
 	}
-	return syncDir(dir)
+	return err
 }
 
 // keepOwner gives f the owner of old. It runs while f is still empty, so that

@@ -20,9 +20,8 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/flanneld-go/flanneld-go/backend/firewall"
+	"github.com/flanneld-go/flanneld-go/daemonconfig"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -116,12 +115,9 @@ func save(d Dir, name string, v any) error {
 	if err != nil {
 		return fmt.Errorf("encode state %s: %w", name, err)
 	}
-	if err := os.MkdirAll(string(d), 0o700); err != nil {
-		return fmt.Errorf("create state directory: %w", err)
-	}
 	path := filepath.Join(string(d), name)
-	if err := renameio.WriteFile(path, append(data, '\n'), 0o600); err != nil {
-		return fmt.Errorf("write state %s: %w", path, err)
+	if _, err := daemonconfig.Write(path, append(data, '\n'), daemonconfig.WriteOptions{Perm: 0o600, DirPerm: 0o700}); err != nil {
+		return fmt.Errorf("save state: %w", err)
 	}
 	return nil
 }
