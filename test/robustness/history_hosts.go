@@ -38,7 +38,8 @@ type evidence struct {
 	hosts  map[string]Host
 	// nodes are the hosts by what they own under.
 	nodes map[owner]Host
-	// able are the times in which a host's daemon ran and could count on etcd.
+	// able are the times in which a host's daemon ran and could count on etcd, in
+	// order.
 	able map[string][]stretch
 	// samples are those of one host, in order.
 	samples map[string][]Sample

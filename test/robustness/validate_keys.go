@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -39,15 +40,23 @@ func (e *evidence) oneOwner() []Violation {
 }
 
 // unseen reports whether other is an operator's doing that the writer need not
-// have seen: etcd compares the key to be created, the config and the identity,
-// but not keys of other names.
+// have seen when it decided: etcd compares the key to be created, the config and
+// the identity, but not keys of other names. The writer ran at that time already,
+// and has not been able for longer than a request takes since.
 func (e *evidence) unseen(w write, other *holding) bool {
 	did := other.introduced
 	if !did.Operator {
 		return false
 	}
-	// Both were received late, if at all: this is the shortest time between.
-	return w.earliest-did.At <= e.bounds.Request || !e.ableThroughout(w.host.Name, did.At, w.At)
+	ran := false
+	for _, r := range e.Runs {
+		ran = ran || r.Host == w.host.Name && r.From <= did.At+e.bounds.Lag && e.end(r) >= did.At
+	}
+	var able time.Duration
+	for _, s := range e.able[w.host.Name] {
+		able += max(0, min(s.until, w.earliest)-max(s.from, did.At))
+	}
+	return ran && able <= e.bounds.Request
 }
 
 // lostWrite also keeps which processes of an owner have been superseded: all

@@ -26,15 +26,15 @@ func (h *holding) mac() string {
 }
 
 // patience is how long a host may still route to a lease that is gone: Hold, or
-// a TTL if the store lost its past or its config since the host had followed it
-// the last time.
+// a TTL if the store lost its past or its config not long ago. One that has become
+// able not long ago may notice only now what happened since it was so before.
 func (e *evidence) patience(s Sample) time.Duration {
 	since := s.From - e.bounds.TTL - e.bounds.Heal
-	if able, ok := e.ableSince(s.Host, s.From); ok {
-		before := time.Duration(0)
+	if able, ok := e.ableSince(s.Host, s.From); ok && able > since {
+		before := able
 		for _, a := range e.able[s.Host] {
 			if a.until <= able {
-				before = max(before, a.until)
+				before = a.until
 			}
 		}
 		since = min(since, before)
