@@ -183,21 +183,17 @@ func (e *evidence) near(s Sample) []Sample {
 // within React, or the host says that something is wrong.
 func (e *evidence) rightful(s Sample, names func(subnet.Subnet) bool) bool {
 	host := e.hosts[s.Host]
-	for _, m := range e.line.window(s.From-e.bounds.React, s.Until) {
-		for _, h := range m.state.of(ownerOf(host)) {
-			if names(h.subnet) {
-				return true
-			}
-		}
+	another := func(x *state) bool {
+		return !slices.ContainsFunc(x.of(ownerOf(host)), func(h *holding) bool { return names(h.subnet) })
 	}
-	return e.marked(s, host)
+	return !e.throughout(s.From-e.bounds.React, s.Until, another) || e.marked(s, host, another)
 }
 
 // marked reports whether a host in s counts as degraded. Silence counts only
 // while the host is not able. What the host says counts only as long as there is
 // a reason: a host that has been able for long, and whose policy and pool let it
-// have another subnet, must have it by now.
-func (e *evidence) marked(s Sample, host Host) bool {
+// have another subnet all the time that its files were wrong, must have it by now.
+func (e *evidence) marked(s Sample, host Host, wrong func(*state) bool) bool {
 	if !e.ableFor(s.Host, s.From, e.bounds.Heal) {
 		return true
 	}
@@ -207,7 +203,7 @@ func (e *evidence) marked(s Sample, host Host) bool {
 	}
 	patience := e.bounds.Heal + e.bounds.React
 	overdue := host.Policy == subnet.Renumber && e.ableFor(s.Host, s.From, patience) &&
-		e.throughout(s.From-patience, s.Until, func(x *state) bool { return x.room(host) })
+		e.throughout(s.From-patience, s.Until, func(x *state) bool { return wrong(x) && x.room(host) })
 	return !overdue
 }
 
