@@ -111,11 +111,16 @@ func (p *projection) tunnel(f subnet.Family, dev device, peer *subnet.Lease, mac
 	if mac == dev.mac {
 		return fmt.Errorf("its VtepMAC %s is this host's own", mac)
 	}
-	if first := p.macs[fdb.Key()]; first != nil {
+	switch first := p.macs[fdb.Key()]; {
+	case first == nil:
+		p.macs[fdb.Key()] = peer
+		p.fdb[f] = append(p.fdb[f], fdb)
+	case first.Attrs.PublicIP[f] != fdb.Dst:
 		return fmt.Errorf("its VtepMAC %s is also that of %s", mac, first.Subnet)
+	default:
+		// One host with two subnets: the former one stays in view for a while
+		// after the host has moved, and longer where its key cannot be read.
 	}
-	p.macs[fdb.Key()] = peer
-	p.fdb[f] = append(p.fdb[f], fdb)
 	p.neighbours[f] = append(p.neighbours[f], kernel.Neighbour{Link: dev.index, Addr: dst.Addr(), MAC: mac})
 	p.routes = append(p.routes, backend.PeerRoute{Peer: peer, Route: kernel.Route{
 		Dst: dst, Gateway: dst.Addr(), Link: dev.index, OnLink: true, Protocol: kernel.Protocol,

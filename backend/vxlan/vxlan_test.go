@@ -390,6 +390,31 @@ func TestPeersThatCannotBeReached(t *testing.T) {
 	}
 }
 
+// A host that moved to another subnet has two for a while, and is one VTEP.
+func TestOneHostWithTwoSubnets(t *testing.T) {
+	h := newHost(t, v4only, "")
+	second := peer3
+	second.Subnet = subnet.Subnet{netip.MustParsePrefix("10.5.7.0/24")}
+	h.apply(h.desired("10.5.54.0-24", peer3, second))
+	h.expect(`
+		link flannel.1 mtu 1450 lladdr 5e:97:14:07:72:e5 up true alias "flanneld-go" vxlan id 1 local 198.18.0.1 dev eth0 dstport 8472 learning false gbp false
+		addr 10.5.54.0/32 dev flannel.1
+		fdb 5e:ca:ce:aa:6f:af dev flannel.1 dst 198.18.0.2
+		neigh 10.5.3.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:af
+		neigh 10.5.7.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:af
+		route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink
+		route 10.5.7.0/24 via 10.5.7.0 dev flannel.1 onlink
+	`)
+	h.apply(h.desired("10.5.54.0-24", second))
+	h.expect(`
+		link flannel.1 mtu 1450 lladdr 5e:97:14:07:72:e5 up true alias "flanneld-go" vxlan id 1 local 198.18.0.1 dev eth0 dstport 8472 learning false gbp false
+		addr 10.5.54.0/32 dev flannel.1
+		fdb 5e:ca:ce:aa:6f:af dev flannel.1 dst 198.18.0.2
+		neigh 10.5.7.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:af
+		route 10.5.7.0/24 via 10.5.7.0 dev flannel.1 onlink
+	`)
+}
+
 // What the kernel refuses is said of the peer, the others go on, and the next
 // Apply does the rest.
 func TestRefusedEntryIsItsPeers(t *testing.T) {
