@@ -61,7 +61,7 @@ func (l *loop) sharedByUs() error {
 		}
 		return &harmless{withHint(fmt.Errorf("this host's address %s is published by another owner too: ours is %s, the other %s: "+
 			"a lease that this machine had before it was installed anew, or two hosts with one --public-ip", c.addr, listHolders(ours), listHolders(others)),
-			"flannelctl release %s, if no other host has it; else give one of them another --public-ip", others[0].Subnet)}
+			"flannelctl release %s --yes, if no other host has it; else give one of them another --public-ip", others[0].Subnet)}
 	}
 	return nil
 }
@@ -78,7 +78,7 @@ func (l *loop) sharedByPeers() (problem, hint string) {
 	if len(others) > 1 {
 		problem += fmt.Sprintf("; and %d more such addresses", len(others)-1)
 	}
-	return problem, "flannelctl release the one that is stale, or give one host another --public-ip"
+	return problem, "flannelctl release --yes of the one that is stale, or another --public-ip for one of the hosts"
 }
 
 // listHolders names leases by subnet and owner.

@@ -78,7 +78,7 @@ func TestReinstalledHost(t *testing.T) {
 			"a lease that this machine had before it was installed anew, or two hosts with one --public-ip"
 		h.eventually(soon, "the shared address is named", func() bool {
 			p := h.problem(status.ComponentLease)
-			return p.Message == want && !p.Blocking && p.Hint == "flannelctl release 10.5.33.0/24, if no other host has it; else give one of them another --public-ip"
+			return p.Message == want && !p.Blocking && p.Hint == "flannelctl release 10.5.33.0/24 --yes, if no other host has it; else give one of them another --public-ip"
 		})
 		s := h.board.Snapshot()
 		if !s.Ready || h.problem(status.ComponentPeers) != (status.Problem{}) {
