@@ -195,6 +195,11 @@ func TestMajorityLost(t *testing.T) {
 	if err := c.WaitHealthy(within(t, 10*time.Second)); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("two members are gone, and etcd is healthy: %v", err)
 	}
+	// One that waits for a majority ends when asked.
+	alone := c.Members[0]
+	if err := errors.Join(alone.Kill(), alone.Start(within(t, 10*time.Second)), alone.Stop(within(t, 10*time.Second))); err != nil {
+		t.Error(err)
+	}
 	if err := c.Start(within(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}

@@ -73,6 +73,13 @@ func (e *embedded) stop() error {
 	for _, s := range serving {
 		s.Stop()
 	}
+	// Close waits for the servers of clients, and they wait for a majority that
+	// may never be there, or for this.
+	select {
+	case <-e.etcd.Server.ReadyNotify():
+	default:
+		e.etcd.Server.HardStop()
+	}
 	e.etcd.Close()
 	return nil
 }
