@@ -76,16 +76,17 @@ type pings struct {
 
 // pairing is one pair under way.
 type pairing struct {
-	stop context.CancelFunc
-	done chan struct{}
+	from, to *lab.Container
+	stop     context.CancelFunc
+	done     chan struct{}
 }
 
 func newPings(hosts []*watched, o recorderOptions, at func(time.Time) time.Duration) *pings {
 	return &pings{hosts: hosts, every: o.PingEvery, at: at, chosen: choosePairs(len(hosts), o.Seed), running: map[between]*pairing{}}
 }
 
-// retarget ends the pairs of a host, and begins those whose two containers are
-// there.
+// retarget ends the pairs of a host that have another container now, and begins
+// those whose two containers are there.
 func (p *pings) retarget(ctx context.Context, w *watched) error {
 	p.one.Lock()
 	defer p.one.Unlock()
@@ -95,12 +96,16 @@ func (p *pings) retarget(ctx context.Context, w *watched) error {
 		if p.hosts[b.from] != w && p.hosts[b.to] != w {
 			continue
 		}
-		if running := p.running[b]; running != nil {
+		from, to := p.hosts[b.from].host.Container, p.hosts[b.to].host.Container
+		running := p.running[b]
+		if running != nil && running.from == from && running.to == to {
+			continue
+		}
+		if running != nil {
 			running.stop()
 			ended = append(ended, running)
 			delete(p.running, b)
 		}
-		from, to := p.hosts[b.from].host.Container, p.hosts[b.to].host.Container
 		if from == nil || to == nil {
 			continue
 		}
@@ -121,7 +126,7 @@ func (p *pings) begin(ctx context.Context, b between, from, to *lab.Container) e
 		cancel()
 		return fmt.Errorf("ping %s from %s: %w", p.hosts[b.to].Name, p.hosts[b.from].Name, err)
 	}
-	running := &pairing{stop: cancel, done: make(chan struct{})}
+	running := &pairing{from: from, to: to, stop: cancel, done: make(chan struct{})}
 	p.running[b] = running
 	go func() {
 		defer close(running.done)

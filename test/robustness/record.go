@@ -117,15 +117,17 @@ type Sample struct {
 	// From and Until enclose the moment: it was read in between.
 	From, Until time.Duration
 	// Own are the addresses on the tunnel's device, with the lengths that the
-	// kernel has.
+	// kernel has. Host-gw has no such device.
 	Own []netip.Prefix
 	// Routes are those of this host's own protocol number or into the
 	// tunnel: to where packets for a subnet are sent. Via is the address
-	// of the host that gets them, by neighbour and FDB entry.
+	// of the host that gets them, by neighbour and FDB entry. Those of udp are
+	// what its daemon says, none when it does not answer.
 	Routes []Route
 	// SubnetEnv and DockerConfig are the files' contents.
 	SubnetEnv, DockerConfig File
-	// Status is nil when the daemon did not answer.
+	// Status is nil when the daemon did not answer within 200 ms, or was not
+	// asked, since it was not there or stopped by a signal.
 	Status *HostStatus
 }
 
@@ -171,11 +173,13 @@ type Pair struct {
 type Final struct {
 	// Healed is when the last fault was over.
 	Healed time.Duration
-	// Leased is how long after Healed each host had a proven lease of its own
-	// in etcd, Ready how long until its daemon said so; -1: never.
+	// Leased is how long after Healed each host whose daemon ran had a proven
+	// lease of its own in etcd, Ready how long until its daemon said so; -1: not
+	// before it was overdue.
 	Leased, Ready map[string]time.Duration
 	// Mesh is how long after Healed all pairs of containers had talked; -1:
-	// not all of them did. Silent are the pairs that did not, as "h1 -> h2".
+	// not all of them did. Silent are the pairs that did not, as "h1 -> h2",
+	// those of a host without a container among them.
 	Mesh   time.Duration
 	Silent []string
 }
@@ -183,7 +187,8 @@ type Final struct {
 // Load is what one host's daemon cost over the run.
 type Load struct {
 	Host string
-	// Requests are those to etcd, streams' messages included.
+	// Requests are those to etcd, streams' messages included. They and the CPU
+	// are from the last sample of each process.
 	Requests int
 	CPU      time.Duration
 	LogLines int

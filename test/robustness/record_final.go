@@ -16,27 +16,30 @@ import (
 const (
 	// finishEvery is how often the hosts are looked at.
 	finishEvery = 50 * time.Millisecond
-	// replyWithin is how long one request of the mesh may take, and never how
-	// often it begins.
-	replyWithin = 100 * time.Millisecond
+	// replyWithin is how long one request of the mesh may take. Each costs a
+	// thread for a moment, and all pairs ask at once.
+	replyWithin = 250 * time.Millisecond
 )
 
 // finish measures, after the last fault was healed, how long it takes until
 // every host whose daemon runs has a lease and is ready, and until all pairs of
-// containers have talked. It returns when all is well, or at a time after healed.
+// containers have talked. It returns when all is well, or when that is overdue.
 // The run must not touch the lab meanwhile.
-func (r *recorder) finish(ctx context.Context, healed, within time.Duration) error {
+func (r *recorder) finish(ctx context.Context, healed time.Duration, b Bounds) error {
 	f := finisher{recorder: r, Final: Final{
 		Healed: healed, Leased: map[string]time.Duration{}, Ready: map[string]time.Duration{},
 	}}
-	ctx, cancel := context.WithTimeout(ctx, healed+within-r.now())
+	ctx, cancel := context.WithTimeout(ctx, healed+b.Heal-r.now())
 	defer cancel()
 	var g errgroup.Group
+	var alive []*watched
 	for _, w := range r.hosts {
-		if !w.lives() {
-			continue
+		if w.lives() {
+			alive = append(alive, w)
+			f.Leased[w.Name], f.Ready[w.Name] = -1, -1
 		}
-		f.Leased[w.Name], f.Ready[w.Name] = -1, -1
+	}
+	for _, w := range alive {
 		g.Go(func() error {
 			f.await(ctx, f.Leased, w.Name, func() bool { return r.history.holds(w.Node) })
 			return nil
@@ -89,10 +92,9 @@ func (f *finisher) mesh(ctx context.Context) error {
 	var g errgroup.Group
 	for _, from := range f.hosts {
 		for _, to := range f.hosts {
-			if from == to || from.host.Container == nil || to.host.Container == nil {
-				continue
+			if from != to {
+				g.Go(func() error { return f.talk(ctx, from, to) })
 			}
-			g.Go(func() error { return f.talk(ctx, from, to) })
 		}
 	}
 	err := g.Wait()
@@ -103,10 +105,11 @@ func (f *finisher) mesh(ctx context.Context) error {
 	return err
 }
 
-// talk pings until an answer comes, or notes that none did.
+// talk pings until an answer comes, or notes that none did: not to a container
+// that is not there either.
 func (f *finisher) talk(ctx context.Context, from, to *watched) error {
-	for ctx.Err() == nil {
-		// A context that ends meanwhile is no failure: see below.
+	for ctx.Err() == nil && from.host.Container != nil && to.host.Container != nil {
+		// That time is up is no failure of the ping.
 		result, err := from.host.Container.Ping(context.WithoutCancel(ctx), lab.PingOptions{
 			To: to.host.Container.Addr(), Count: 1, Timeout: replyWithin,
 		})

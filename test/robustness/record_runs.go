@@ -43,8 +43,9 @@ type watched struct {
 type process struct {
 	Run
 	daemon *lab.Process
-	// cpu is the most that was seen.
-	cpu time.Duration
+	// requests and cpu are the most that was seen.
+	requests uint64
+	cpu      time.Duration
 }
 
 func (w *watched) began(p *lab.Process) {
@@ -115,6 +116,15 @@ func (w *watched) look() (bool, error) {
 	return !strings.Contains("TtZX", stat.state), nil
 }
 
+// hear notes what the present process says that it has cost.
+func (w *watched) hear(s lab.Status) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r := w.latest(); s.PID == r.daemon.PID() {
+		r.requests = max(r.requests, s.Etcd.Traffic.Requests)
+	}
+}
+
 // procStat is what is of interest of /proc/<pid>/stat (proc(5)).
 type procStat struct {
 	state string
@@ -149,6 +159,7 @@ func (w *watched) result() ([]Run, Load, error) {
 	for _, r := range w.runs {
 		runs = append(runs, r.Run)
 		load.CPU += r.cpu
+		load.Requests += int(r.requests)
 	}
 	var err error
 	if r := w.latest(); r != nil {

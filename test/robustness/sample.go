@@ -87,6 +87,7 @@ func (s *sampler) take(ctx context.Context) (Sample, error) {
 		defer cancel()
 		if status, err := s.host.Status(ctx); err == nil {
 			out.Status = statusOf(status)
+			s.hear(status)
 			if p.tun != 0 {
 				out.Routes = peers(status)
 			}

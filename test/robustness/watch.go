@@ -62,7 +62,7 @@ type epoch struct {
 	current  map[string]Event
 
 	// opening ends when no stream may be opened any more.
-	opening context.Context //nolint:containedctx // the epoch is the lifecycle's owner
+	opening context.Context
 	seal    context.CancelFunc
 	cancel  context.CancelFunc
 	streams sync.WaitGroup
@@ -256,7 +256,7 @@ func (h *history) follow(ctx context.Context, e *epoch, m *clientv3.Client) {
 func (h *history) stream(ctx context.Context, e *epoch, m *clientv3.Client) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	opened := context.AfterFunc(e.opening, cancel)
+	opened := context.AfterFunc(e.opening, cancel) //nolint:contextcheck // Two things end it.
 	defer opened()
 	h.mu.Lock()
 	after := e.at

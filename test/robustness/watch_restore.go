@@ -72,7 +72,6 @@ func (h *history) parent(after int64, told []group) (*journal, int64) {
 // retell reads the log up to a revision, from as early as it reaches: after the
 // revision that it returns.
 func (h *history) retell(ctx context.Context, upTo int64) (after int64, told []group, err error) {
-	after = firstRevision
 	var errs []error
 	for _, m := range h.members {
 		after, told, err = h.retellBy(ctx, m, upTo)
