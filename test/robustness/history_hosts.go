@@ -3,8 +3,6 @@ package robustness
 import (
 	"slices"
 	"time"
-
-	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 // stretch is a time with a beginning and an end.
@@ -108,12 +106,6 @@ func (e *evidence) ableFor(host string, at, d time.Duration) bool {
 	return ok && at-since >= d
 }
 
-// ableThroughout reports whether a host was able all the time.
-func (e *evidence) ableThroughout(host string, from, until time.Duration) bool {
-	since, ok := e.ableSince(host, until)
-	return ok && since <= from
-}
-
 // run is the process of a host's daemon at a time; false: there was none.
 func (e *evidence) run(host string, at time.Duration) (Run, bool) {
 	for _, r := range e.Runs {
@@ -166,7 +158,7 @@ type write struct {
 }
 
 // created reports whether the key was absent.
-func (w write) created() bool { return w.Created == w.Event.Revision }
+func (w write) created() bool { return w.Created == w.Revision }
 
 // challenges reports whether the put asks whether the owner lives; it is then
 // not the owner's.
@@ -190,12 +182,4 @@ func (e *evidence) writes() []write {
 		}
 	}
 	return out
-}
-
-// subject is the subnet and what a violation is about.
-func (w write) subject() subnet.Subnet {
-	if w.now == nil {
-		return subnet.Subnet{}
-	}
-	return w.now.subnet
 }

@@ -13,7 +13,7 @@ import (
 func (w write) violation(format string, args ...any) Violation {
 	return Violation{
 		At: w.At, Host: w.host.Name, Keys: []string{w.Key},
-		Message: fmt.Sprintf("revision %d: %s: ", w.Event.Revision, w.Key) + fmt.Sprintf(format, args...),
+		Message: fmt.Sprintf("revision %d: %s: ", w.Revision, w.Key) + fmt.Sprintf(format, args...),
 	}
 }
 

@@ -23,7 +23,7 @@ func (e *evidence) livingProcess() []Violation {
 // leased looks for times in which a host had no lease although it could.
 func (e *evidence) leased() []Violation {
 	var found []Violation
-	for _, host := range e.Record.Hosts {
+	for _, host := range e.Hosts {
 		for _, s := range e.idle(host) {
 			for _, able := range e.able[host.Name] {
 				from := max(s.from, able.from)
@@ -152,7 +152,7 @@ func (e *evidence) storeIdentity() []Violation {
 		if begin.epoch == 0 || len(begin.events) > 0 {
 			continue
 		}
-		for _, host := range e.Record.Hosts {
+		for _, host := range e.Hosts {
 			own := begin.before.of(ownerOf(host))
 			if len(own) != 1 {
 				continue
@@ -231,7 +231,7 @@ func (e *evidence) recovery() []Violation {
 	var found []Violation
 	late := func(d time.Duration) bool { return d < 0 || d > e.bounds.Heal }
 	excused := e.excused()
-	for _, host := range e.Record.Hosts {
+	for _, host := range e.Hosts {
 		if excused[host.Name] {
 			continue
 		}
@@ -283,7 +283,7 @@ func (e *evidence) excused() map[string]bool {
 	m := e.line.at(e.Final.Healed)
 	formers := e.formers(m)
 	var needy []Host
-	for _, host := range e.Record.Hosts {
+	for _, host := range e.Hosts {
 		_, alive := e.run(host.Name, e.Final.Healed)
 		switch {
 		case !alive || m == nil:

@@ -167,7 +167,7 @@ func TestWholeFiles(t *testing.T) {
 			s.byOperator(func() { s.put(home(1), stranger) })
 			s.then(30 * sec)
 		}},
-		{name: "former subnet, by policy and marked", begin: func(s *story) { s.Record.Hosts[0].Policy = subnet.Keep }, then: func(s *story) {
+		{name: "former subnet, by policy and marked", begin: func(s *story) { s.Hosts[0].Policy = subnet.Keep }, then: func(s *story) {
 			s.byOperator(func() { s.put(home(1), stranger) })
 			s.then(30 * sec)
 		}},
@@ -237,7 +237,7 @@ func TestLeased(t *testing.T) {
 		}},
 		{name: "room only where the host has a route", hosts: 4, begin: func(s *story) {
 			late("h4")(s)
-			s.Record.Hosts[3].Foreign = []netip.Prefix{netip.MustParsePrefix("10.5.4.0/22"), netip.MustParsePrefix("10.5.8.0/23")}
+			s.Hosts[3].Foreign = []netip.Prefix{netip.MustParsePrefix("10.5.4.0/22"), netip.MustParsePrefix("10.5.8.0/23")}
 		}, then: func(s *story) {
 			s.start("h4")
 			s.then(30 * sec)
@@ -257,7 +257,7 @@ func TestLeased(t *testing.T) {
 			s.create("h1", home(1))
 			s.then(sec)
 		}},
-		{name: "fence waits for its own", begin: func(s *story) { s.Record.Hosts[0].Policy = subnet.Fence }, then: func(s *story) {
+		{name: "fence waits for its own", begin: func(s *story) { s.Hosts[0].Policy = subnet.Fence }, then: func(s *story) {
 			s.byOperator(func() { s.put(home(1), stranger) })
 			s.hooks["h1"] = func(x *Sample) { x.Own = nil }
 			s.then(30 * sec)
@@ -363,7 +363,7 @@ func TestStoreIdentity(t *testing.T) {
 	// Every host but some returns to where it was.
 	returned := func(s *story, but ...string) {
 		s.byOperator(func() { s.put("config", storyConfig) })
-		for i, h := range s.Record.Hosts {
+		for i, h := range s.Hosts {
 			if !slices.Contains(but, h.Name) {
 				s.create(h.Name, home(i+1))
 			}

@@ -196,7 +196,7 @@ func (e *evidence) insideNetworks(s subnet.Subnet, from, until time.Duration) bo
 		}
 		for f, p := range s {
 			network := m.state.config.Ranges[f].Network
-			if p.IsValid() && !(network.IsValid() && network.Bits() <= p.Bits() && network.Contains(p.Addr())) {
+			if p.IsValid() && (!network.Contains(p.Addr()) || network.Bits() > p.Bits()) {
 				return false
 			}
 		}

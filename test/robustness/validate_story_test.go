@@ -52,7 +52,7 @@ func narrate(t testing.TB, hosts int, change ...func(*story)) *story {
 		shown: map[string]Sample{}, frozen: map[string]bool{}, hooks: map[string]func(*Sample){},
 	}
 	for i := 1; i <= hosts; i++ {
-		s.Record.Hosts = append(s.Record.Hosts, Host{
+		s.Hosts = append(s.Record.Hosts, Host{
 			Name: fmt.Sprintf("h%d", i), Node: subnet.NodeID(fmt.Sprintf("n%d", i)),
 			Addr: netip.AddrFrom4([4]byte{198, 18, 0, byte(i)}),
 		})
@@ -61,7 +61,7 @@ func narrate(t testing.TB, hosts int, change ...func(*story)) *story {
 		f(s)
 	}
 	s.byOperator(func() { s.put("config", storyConfig) })
-	for i, h := range s.Record.Hosts {
+	for i, h := range s.Hosts {
 		if slices.Contains(s.absent, h.Name) {
 			continue
 		}
@@ -76,11 +76,11 @@ func narrate(t testing.TB, hosts int, change ...func(*story)) *story {
 func home(i int) string { return fmt.Sprintf("subnets/10.5.%d.0-24", i) }
 
 func (s *story) host(name string) Host {
-	i := slices.IndexFunc(s.Record.Hosts, func(h Host) bool { return h.Name == name })
+	i := slices.IndexFunc(s.Hosts, func(h Host) bool { return h.Name == name })
 	if i < 0 {
 		s.t.Fatalf("no host %s in this story", name)
 	}
-	return s.Record.Hosts[i]
+	return s.Hosts[i]
 }
 
 // attrs is what the present process of a host writes.
@@ -234,7 +234,7 @@ func (s *story) cutOff(d time.Duration, hosts ...string) {
 func (s *story) to(when time.Duration) {
 	for next := s.now.Truncate(storySample) + storySample; next <= when; next += storySample {
 		s.now = next
-		for _, h := range s.Record.Hosts {
+		for _, h := range s.Hosts {
 			s.sample(h)
 		}
 	}

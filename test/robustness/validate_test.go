@@ -344,7 +344,7 @@ func TestLastingReservation(t *testing.T) {
 func TestAllocation(t *testing.T) {
 	foreign := func(s *story) {
 		late("h4")(s)
-		s.Record.Hosts[3].Foreign = []netip.Prefix{netip.MustParsePrefix("10.5.4.64/26")}
+		s.Hosts[3].Foreign = []netip.Prefix{netip.MustParsePrefix("10.5.4.64/26")}
 	}
 	newcomer := func(key string) func(*story) {
 		return func(s *story) {
@@ -447,7 +447,7 @@ func TestUnreadable(t *testing.T) {
 
 func TestStopsUsing(t *testing.T) {
 	policy := func(p subnet.OnConflict) func(*story) {
-		return func(s *story) { s.Record.Hosts[0].Policy = p }
+		return func(s *story) { s.Hosts[0].Policy = p }
 	}
 	taken := func(s *story) { s.byOperator(func() { s.put(home(1), stranger) }) }
 	withdrawn := func(x *Sample) { x.Own, x.Routes = nil, nil }
