@@ -7,18 +7,15 @@ type mutant struct {
 	// bug says what is wrong with it.
 	bug string
 	edit
-	// validator is the name of the one meant for it.
+	// validator is the name of the one meant for it, scene the run that shows
+	// the bug.
 	validator string
+	scene     scene
 }
 
-// mutants are the keepers and stores that are wrong on purpose.
-func mutants() []mutant {
-	const write, watch, layout = "subnet/etcdstore/write.go", "subnet/etcdstore/watch.go", "subnet/internal/layout/layout.go"
-	return []mutant{
-		{
-			name: "blind-renewal",
-			bug:  "a renewal puts the key again, whoever holds it by now",
-			edit: edit{write, "	resp, err := s.client.Txn(ctx).Then(s.reads(s.keyOf(l))...).Commit()\n", `
+// What the longer ones are mutated to.
+const (
+	blindPut = `
 	entry, err := layout.Write(l)
 	if err != nil {
 		return subnet.Lease{}, err
@@ -29,22 +26,8 @@ func mutants() []mutant {
 	}
 	l.Modified = subnet.Revision(put.Header.Revision)
 	resp, err := s.client.Txn(ctx).Then(s.reads(s.keyOf(l))...).Commit()
-`},
-		},
-		{
-			name: "create-without-compare",
-			bug:  "a creation does not ask whether the key is there",
-			edit: edit{write, `If(append(s.worldIs(w), clientv3.Compare(clientv3.CreateRevision(key), "=", 0))...)`, "If()"},
-		},
-		{
-			name: "dropped-entries",
-			bug:  "a key whose value cannot be read looks free",
-			edit: edit{layout, "c.Bad = append(c.Bad, subnet.BadKey{Key: kv.Key, Occupies: l.Subnet, Modified: kv.Modified, Err: err})", ""},
-		},
-		{
-			name: "mortal-reservation",
-			bug:  "taking a reservation over gives it a lease, as flannel does",
-			edit: edit{write, "	resp, err := s.swap(ctx, l, clientv3.OpPut(s.keyOf(l), entry.Value, clientv3.WithIgnoreLease()))\n", `
+`
+	freshLease = `
 	g := grant{id: l.ID}
 	option := clientv3.WithIgnoreLease()
 	if l.Reservation() {
@@ -55,19 +38,50 @@ func mutants() []mutant {
 	}
 	resp, err := s.swap(ctx, l, clientv3.OpPut(s.keyOf(l), entry.Value, option))
 	l.ID = g.id
-`},
+`
+)
+
+// mutants are the keepers and stores that are wrong on purpose.
+func mutants() []mutant {
+	const write, watch, layout = "subnet/etcdstore/write.go", "subnet/etcdstore/watch.go", "subnet/internal/layout/layout.go"
+	return []mutant{
+		{
+			name:      "blind-renewal",
+			bug:       "a renewal puts the key again, whoever holds it by now",
+			validator: CatchesBlindRenewal, scene: overwritten(),
+			edit: edit{write, "	resp, err := s.client.Txn(ctx).Then(s.reads(s.keyOf(l))...).Commit()\n", blindPut},
 		},
 		{
-			name: "ignored-compaction",
-			bug:  "a watch whose revision was compacted goes on from the present",
+			name:      "create-without-compare",
+			bug:       "a creation does not ask whether the key is there",
+			validator: CatchesCreateWithoutCompare, scene: rushed(),
+			edit: edit{write, `If(append(s.worldIs(w), clientv3.Compare(clientv3.CreateRevision(key), "=", 0))...)`, "If()"},
+		},
+		{
+			name:      "dropped-entries",
+			bug:       "a key whose value cannot be read looks free",
+			validator: CatchesDroppedEntries, scene: illegible(),
+			edit: edit{layout, "c.Bad = append(c.Bad, subnet.BadKey{Key: kv.Key, Occupies: l.Subnet, Modified: kv.Modified, Err: err})", ""},
+		},
+		{
+			name:      "mortal-reservation",
+			bug:       "taking a reservation over gives it a lease, as flannel does",
+			validator: CatchesMortalReservation, scene: reserved(),
+			edit: edit{write, "	resp, err := s.swap(ctx, l, clientv3.OpPut(s.keyOf(l), entry.Value, clientv3.WithIgnoreLease()))\n", freshLease},
+		},
+		{
+			name:      "ignored-compaction",
+			bug:       "a watch whose revision was compacted goes on from the present",
+			validator: CatchesIgnoredCompaction, scene: compacted(),
 			edit: edit{watch, "		return subnet.ErrCompacted\n", `
 		w.at = subnet.Revision(m.Header.Revision)
 		return io.EOF // as a stream that broke: it is opened again
 `},
 		},
 		{
-			name: "no-identity",
-			bug:  "all stores have the same identity",
+			name:      "no-identity",
+			bug:       "all stores have the same identity",
+			validator: CatchesNoIdentity, scene: replaced(),
 			edit: edit{layout, "return rand.Text()", `return "store" + rand.Text()[:0]`},
 		},
 	}

@@ -92,9 +92,12 @@ type Step struct {
 func (s Step) until() time.Duration { return s.At + s.For }
 
 // String is one line for people.
-func (s Step) String() string {
+func (s Step) String() string { return fmt.Sprintf("%7.1fs  %s", s.At.Seconds(), s.what()) }
+
+// what is the line without the time.
+func (s Step) what() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%7.1fs  %s", s.At.Seconds(), s.Kind)
+	b.WriteString(string(s.Kind))
 	if s.Variant != "" {
 		fmt.Fprintf(&b, " %s", s.Variant)
 	}
@@ -132,9 +135,9 @@ type scheduleOptions struct {
 const (
 	// window is how long faults begin, recovery how long there are none, both
 	// in TTLs.
-	window, recovery = 2, 3
+	window, recovery = 1.5, 2
 	// leastFaults and mostFaults are how many a round has.
-	leastFaults, mostFaults = 3, 7
+	leastFaults, mostFaults = 4, 9
 	// tries is how often a place is looked for where a fault does not exclude
 	// another.
 	tries = 10

@@ -1,0 +1,122 @@
+package robustness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+)
+
+// faultBackup is the first half of FaultRestore in a record.
+const faultBackup FaultKind = "backup"
+
+// refusedError is a fault that could not be done because of another one: etcd did
+// not answer, or the key was gone. The run goes on.
+type refusedError struct{ err error }
+
+func (e *refusedError) Error() string { return e.err.Error() }
+
+func (e *refusedError) Unwrap() error { return e.err }
+
+// healing undoes a fault. It may change what is noted of it.
+type healing func(context.Context, *deed) error
+
+// perform does one step at its time, and heals it.
+func (t *trial) perform(ctx context.Context, s Step) error {
+	if !after(ctx, t.begun+s.At-t.rec.now()) {
+		return nil
+	}
+	f := &deed{Fault: Fault{Kind: s.Kind, From: t.rec.now(), Detail: s.what()}, variant: s.Variant, to: t.names(s.Hosts)}
+	t.log("%s", s)
+	heal, err := t.begin(ctx, s, f)
+	f.Until = t.rec.now()
+	if heal != nil {
+		// What has begun is healed although the trial is given up.
+		after(ctx, t.begun+s.until()-t.rec.now())
+		healCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), healWithin)
+		defer cancel()
+		err = errors.Join(err, heal(healCtx, f))
+		f.Until = max(f.Until, t.rec.now())
+	}
+	if refused := (*refusedError)(nil); errors.As(err, &refused) {
+		f.Err, err = err.Error(), nil
+		t.log("  refused: %s: %v", f.Detail, refused)
+	}
+	t.note(*f)
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.what(), err)
+	}
+	return nil
+}
+
+// note adds a fault to the record.
+func (t *trial) note(d deed) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.done = append(t.done, d)
+}
+
+func (t *trial) log(format string, args ...any) {
+	if t.Log != nil {
+		t.Log(format, args...)
+	}
+}
+
+// begin does a fault and returns how it is healed; nil: there is nothing to heal.
+func (t *trial) begin(ctx context.Context, s Step, f *deed) (healing, error) {
+	switch s.Kind {
+	case FaultKill, FaultStop, FaultPause:
+		return t.beginDaemon(ctx, s, f)
+	case FaultPartition, FaultBlock, FaultSlow, FaultCut:
+		return t.beginLink(s, f) //nolint:contextcheck // it does not wait
+	case FaultMemberKill, FaultMemberPause, FaultMajority, FaultDown, FaultOffline:
+		return t.beginMembers(ctx, s, f)
+	case FaultCompact, FaultDefragment, FaultNoSpace, FaultWipe, FaultRestore:
+		return t.beginData(ctx, s, f)
+	case FaultRevoke, FaultDelete, FaultOverwrite, FaultReserve, FaultExhaust:
+		return t.beginKeys(ctx, s, f)
+	case FaultConfig, FaultNoConfig:
+		return t.beginConfig(ctx, s)
+	case FaultClock, FaultDisk:
+		return t.beginHost(s)
+	default:
+		return nil, fmt.Errorf("no such fault: %q", s.Kind)
+	}
+}
+
+// chosen are the hosts of a step.
+func (t *trial) chosen(s Step) []*host {
+	var all []*host
+	for _, n := range s.Hosts {
+		all = append(all, t.hosts[n-1])
+	}
+	return all
+}
+
+// each does something to every host and joins what goes wrong.
+func each(hosts []*host, f func(*host) error) error {
+	var errs []error
+	for _, h := range hosts {
+		errs = append(errs, f(h))
+	}
+	return errors.Join(errs...)
+}
+
+// beginDaemon: traffic goes on without a daemon, for as long as its lease lives.
+func (t *trial) beginDaemon(ctx context.Context, s Step, f *deed) (healing, error) {
+	hosts := t.chosen(s)
+	if s.Kind == FaultPause {
+		f.Unreachable = t.names(s.Hosts)
+		resume := func(context.Context, *deed) error {
+			return each(hosts, func(h *host) error { return h.signal(syscall.SIGCONT) })
+		}
+		return resume, each(hosts, func(h *host) error { return h.signal(syscall.SIGSTOP) })
+	}
+	f.Hosts = t.misfits(hosts)
+	sig := syscall.SIGTERM
+	if s.Kind == FaultKill {
+		sig = syscall.SIGKILL
+	}
+	release := func(context.Context, *deed) error { return each(hosts, (*host).release) }
+	return release, each(hosts, func(h *host) error { return h.hold(ctx, sig) })
+}

@@ -1,0 +1,176 @@
+package robustness
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// deed is a fault that was done, and to whom: not all of those are touched.
+type deed struct {
+	Fault
+	variant string
+	to      []string
+}
+
+// stretch is its time.
+func (d deed) stretch() stretch { return stretch{d.From, d.Until} }
+
+// hits reports whether it was done to a host.
+func (d deed) hits(host string) bool {
+	return slices.Contains(d.to, host) || slices.Contains(d.Unreachable, host)
+}
+
+// What follows from faults that overlap.
+const (
+	// faultSilence: a host could not renew its lease for so long that it may
+	// have expired.
+	faultSilence FaultKind = "silence"
+	// faultLoss: a host lost its key at a time when it could not take it back.
+	faultLoss FaultKind = "loss"
+)
+
+// takenBackWithin is how soon a host that can has its key again: before peers,
+// which hold on for 2 s, let go of it.
+const takenBackWithin = 1500 * time.Millisecond
+
+// consequences are the times in which hosts were touched by several faults of
+// which each alone would have touched nobody. A host whose daemon is down, or cut
+// off, keeps its traffic for as long as its lease lives: one that was renewed at
+// least every third of its TTL lives half of it longer for certain.
+func consequences(deeds []deed, hosts []string, ttl time.Duration) []Fault {
+	var out []Fault
+	for _, host := range hosts {
+		for _, s := range merge(silences(deeds, host), ttl/3) {
+			if d := s.until - s.from; d > ttl/2 {
+				out = append(out, Fault{
+					Kind: faultSilence, From: s.from, Until: s.until, Hosts: []string{host},
+					Detail: fmt.Sprintf("%s could not renew for %s", host, d.Round(time.Millisecond)),
+				})
+			}
+		}
+		for _, l := range losses(deeds, host, ttl) {
+			for _, s := range l.stuck {
+				if s.until <= l.from || l.until < s.from {
+					continue
+				}
+				out = append(out, Fault{
+					Kind: faultLoss, From: l.from, Until: max(l.from, s.until), Hosts: []string{host},
+					Detail: fmt.Sprintf("%s could not have its key back", host),
+				})
+			}
+		}
+	}
+	return out
+}
+
+// silences are the times in which etcd's clock ran and a host's daemon could not
+// renew. Without a quorum the clock stands still.
+func silences(deeds []deed, host string) []stretch {
+	var out []stretch
+	for _, d := range deeds {
+		switch d.Kind {
+		case FaultKill, FaultStop, FaultPause, FaultPartition, FaultBlock, FaultCut, FaultMemberPause:
+			if d.hits(host) {
+				out = append(out, stretch{d.From, startedBy(deeds, d)})
+			}
+		default:
+		}
+	}
+	return out
+}
+
+// startedBy is when a daemon that was ended could work again: to start anew it
+// needs a config, and a write.
+func startedBy(deeds []deed, ended deed) time.Duration {
+	at := ended.Until
+	if ended.Kind != FaultKill && ended.Kind != FaultStop {
+		return at
+	}
+	for _, d := range deeds {
+		prevents := d.Kind == FaultNoConfig || d.Kind == FaultConfig && d.variant == variantInvalid ||
+			d.Kind == FaultNoSpace || d.Kind == FaultWipe
+		if prevents && d.From <= at && at <= d.Until {
+			at = d.Until
+		}
+	}
+	return at
+}
+
+// loss is a time in which a host must be able to act so that nobody notices what
+// became of its key, and those in which it cannot.
+type loss struct {
+	stretch
+	stuck []stretch
+}
+
+// losses are those of one host.
+func losses(deeds []deed, host string, ttl time.Duration) []loss {
+	var out []loss
+	for _, d := range deeds {
+		switch {
+		case d.Kind == FaultWipe:
+			// Peers hold on for a TTL after the config is there again.
+			late := d.Until + ttl/2
+			out = append(out, loss{stretch{late, late + takenBackWithin}, stuck(deeds, host)})
+		case !slices.Contains(d.to, host):
+		case d.Kind == FaultDelete || d.Kind == FaultRevoke:
+			out = append(out, loss{stretch{d.From, d.From + takenBackWithin}, stuck(deeds, host)})
+		case d.Kind == FaultOverwrite || d.Kind == FaultExhaust:
+			out = append(out, loss{stretch{d.From, d.Until + takenBackWithin}, stuck(deeds, host)})
+		case d.Kind == FaultKill || d.Kind == FaultStop || d.Kind == FaultOffline:
+			// It has its key, but another range may not allow it.
+			out = append(out, loss{stretch{d.Until, d.Until + takenBackWithin}, ranges(deeds)})
+		}
+	}
+	return out
+}
+
+// ranges are the times in which the config had another range.
+func ranges(deeds []deed) []stretch {
+	var out []stretch
+	for _, d := range deeds {
+		if d.Kind == FaultConfig && d.variant == variantRange {
+			out = append(out, d.stretch())
+		}
+	}
+	return out
+}
+
+// stuck are the times in which a host could not create its key again, or only
+// another one.
+func stuck(deeds []deed, host string) []stretch {
+	out := ranges(deeds)
+	for _, d := range deeds {
+		switch d.Kind {
+		case FaultWipe:
+			// What it takes away can be had again from its end on.
+		case FaultNoConfig, FaultExhaust:
+			out = append(out, d.stretch())
+		case FaultConfig:
+			if d.variant == variantInvalid {
+				out = append(out, d.stretch())
+			}
+		default:
+			down := d.Kind == FaultKill || d.Kind == FaultStop
+			if slices.Contains(d.Unreachable, host) || down && slices.Contains(d.to, host) {
+				out = append(out, d.stretch())
+			}
+		}
+	}
+	return out
+}
+
+// merge joins stretches between which there is less than a gap.
+func merge(all []stretch, gap time.Duration) []stretch {
+	slices.SortFunc(all, func(a, b stretch) int { return int(a.from - b.from) })
+	var out []stretch
+	for _, s := range all {
+		if n := len(out); n > 0 && s.from-out[n-1].until < gap {
+			out[n-1].until = max(out[n-1].until, s.until)
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
+}

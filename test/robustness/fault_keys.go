@@ -1,0 +1,351 @@
+package robustness
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+const (
+	// operateWithin is how long the operator tries what etcd does not do at
+	// once.
+	operateWithin = 5 * time.Second
+	// requestWithin bounds one request of the operator's.
+	requestWithin = 2 * time.Second
+	// ghostTTL is that of the leases of invented owners: longer than any run.
+	ghostTTL = 24 * time.Hour
+	// ghostOwner begins their node ids, garbage the values that are none.
+	ghostOwner = "ghost-"
+	garbage    = `{"PublicIP":!`
+	// byHand ends the values that the operator puts into subnets' keys. To JSON
+	// it is nothing, and no daemon writes it.
+	byHand = "\n"
+)
+
+// Why an operator's deed was not done.
+var (
+	errNoKey   = errors.New("the host has no key in etcd")
+	errNoLease = errors.New("the key hangs on no lease")
+	errRaced   = errors.New("the key changed meanwhile")
+	// errNoConfig: the operator has not put it again yet.
+	errNoConfig = errors.New("there is no config yet")
+)
+
+// operate tries something until it works; in vain, it is refused.
+func (t *trial) operate(ctx context.Context, try func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, operateWithin)
+	defer cancel()
+	return t.insist(ctx, try)
+}
+
+// insist is operate for as long as ctx lasts.
+func (t *trial) insist(ctx context.Context, try func(context.Context) error) error {
+	var last error
+	err := poll(ctx, func() bool {
+		ctx, cancel := context.WithTimeout(ctx, requestWithin)
+		defer cancel()
+		last = try(ctx)
+		return last == nil || errors.Is(last, errNoKey) || errors.Is(last, errNoLease)
+	})
+	if last == nil {
+		return nil
+	}
+	return &refusedError{errors.Join(err, last)}
+}
+
+// commit is one transaction of the operator's. One whose answer got lost is told
+// by attribute.
+func (t *trial) commit(ctx context.Context, cmps []clientv3.Cmp, ops ...clientv3.Op) error {
+	resp, err := t.cluster.Client().Txn(ctx).If(cmps...).Then(ops...).Commit()
+	if err != nil {
+		return err
+	}
+	if !resp.Succeeded {
+		return errRaced
+	}
+	t.rec.operator(resp.Header.Revision)
+	return nil
+}
+
+// put puts a key whatever it was.
+func (t *trial) put(ctx context.Context, key, value string) error {
+	return t.insist(ctx, func(ctx context.Context) error { return t.commit(ctx, nil, clientv3.OpPut(key, value)) })
+}
+
+// lease is an etcd lease.
+func (t *trial) lease(ctx context.Context, ttl time.Duration) (clientv3.OpOption, error) {
+	granted, err := t.cluster.Client().Grant(ctx, int64(ttl.Seconds()))
+	if err != nil {
+		return nil, err
+	}
+	return clientv3.WithLease(granted.ID), nil
+}
+
+// list reads all keys of subnets.
+func (t *trial) list(ctx context.Context) ([]*mvccpb.KeyValue, error) {
+	resp, err := t.cluster.Client().Get(ctx, subnetsPrefix, clientv3.WithPrefix())
+	if err != nil {
+		return nil, err
+	}
+	return resp.Kvs, nil
+}
+
+// holder is whose a key is, in the record's names; empty: nobody's of the run.
+func (t *trial) holder(kv *mvccpb.KeyValue) string {
+	var attrs subnet.Attrs
+	if json.Unmarshal(kv.Value, &attrs) != nil {
+		return ""
+	}
+	for _, h := range t.hosts {
+		if attrs.Owner == subnet.NodeID(h.node()) || attrs.Owner == "" && attrs.PublicIP[subnet.IPv4] == h.Addrs[0].Addr() {
+			return h.name
+		}
+	}
+	return ""
+}
+
+// holders are the hosts by their keys.
+func (t *trial) holders(ctx context.Context) (map[string]string, error) {
+	holders := map[string]string{}
+	err := t.insist(ctx, func(ctx context.Context) error {
+		kvs, err := t.list(ctx)
+		for _, kv := range kvs {
+			holders[string(kv.Key)] = t.holder(kv)
+		}
+		return err
+	})
+	return holders, err
+}
+
+// key finds the key of the subnet that a host uses.
+func (t *trial) key(ctx context.Context, h *host) (*mvccpb.KeyValue, error) {
+	kvs, err := t.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	env, _ := h.ReadSubnet() // Without one, any key of the host's will do.
+	using := subnetKey(env.Subnets[subnet.IPv4].Masked())
+	var found *mvccpb.KeyValue
+	for _, kv := range kvs {
+		if t.holder(kv) == h.name && (found == nil || string(kv.Key) == using) {
+			found = kv
+		}
+	}
+	if found == nil {
+		return nil, errNoKey
+	}
+	return found, nil
+}
+
+// unchanged compares a key with what was read.
+func unchanged(kv *mvccpb.KeyValue) []clientv3.Cmp {
+	return []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(string(kv.Key)), "=", kv.ModRevision)}
+}
+
+// change does something to the key of a host.
+func (t *trial) change(ctx context.Context, h *host, do func(context.Context, *mvccpb.KeyValue) error) error {
+	return t.operate(ctx, func(ctx context.Context) error {
+		kv, err := t.key(ctx, h)
+		if err != nil {
+			return err
+		}
+		return do(ctx, kv)
+	})
+}
+
+// beginKeys: a host that lives has a key back at once, unless another owner has
+// it.
+func (t *trial) beginKeys(ctx context.Context, s Step, f *deed) (healing, error) {
+	switch s.Kind {
+	case FaultRevoke:
+		f.Hosts = t.misfits(t.chosen(s))
+		return nil, each(t.chosen(s), func(h *host) error { return t.change(ctx, h, t.revoke) })
+	case FaultDelete:
+		f.Hosts = t.misfits(t.chosen(s))
+		return nil, each(t.chosen(s), func(h *host) error { return t.change(ctx, h, t.remove) })
+	case FaultReserve:
+		return nil, each(t.chosen(s), func(h *host) error { return t.change(ctx, h, t.detach) })
+	case FaultExhaust:
+		f.Hosts = t.names(s.Hosts)
+		return t.exhaust(ctx, t.chosen(s)[0])
+	default: // FaultOverwrite
+		return t.overwrite(ctx, t.chosen(s)[0], s.Variant, f)
+	}
+}
+
+func (t *trial) revoke(ctx context.Context, kv *mvccpb.KeyValue) error {
+	if kv.Lease == 0 {
+		return errNoLease
+	}
+	resp, err := t.cluster.Client().Revoke(ctx, clientv3.LeaseID(kv.Lease))
+	if err == nil {
+		t.rec.operator(resp.Header.Revision)
+	}
+	return err
+}
+
+func (t *trial) remove(ctx context.Context, kv *mvccpb.KeyValue) error {
+	return t.commit(ctx, unchanged(kv), clientv3.OpDelete(string(kv.Key)))
+}
+
+// detach puts the value again without a lease, which makes it a reservation.
+func (t *trial) detach(ctx context.Context, kv *mvccpb.KeyValue) error {
+	return t.commit(ctx, unchanged(kv), clientv3.OpPut(string(kv.Key), strings.TrimSuffix(string(kv.Value), byHand)+byHand))
+}
+
+// overwrite puts another value into a host's key.
+func (t *trial) overwrite(ctx context.Context, h *host, variant string, f *deed) (healing, error) {
+	switch variant {
+	case variantDetached:
+		return nil, t.change(ctx, h, t.detach)
+	case variantFlannel:
+		return nil, t.change(ctx, h, t.asFlannel)
+	case variantForeign:
+		f.Hosts = []string{h.name}
+		value := t.ghost()
+		return t.driveOut(value), t.change(ctx, h, func(ctx context.Context, kv *mvccpb.KeyValue) error { return t.haunt(ctx, kv, value) })
+	default: // variantGarbage
+		f.Hosts = []string{h.name}
+		value := fmt.Sprintf("%s%d%s", garbage, t.rec.now(), byHand)
+		return t.driveOut(value), t.change(ctx, h, func(ctx context.Context, kv *mvccpb.KeyValue) error { return t.haunt(ctx, kv, value) })
+	}
+}
+
+// asFlannel puts what flannel would: the host's own value without what is ours,
+// under a new lease.
+func (t *trial) asFlannel(ctx context.Context, kv *mvccpb.KeyValue) error {
+	var attrs subnet.Attrs
+	if err := json.Unmarshal(kv.Value, &attrs); err != nil {
+		return err
+	}
+	attrs.Owner, attrs.Instance = "", ""
+	value, err := json.Marshal(attrs)
+	if err != nil {
+		return err
+	}
+	lease, err := t.lease(ctx, t.TTL)
+	if err != nil {
+		return err
+	}
+	return t.commit(ctx, unchanged(kv), clientv3.OpPut(string(kv.Key), string(value)+byHand, lease))
+}
+
+// ghost invents an owner and returns its value.
+func (t *trial) ghost() string {
+	t.mu.Lock()
+	t.ghosts++
+	n := t.ghosts
+	t.mu.Unlock()
+	attrs := subnet.Attrs{Owner: subnet.NodeID(fmt.Sprintf("%s%d", ghostOwner, n)), Instance: "1", BackendType: "vxlan"}
+	last := byte(100 + n%100)
+	attrs.PublicIP[subnet.IPv4] = netip.AddrFrom4([4]byte{198, 18, 0, last})
+	attrs.BackendData[subnet.IPv4] = subnet.RawJSON(fmt.Sprintf(`{"VNI":1,"VtepMAC":%q}`, net.HardwareAddr{2, 0, 0, 0, byte(n >> 8), byte(n)}))
+	// It is of our own making: it can be encoded.
+	value, _ := attrs.MarshalJSON()
+	return string(value) + byHand
+}
+
+// haunt puts a ghost's value into a key.
+func (t *trial) haunt(ctx context.Context, kv *mvccpb.KeyValue, value string) error {
+	lease, err := t.lease(ctx, ghostTTL)
+	if err != nil {
+		return err
+	}
+	return t.commit(ctx, unchanged(kv), clientv3.OpPut(string(kv.Key), value, lease))
+}
+
+// driveOut deletes every key with a value, where there still is one.
+func (t *trial) driveOut(value string) healing {
+	return func(ctx context.Context, _ *deed) error {
+		return t.removeAll(ctx, func(kv *mvccpb.KeyValue) bool { return string(kv.Value) == value })
+	}
+}
+
+// exorcise deletes all ghosts whom no fault under way has called: a restored
+// snapshot is full of them.
+func (t *trial) exorcise(ctx context.Context) error {
+	return t.removeAll(ctx, func(kv *mvccpb.KeyValue) bool { return isGhost(string(kv.Value)) })
+}
+
+// isGhost tells a value that stands for no host.
+func isGhost(value string) bool {
+	return strings.HasPrefix(value, garbage) || strings.Contains(value, `"Owner":"`+ghostOwner)
+}
+
+// removeAll deletes the keys that match, as often as etcd needs to be asked.
+func (t *trial) removeAll(ctx context.Context, match func(*mvccpb.KeyValue) bool) error {
+	return t.insist(ctx, func(ctx context.Context) error {
+		kvs, err := t.list(ctx)
+		if err != nil {
+			return err
+		}
+		for _, kv := range slices.DeleteFunc(kvs, func(kv *mvccpb.KeyValue) bool { return !match(kv) }) {
+			if err := t.remove(ctx, kv); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// exhaust lets ghosts have every free subnet of the pool and that of the host. It
+// is healed by freeing one, and the others later.
+func (t *trial) exhaust(ctx context.Context, h *host) (healing, error) {
+	var last string
+	err := t.operate(ctx, func(ctx context.Context) error {
+		for _, p := range t.network.pool {
+			value := t.ghost()
+			lease, err := t.lease(ctx, ghostTTL)
+			if err != nil {
+				return err
+			}
+			free := clientv3.Compare(clientv3.CreateRevision(subnetKey(p)), "=", 0)
+			err = t.commit(ctx, []clientv3.Cmp{free}, clientv3.OpPut(subnetKey(p), value, lease))
+			if err != nil && !errors.Is(err, errRaced) {
+				return err
+			}
+			if err == nil {
+				last = value
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		value := t.ghost()
+		err = t.change(ctx, h, func(ctx context.Context, kv *mvccpb.KeyValue) error { return t.haunt(ctx, kv, value) })
+	}
+	return func(ctx context.Context, f *deed) error {
+		err := t.driveOut(last)(ctx, f)
+		f.Until = t.rec.now()
+		after(ctx, 2*t.TTL)
+		return errors.Join(err, t.exorcise(ctx))
+	}, err
+}
+
+// beginConfig: running hosts keep what they have.
+func (t *trial) beginConfig(ctx context.Context, s Step) (healing, error) {
+	if s.Kind == FaultNoConfig {
+		return t.putConfig, t.operate(ctx, func(ctx context.Context) error {
+			return t.commit(ctx, nil, clientv3.OpDelete(configKey))
+		})
+	}
+	return t.putConfig, t.operate(ctx, func(ctx context.Context) error {
+		return t.commit(ctx, nil, clientv3.OpPut(configKey, t.network.variant(s.Variant)))
+	})
+}
+
+// putConfig puts the config that is meant to be there.
+func (t *trial) putConfig(ctx context.Context, _ *deed) error {
+	return t.put(ctx, configKey, t.network.config())
+}

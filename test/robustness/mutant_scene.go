@@ -1,0 +1,140 @@
+package robustness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// scene is a short directed run: one in which a certain mutant, and not the
+// sound daemon, does what must not be done.
+type scene struct {
+	hosts []hostPlan
+	ttl   time.Duration
+	spare int
+	play  func(context.Context, *trial) error
+}
+
+// sceneHosts are enough to have others beside those to whom something is done.
+const sceneHosts = 4
+
+// plain is a scene of hosts like any other.
+func plain(ttl time.Duration, play func(context.Context, *trial) error) scene {
+	return scene{hosts: make([]hostPlan, sceneHosts), ttl: ttl, spare: 4, play: play}
+}
+
+// steps is a play that is a schedule.
+func steps(all ...Step) func(context.Context, *trial) error {
+	return func(ctx context.Context, t *trial) error { return t.performAll(ctx, all) }
+}
+
+// overwritten: another owner writes over a host's key. A host that renews
+// blindly writes back.
+func overwritten() scene {
+	return plain(3*time.Second, steps(
+		Step{Kind: FaultOverwrite, Variant: variantForeign, Hosts: []int{1}, At: time.Second, For: 4 * time.Second},
+	))
+}
+
+// rushed: several hosts, which all begin to look at the same place, need another
+// subnet at once, over links so slow that each reads before any has written.
+func rushed() scene {
+	s := plain(6*time.Second, func(ctx context.Context, t *trial) error {
+		const delay = 300 * time.Millisecond
+		for _, h := range t.hosts {
+			h.proxy.SetDelay(delay, delay)
+		}
+		var all []Step
+		for n := range t.hosts {
+			all = append(all, Step{Kind: FaultOverwrite, Variant: variantForeign, Hosts: []int{n + 1}, At: time.Second, For: 5 * time.Second})
+		}
+		err := t.performAll(ctx, all)
+		return errors.Join(err, each(t.hosts, func(h *host) error { return h.proxy.Heal() }))
+	})
+	for i, id := range neighbours(networkFor(sceneHosts+s.spare), sceneHosts) {
+		s.hosts[i].NodeID = id
+	}
+	return s
+}
+
+// neighbours are node ids that begin to look for a subnet at one place.
+func neighbours(n network, count int) []string {
+	var ids []string
+	cfg, err := subnet.ParseConfig(n.config())
+	if err != nil {
+		return nil
+	}
+	for i := 0; len(ids) < count; i++ {
+		if id := fmt.Sprintf("node-%d", i); cfg.Pool().Start(subnet.NodeID(id)) == 0 {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// illegible: a peer's key cannot be read, and a host must load everything anew.
+func illegible() scene {
+	return plain(5*time.Second, steps(
+		Step{Kind: FaultOverwrite, Variant: variantGarbage, Hosts: []int{2}, At: 4 * time.Second, For: 10 * time.Second},
+		Step{Kind: FaultCut, Hosts: []int{1}, At: 5 * time.Second, For: 1500 * time.Millisecond},
+		Step{Kind: FaultDelete, Hosts: []int{3}, At: 5500 * time.Millisecond},
+		Step{Kind: FaultCompact, At: 6 * time.Second},
+	))
+}
+
+// reserved: a subnet is reserved for a host before it starts, and it starts twice.
+func reserved() scene {
+	s := plain(3*time.Second, steps(
+		Step{Kind: FaultKill, Hosts: []int{1}, At: time.Second, For: 500 * time.Millisecond},
+	))
+	s.hosts[0].Reserved = true
+	return s
+}
+
+// compacted: a peer moves to another subnet while a host is cut off, and the
+// history of that is forgotten before the host is back.
+func compacted() scene {
+	return plain(5*time.Second, steps(
+		Step{Kind: FaultCut, Hosts: []int{1}, At: time.Second, For: 2500 * time.Millisecond},
+		Step{Kind: FaultOverwrite, Variant: variantForeign, Hosts: []int{2}, At: 1500 * time.Millisecond, For: 14 * time.Second},
+		Step{Kind: FaultCompact, At: 3 * time.Second},
+	))
+}
+
+// replaced: etcd is emptied while one host is cut off and another is down, and
+// has come as far as it was when the first one is back. Only its identity says
+// that it is another.
+func replaced() scene {
+	return plain(24*time.Second, func(ctx context.Context, t *trial) error {
+		all := []Step{
+			{Kind: FaultKill, Hosts: []int{2}, At: 6500 * time.Millisecond, For: 13500 * time.Millisecond},
+			{Kind: FaultCut, Hosts: []int{1}, At: 6500 * time.Millisecond, For: 6500 * time.Millisecond},
+			{Kind: FaultWipe, At: 7 * time.Second, For: 500 * time.Millisecond},
+		}
+		bumped := make(chan error, 1)
+		go func() { bumped <- t.bump(ctx, all[2].until()+t.begun) }()
+		return errors.Join(t.performAll(ctx, all), <-bumped)
+	})
+}
+
+// bump lets etcd's revision run ahead of all that there was, after a time on the
+// recorder's clock at which there is a config.
+func (t *trial) bump(ctx context.Context, at time.Duration) error {
+	const far = 500
+	after(ctx, at-t.rec.now())
+	return t.insist(ctx, func(ctx context.Context) error {
+		resp, err := t.cluster.Client().Get(ctx, configKey)
+		if err != nil || len(resp.Kvs) == 0 {
+			return errors.Join(err, errNoConfig)
+		}
+		for range far {
+			if _, err := t.cluster.Client().Put(ctx, "/bump", ""); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,159 @@
+package robustness
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+const (
+	// fixedSeed is that of the run which is the same every time.
+	fixedSeed = 3
+	// leaseTTL is as short as lets a host fail twice in it.
+	leaseTTL = 5 * time.Second
+	// slice is how long the schedules of make test are.
+	slice = 30 * time.Second
+	// members of etcd, and how many subnets the pool has to spare.
+	members, spare = 3, 4
+)
+
+// setting reads a number or a duration from the environment.
+func setting[T any](t *testing.T, name string, fallback T, parse func(string) (T, error)) T {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return fallback
+	}
+	v, err := parse(text)
+	if err != nil {
+		t.Fatalf("%s: %q: %v", name, text, err)
+	}
+	return v
+}
+
+// standardHosts are those of a random run: some of them are particular.
+func standardHosts(n int) []hostPlan {
+	hosts := make([]hostPlan, n)
+	hosts[0].Foreign = netip.MustParsePrefix("10.5.17.128/25")
+	hosts[1].Policy = subnet.Fence
+	hosts[2].Policy = subnet.Keep
+	hosts[3].Reserved = true
+	hosts[4].SmallDisk, hosts[5].SmallDisk = true, true
+	return hosts
+}
+
+// runSeed plans a run, executes it and judges it.
+func runSeed(t *testing.T, seed uint64) {
+	b := prepared(t)
+	hosts := standardHosts(setting(t, "ROBUSTNESS_HOSTS", 8, strconv.Atoi))
+	schedule := newSchedule(seed, scheduleOptions{
+		Hosts: len(hosts), TTL: leaseTTL, Small: []int{5, 6},
+		Duration: setting(t, "ROBUSTNESS_DURATION", slice, time.ParseDuration),
+	})
+	t.Logf("seed %d: ROBUSTNESS_SEED=%d repeats it", seed, seed)
+	err := execute(t.Context(), trialOptions{
+		Seed: seed, Hosts: hosts, TTL: leaseTTL, Members: members, Spare: spare,
+		Daemon: b.daemon, Self: b.lab, Steps: schedule, Log: t.Logf,
+	}, func(r *Record) error {
+		found := Validate(r, Validators(DefaultBounds(r.TTL)))
+		var text bytes.Buffer
+		summarize(&text, r, found)
+		t.Log(text.String())
+		if len(found) > 0 {
+			return errors.New(Report(r, found))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFixedSeed(t *testing.T) { runSeed(t, fixedSeed) }
+
+func TestFreshSeed(t *testing.T) {
+	parse := func(s string) (uint64, error) { return strconv.ParseUint(s, 10, 64) }
+	runSeed(t, setting(t, "ROBUSTNESS_SEED", uint64(rand.Uint32()), parse))
+}
+
+// played is what one scene came to.
+type played struct {
+	mutant
+	broken bool
+	found  []Violation
+	err    error
+	text   string
+}
+
+// together is how many scenes run at once: they mostly wait.
+const together = 6
+
+// Every mutant is caught by the validator meant for it, in a scene in which the
+// sound daemon does nothing wrong.
+func TestBrokenVariants(t *testing.T) {
+	b := prepared(t)
+	var all []*played
+	for _, m := range mutants() {
+		all = append(all, &played{mutant: m, broken: true}, &played{mutant: m})
+	}
+	var waiting sync.WaitGroup
+	slots := make(chan struct{}, together)
+	for _, p := range all {
+		waiting.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			p.play(t, b)
+		})
+	}
+	waiting.Wait()
+	for _, p := range all {
+		name := p.name
+		if !p.broken {
+			name += "-mended"
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Logf("%s: %s\n%s", p.name, p.bug, p.text)
+			if p.err != nil {
+				t.Error(p.err)
+			}
+		})
+	}
+}
+
+var errVerdict = errors.New("the validators' verdict is not the one wanted")
+
+func (p *played) play(t *testing.T, b binaries) {
+	daemon := b.daemon
+	if p.broken {
+		daemon = b.mutants[p.name]
+	}
+	var text bytes.Buffer
+	p.err = execute(t.Context(), trialOptions{
+		Hosts: p.scene.hosts, TTL: p.scene.ttl, Members: 1, Spare: p.scene.spare,
+		Daemon: daemon, Self: b.lab, Script: p.scene.play,
+		Log: func(format string, args ...any) { fmt.Fprintf(&text, format+"\n", args...) },
+	}, func(r *Record) error {
+		p.found = Validate(r, Validators(DefaultBounds(r.TTL)))
+		summarize(&text, r, p.found)
+		caught := slices.ContainsFunc(p.found, func(v Violation) bool { return v.Validator == p.validator })
+		switch {
+		case p.broken && !caught:
+			return fmt.Errorf("%w: %s does not notice that %s", errVerdict, p.validator, p.bug)
+		case !p.broken && len(p.found) > 0:
+			return fmt.Errorf("%w: the sound daemon is accused: %s", errVerdict, Report(r, p.found))
+		}
+		return nil
+	})
+	p.text = strings.TrimSpace(text.String())
+}
