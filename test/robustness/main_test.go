@@ -29,34 +29,26 @@ func binDir() string {
 	return filepath.Join(os.TempDir(), fmt.Sprintf("flannel-robustness-%d", os.Getpid()))
 }
 
-// binaries are the lab's etcd, the daemon, and the daemon with a bug by the
-// mutant's name.
-type binaries struct {
-	lab, daemon string
-	mutants     map[string]string
+// build builds commands of the module, edited, into binDir.
+func build(name, pkg string, edits ...edit) (string, error) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(binDir(), 0o700); err != nil {
+		return "", err
+	}
+	return builder{root: root, dir: binDir()}.build(context.Background(), name, pkg, edits...)
 }
+
+// binaries are flannel-lab, which runs etcd, and the daemon.
+type binaries struct{ lab, daemon string }
 
 // built builds them, once.
 var built = sync.OnceValues(func() (binaries, error) {
-	root, err := filepath.Abs("../..")
-	if err != nil {
-		return binaries{}, err
-	}
-	if err := os.Mkdir(binDir(), 0o700); err != nil {
-		return binaries{}, err
-	}
-	b := builder{root: root, dir: binDir()}
-	all := binaries{mutants: map[string]string{}}
-	ctx := context.Background()
-	var labErr, daemonErr error
-	all.lab, labErr = b.build(ctx, "flannel-lab", "cmd/flannel-lab")
-	all.daemon, daemonErr = b.build(ctx, "flanneld-go", "cmd/flanneld-go")
-	errs := []error{labErr, daemonErr}
-	for _, m := range mutants() {
-		all.mutants[m.name], err = b.build(ctx, "flanneld-go-"+m.name, "cmd/flanneld-go", m.edit)
-		errs = append(errs, err)
-	}
-	return all, errors.Join(errs...)
+	self, labErr := build("flannel-lab", "cmd/flannel-lab")
+	daemon, daemonErr := build("flanneld-go", "cmd/flanneld-go")
+	return binaries{self, daemon}, errors.Join(labErr, daemonErr)
 })
 
 // prepared skips a test that cannot run here, and returns what it needs.

@@ -90,6 +90,7 @@ func TestFreshSeed(t *testing.T) {
 // played is what one scene came to.
 type played struct {
 	mutant
+	daemon string
 	broken bool
 	found  []Violation
 	err    error
@@ -105,7 +106,11 @@ func TestBrokenVariants(t *testing.T) {
 	b := prepared(t)
 	var all []*played
 	for _, m := range mutants() {
-		all = append(all, &played{mutant: m, broken: true}, &played{mutant: m})
+		daemon, err := build(m.name, "cmd/flanneld-go", m.edit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, &played{mutant: m, daemon: daemon, broken: true}, &played{mutant: m, daemon: b.daemon})
 	}
 	var waiting sync.WaitGroup
 	slots := make(chan struct{}, together)
@@ -113,7 +118,7 @@ func TestBrokenVariants(t *testing.T) {
 		waiting.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			p.play(t, b)
+			p.play(t, b.lab)
 		})
 	}
 	waiting.Wait()
@@ -133,15 +138,11 @@ func TestBrokenVariants(t *testing.T) {
 
 var errVerdict = errors.New("the validators' verdict is not the one wanted")
 
-func (p *played) play(t *testing.T, b binaries) {
-	daemon := b.daemon
-	if p.broken {
-		daemon = b.mutants[p.name]
-	}
+func (p *played) play(t *testing.T, self string) {
 	var text bytes.Buffer
 	p.err = execute(t.Context(), trialOptions{
 		Hosts: p.scene.hosts, TTL: p.scene.ttl, Members: 1, Spare: p.scene.spare,
-		Daemon: daemon, Self: b.lab, Script: p.scene.play,
+		Daemon: p.daemon, Self: self, Script: p.scene.play,
 		Log: func(format string, args ...any) { fmt.Fprintf(&text, format+"\n", args...) },
 	}, func(r *Record) error {
 		p.found = Validate(r, Validators(DefaultBounds(r.TTL)))
