@@ -53,6 +53,28 @@ func TestUnitVerifies(t *testing.T) {
 	}
 }
 
+// TestCredentialVerifies: the line that gives us the password of etcd's user is
+// ready to be used.
+func TestCredentialVerifies(t *testing.T) {
+	unit := filepath.Join(installUnits(t), "flanneld-go.service")
+	text, err := os.ReadFile(unit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const line = "\n#LoadCredential=etcd-password:/etc/flanneld-go/etcd-password\n"
+	if strings.Count(string(text), line) != 1 {
+		t.Fatalf("the unit has not %q", line)
+	}
+	enabled := strings.Replace(string(text), "\n#LoadCredential=", "\nLoadCredential=", 1)
+	if err := os.WriteFile(unit, []byte(enabled), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, err := run("systemd-analyze", "verify", "--man=no", unit)
+	if complaints := aboutUs(out); err != nil || len(complaints) > 0 {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+}
+
 // aboutUs are the lines of verify's output that concern the units under test:
 // it also reads what they depend on, and complains about that.
 func aboutUs(out string) (lines []string) {
