@@ -1,0 +1,793 @@
+package subnet_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/memstore"
+)
+
+// A walk is several hosts at work, each with everything that keeps a lease, and
+// a list of things done to them and to the store. An auditor looks at every
+// revision.
+
+// walkTTL is the hosts' TTL, walkConfigs what the operator may configure: little
+// room, so that hosts meet.
+const walkTTL = time.Minute
+
+func walkConfigs() []string {
+	return []string{
+		`{"Network":"10.5.0.0/26","SubnetLen":29}`,
+		`{"Network":"10.5.0.0/26","SubnetLen":28}`,
+		`{"Network":"10.5.0.0/26","SubnetLen":29,"SubnetMin":"10.5.0.16","SubnetMax":"10.5.0.32"}`,
+		`{"Network":"10.5.0.0/26","SubnetLen":29,"EnableIPv6":true,"IPv6Network":"fd05::/60"}`,
+	}
+}
+
+// deed is what is done: of a kind, to a host, and which or how much of it.
+type deed struct {
+	kind string
+	host int
+	n    int
+}
+
+func (d deed) String() string { return fmt.Sprintf("%s(%d,%d)", d.kind, d.host, d.n) }
+
+func deedsOf(kinds ...string) *rapid.Generator[[]deed] {
+	one := rapid.Custom(func(t *rapid.T) deed {
+		return deed{rapid.SampledFrom(kinds).Draw(t, "kind"), rapid.IntRange(0, 2).Draw(t, "host"), rapid.IntRange(0, 7).Draw(t, "n")}
+	})
+	return rapid.SliceOfN(one, 5, 60)
+}
+
+func allDeeds() *rapid.Generator[[]deed] {
+	return deedsOf("kill", "stop", "start", "cut", "mend", "lose answers", "delay writes", "slow", "suspend", "boot all", "move",
+		"wait", "wait", "wait", "wait", "wait", "snapshot", "restore", "wipe", "config", "no config", "compact",
+		"delete", "revoke", "detach", "attach", "overwrite", "flannel", "reserve", "spoil")
+}
+
+// walker is one walk.
+type walker struct {
+	t     *testing.T
+	data  *memstore.Store
+	hosts []*machine
+	audit *auditor
+	// backup is what restore restores.
+	backup memstore.Snapshot
+	// disturbed is when something was done the last time.
+	disturbed time.Time
+}
+
+// settled is how long after the last deed every host that can reach the store
+// knows the truth: the longest pause of a view that reconnects, a challenge, and
+// a little.
+const settled = 15 * time.Second
+
+// runWalk does all of it in a bubble and returns the first thing that is wrong.
+func runWalk(t *testing.T, deeds []deed, broken func(*machine, subnet.Store) subnet.Store) (violation string) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &walker{t: t, data: newStore(walkConfigs()[0])}
+		load(t, w.data)
+		w.backup = w.data.Snapshot()
+		w.audit = newAuditor(w.data)
+		ctx, stop := context.WithCancel(context.Background())
+		audited := make(chan struct{})
+		go func() { defer close(audited); w.audit.run(ctx) }()
+		for i, policy := range []subnet.OnConflict{subnet.Renumber, subnet.Fence, subnet.Keep} {
+			h := newMachine(w, fmt.Sprintf("host%d", i), fmt.Sprintf("198.18.0.%d", i+1), policy)
+			if broken != nil {
+				h.store = broken(h, h.store)
+			}
+			w.hosts = append(w.hosts, h)
+			h.start()
+		}
+		synctest.Wait()
+		for i, d := range deeds {
+			w.audit.doing.Store(fmt.Sprintf("%d: %s", i, d))
+			if d.kind != "wait" {
+				w.disturbed = time.Now()
+			}
+			w.do(d)
+			synctest.Wait()
+			if time.Since(w.disturbed) >= settled {
+				w.compare()
+			}
+			if w.audit.found() != "" {
+				break
+			}
+		}
+		if w.audit.found() == "" {
+			w.heal()
+		}
+		for _, h := range w.hosts {
+			h.kill()
+		}
+		stop()
+		<-audited
+		after(10 * time.Second) // What was delayed ends.
+		w.data.Wipe()
+		violation = w.audit.found()
+	})
+	return violation
+}
+
+// victim is a lease to do something to: of the host if it has one, or else any.
+func (w *walker) victim(d deed) (subnet.Lease, bool) {
+	all := load(w.t, w.data).Leases
+	for _, l := range all {
+		if k := w.hosts[d.host].keeper.Load(); k != nil && d.n > 1 && l.Subnet == k.Lease().Subnet {
+			return l, true
+		}
+	}
+	if len(all) == 0 {
+		return subnet.Lease{}, false
+	}
+	return all[d.n%len(all)], true
+}
+
+func (w *walker) do(d deed) {
+	h := w.hosts[d.host]
+	switch d.kind {
+	case "wait":
+		after([]time.Duration{time.Millisecond, 100 * time.Millisecond, time.Second, 3 * time.Second, 16 * time.Second, walkTTL / 2, walkTTL, 3 * walkTTL}[d.n])
+	case "kill":
+		h.kill()
+	case "stop":
+		h.leave()
+	case "start":
+		h.start()
+	case "cut":
+		h.mem.SetUnavailable(errDown)
+		h.faulty = true
+	case "mend":
+		h.mend()
+	case "lose answers":
+		h.lose.Store(int64(d.n))
+		h.faulty = true
+	case "delay writes":
+		h.delay.Store(int64(d.n))
+		h.faulty = true
+	case "slow":
+		h.oneWay.Store(int64([]time.Duration{2, 5, 20, 400}[d.n%4] * time.Millisecond))
+	case "boot all":
+		for _, h := range w.hosts {
+			h.kill()
+		}
+		for _, h := range w.hosts {
+			h.start()
+		}
+	case "suspend":
+		h.clock.suspend(time.Duration(d.n+1) * walkTTL / 4)
+	case "move":
+		h.move(fmt.Sprintf("198.18.%d.%d", d.n+1, d.host+1))
+	default:
+		w.operate(d)
+	}
+}
+
+// operate is what operators and etcd itself do, each a revision that the auditor
+// is told of before.
+func (w *walker) operate(d deed) {
+	l, ok := w.victim(d)
+	switch d.kind {
+	case "snapshot":
+		w.backup = w.data.Snapshot()
+		return
+	case "restore":
+		w.audit.forget()
+		w.data.Restore(w.backup)
+		return
+	case "wipe":
+		w.audit.forget()
+		w.data.Wipe()
+		if d.n > 2 {
+			w.data.OverwriteConfig(walkConfigs()[d.n%len(walkConfigs())])
+		}
+		return
+	case "compact":
+		w.data.Compact(w.data.Revision())
+		return
+	case "config", "no config":
+		w.audit.expect(w.data)
+		if d.kind == "config" {
+			w.data.OverwriteConfig(walkConfigs()[d.n%len(walkConfigs())])
+		} else {
+			w.data.DeleteConfig()
+		}
+		return
+	}
+	if !ok {
+		return
+	}
+	w.audit.expect(w.data)
+	key := l.Subnet.Key()
+	value, err := json.Marshal(l.Attrs)
+	if err != nil {
+		w.t.Error(err)
+	}
+	lease := func() subnet.LeaseID { return w.data.Grant(walkTTL) }
+	switch d.kind {
+	case "delete":
+		w.data.DeleteKey(key)
+	case "revoke":
+		w.data.Revoke(l.ID)
+	case "detach":
+		_, _ = w.data.Put(key, string(value), 0)
+	case "attach":
+		_, _ = w.data.Put(key, string(value), lease())
+	case "overwrite":
+		put(w.t, w.data, key, attrs("stranger", "198.18.9.9"), walkTTL)
+	case "flannel":
+		a := l.Attrs
+		a.Owner, a.Instance = "", ""
+		put(w.t, w.data, key, a, walkTTL)
+	case "spoil":
+		_, _ = w.data.Put(key, "nonsense", lease())
+	case "reserve":
+		// Losing is part of it: the holder's value is somebody else's by now.
+		_, _ = subnet.Reserve(w.t.Context(), w.data, load(w.t, w.data), l.Subnet, subnet.Attrs{Owner: w.hosts[d.host].claim.Node})
+	default:
+		w.t.Errorf("unknown deed %s", d.kind)
+	}
+}
+
+// compare checks what the hosts believe: one that can reach the store takes no
+// other's lease for its own.
+func (w *walker) compare() {
+	for _, h := range w.hosts {
+		k := h.keeper.Load()
+		if k == nil || h.faulty {
+			continue
+		}
+		s := k.Status()
+		if s.State != subnet.StateValid {
+			continue
+		}
+		if s.Expires != 0 && h.clock.Uptime() > s.Expires+11*time.Second { // A timer's slice.
+			w.audit.report("%s believes in a lease that expired at %s, now %s", h.name, s.Expires, h.clock.Uptime())
+		}
+		if l, ok := stored(w.t, w.data, s.Lease.Subnet.Key()); !ok || l.Modified != s.Lease.Modified || l.ID != s.Lease.ID || l.Attrs != s.Lease.Attrs {
+			w.audit.report("%s believes in %+v, the store holds %+v (%v)", h.name, s.Lease, l, ok)
+		}
+	}
+}
+
+// heal ends all faults and demands that every host has a subnet of its own soon.
+func (w *walker) heal() {
+	w.audit.doing.Store("healing")
+	for _, h := range w.hosts {
+		h.mend()
+	}
+	w.audit.expect(w.data)
+	w.data.OverwriteConfig(walkConfigs()[0])
+	after(settled)
+	for _, l := range load(w.t, w.data).Leases {
+		if !w.inUse(l) {
+			w.audit.expect(w.data)
+			w.data.DeleteKey(l.Subnet.Key())
+			after(time.Millisecond)
+		}
+	}
+	for _, b := range load(w.t, w.data).Bad {
+		w.audit.expect(w.data)
+		w.data.DeleteKey(b.Key)
+		after(time.Millisecond)
+	}
+	for _, h := range w.hosts {
+		h.start()
+	}
+	after(walkTTL)
+	for _, h := range w.hosts {
+		// Those that shall not renumber by themselves do so at a restart.
+		if k := h.keeper.Load(); k != nil && h.policy != subnet.Renumber && k.Status().State == subnet.StateConflict {
+			h.kill()
+			h.start()
+		}
+	}
+	after(settled)
+	w.compare()
+	for _, h := range w.hosts {
+		k := h.keeper.Load()
+		if k == nil || k.Status().State != subnet.StateValid {
+			state := "no lease"
+			if k != nil {
+				state = k.Status().State.String() + ": " + k.Status().Why
+			}
+			w.audit.report("%s has not recovered: %s", h.name, state)
+		}
+	}
+}
+
+// inUse reports whether a host keeps l.
+func (w *walker) inUse(l subnet.Lease) bool {
+	for _, h := range w.hosts {
+		if k := h.keeper.Load(); k != nil && k.Lease().Subnet == l.Subnet && h.claim.Node == l.Attrs.Owner {
+			return true
+		}
+	}
+	return false
+}
+
+// auditor follows the store and judges every revision.
+type auditor struct {
+	store *memstore.Store
+	// doing is what the walk does at the moment.
+	doing atomic.Value
+
+	mu sync.Mutex
+	// The fields below are guarded by mu.
+
+	config    string
+	leases    map[subnet.Subnet]subnet.Lease
+	operators map[subnet.Revision]bool
+	violation string
+}
+
+func newAuditor(data *memstore.Store) *auditor {
+	a := &auditor{store: data.Open(memstore.Options{}), operators: map[subnet.Revision]bool{}}
+	a.doing.Store("start")
+	return a
+}
+
+// expect announces that the next revision is the operator's. The hosts must be
+// at rest.
+func (a *auditor) expect(data *memstore.Store) {
+	next := data.Revision() + 1
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.operators[next] = true
+}
+
+// forget prepares for revisions that begin anew.
+func (a *auditor) forget() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	clear(a.operators)
+}
+
+func (a *auditor) found() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.violation
+}
+
+func (a *auditor) report(format string, args ...any) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.blame(format, args...)
+}
+
+// blame is report with mu held.
+func (a *auditor) blame(format string, args ...any) {
+	if a.violation == "" {
+		a.violation = fmt.Sprintf("%v: ", a.doing.Load()) + fmt.Sprintf(format, args...)
+	}
+}
+
+func (a *auditor) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		w, err := a.store.Load(ctx)
+		if err != nil {
+			return
+		}
+		a.reset(w)
+		for b, err := range a.store.Watch(ctx, w.Revision) {
+			if err != nil {
+				break
+			}
+			a.judge(b)
+		}
+	}
+}
+
+func (a *auditor) reset(w subnet.World) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.config, a.leases = w.Config.Text, map[subnet.Subnet]subnet.Lease{}
+	for _, l := range w.Leases {
+		a.leases[l.Subnet] = l
+	}
+}
+
+func (a *auditor) judge(b subnet.Batch) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	operator := a.operators[b.Revision]
+	if b.Config != nil {
+		a.config = b.Config.Text
+	}
+	for _, key := range b.Deleted {
+		if s, err := subnet.ParseSubnet(key); err == nil {
+			if l, ok := a.leases[s]; ok && l.Reservation() && !operator {
+				a.blame("reservation %s was deleted", l.Subnet)
+			}
+			delete(a.leases, s)
+		}
+	}
+	for _, bad := range b.Bad {
+		delete(a.leases, bad.Occupies)
+	}
+	for _, l := range b.Put {
+		if before, had := a.leases[l.Subnet]; operator {
+		} else if had {
+			a.changed(before, l)
+		} else {
+			a.created(l)
+		}
+		a.leases[l.Subnet] = l
+	}
+	a.overlaps()
+}
+
+// created checks what a host created.
+func (a *auditor) created(l subnet.Lease) {
+	cfg, err := subnet.ParseConfig(a.config)
+	if err != nil {
+		a.blame("%s was created with the config %q", l.Subnet, a.config)
+	} else if !cfg.Pool().Contains(l.Subnet) {
+		a.blame("%s was created, which %s does not allow", l.Subnet, a.config)
+	}
+	if l.Created != l.Modified {
+		a.blame("%s took the place of something unreadable", l.Subnet)
+	}
+	if l.Reservation() {
+		a.blame("%s was created without a time", l.Subnet)
+	}
+}
+
+// changed checks what a host made of a lease.
+func (a *auditor) changed(before, now subnet.Lease) {
+	was, is := before.Attrs, now.Attrs
+	switch {
+	case before.ID != now.ID:
+		a.blame("%s hung on %d and was moved to %d", now.Subnet, before.ID, now.ID)
+	case now.Created != before.Created:
+		a.blame("%s was created over %+v", now.Subnet, was)
+	case was.Owner != "" && was.Owner != is.Owner:
+		a.blame("%s of %s was overwritten by %s", now.Subnet, was.Owner, is.Owner)
+	case was.Owner == "" && was.PublicIP != is.PublicIP:
+		a.blame("%s of flannel at %s was overwritten by %s at %s", now.Subnet, was.PublicIP, is.Owner, is.PublicIP)
+	}
+}
+
+// overlaps checks that no two hosts own one address.
+func (a *auditor) overlaps() {
+	for s, l := range a.leases {
+		for r, other := range a.leases {
+			if s != r && s.Overlaps(r) && l.Attrs.Owner != other.Attrs.Owner && l.Attrs.Owner != "" && other.Attrs.Owner != "" {
+				a.blame("%s of %s overlaps %s of %s", s, l.Attrs.Owner, r, other.Attrs.Owner)
+			}
+		}
+	}
+}
+
+// machine is one host: it leases, keeps and follows, as a daemon does.
+type machine struct {
+	w      *walker
+	name   string
+	claim  subnet.Claim
+	policy subnet.OnConflict
+	clock  *bubbleClock
+	mem    *memstore.Store
+	store  subnet.Store
+	// lose is how many answers get lost, delay how many writes are sent late,
+	// after their caller was told that they failed.
+	lose, delay atomic.Int64
+	// oneWay is how long requests and answers travel.
+	oneWay atomic.Int64
+	// faulty: the store cannot be reached, or only with losses.
+	faulty bool
+
+	starts int
+	stop   context.CancelFunc
+	done   chan struct{}
+	keeper atomic.Pointer[subnet.Keeper]
+	// had is the last subnet, as a file remembers it.
+	had atomic.Pointer[subnet.Subnet]
+}
+
+func newMachine(w *walker, name, ip string, policy subnet.OnConflict) *machine {
+	h := &machine{w: w, name: name, claim: claim(name, ip), policy: policy, clock: newClock()}
+	h.claim.TTL, h.claim.Clock = walkTTL, h.clock
+	h.mem = w.data.Open(memstore.Options{After: func(method string) error {
+		if method != "Load" && h.lose.Add(-1) >= 0 {
+			return errDown
+		}
+		return nil
+	}})
+	h.oneWay.Store(int64(2 * time.Millisecond))
+	h.store = faultyStore{h.mem, h}
+	return h
+}
+
+// start boots the host unless it runs.
+func (h *machine) start() {
+	if h.done != nil {
+		select {
+		case <-h.done:
+		default:
+			return
+		}
+	}
+	h.starts++
+	h.claim.Instance = fmt.Sprintf("%s-%d", h.name, h.starts)
+	ctx, stop := context.WithCancel(context.Background())
+	h.stop, h.done = stop, make(chan struct{})
+	go func() { defer close(h.done); h.run(ctx, h.claim) }()
+}
+
+// kill ends the process as kill -9 does.
+func (h *machine) kill() {
+	h.stop()
+	<-h.done
+}
+
+// leave ends the process with --release-on-exit.
+func (h *machine) leave() {
+	k := h.keeper.Load()
+	h.kill()
+	if k != nil {
+		_ = k.Release(context.Background())
+	}
+}
+
+func (h *machine) mend() {
+	h.mem.SetUnavailable(nil)
+	h.lose.Store(0)
+	h.delay.Store(0)
+	h.faulty = false
+}
+
+// move gives the host another address: at once if it runs.
+func (h *machine) move(ip string) {
+	h.claim.Attrs.PublicIP = addr4(ip)
+	if k := h.keeper.Load(); k != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = k.UpdateAttrs(ctx, h.claim.Attrs)
+	}
+}
+
+func (h *machine) run(ctx context.Context, c subnet.Claim) {
+	o := subnet.KeeperOptions{Store: h.store, Clock: h.clock, Claim: c, OnConflict: h.policy, Random: func() float64 { return 0.5 }}
+	world, err := h.acquire(ctx, &o)
+	if err != nil {
+		return
+	}
+	o.View = subnet.NewView(subnet.ViewOptions{Store: h.store, Clock: h.clock, World: world, TTL: walkTTL, Random: o.Random})
+	k := subnet.NewKeeper(o)
+	h.keeper.Store(k)
+	ctx, stop := context.WithCancel(ctx)
+	followed := make(chan struct{})
+	go func() { defer close(followed); _ = o.View.Run(ctx) }()
+	// An end that is not ours is one that names another: it is started again.
+	_ = k.Run(ctx)
+	s := k.Lease().Subnet
+	h.had.Store(&s)
+	h.keeper.Store(nil)
+	stop()
+	<-followed
+}
+
+// acquire leases a subnet, for as long as it takes.
+func (h *machine) acquire(ctx context.Context, o *subnet.KeeperOptions) (subnet.World, error) {
+	if had := h.had.Load(); had != nil {
+		o.Claim.Previous = []subnet.Subnet{*had}
+	}
+	for ctx.Err() == nil {
+		w, err := h.store.Load(ctx)
+		if err == nil {
+			if o.Lease, err = subnet.Acquire(ctx, h.store, w, o.Claim); err == nil {
+				o.Identity = w.Identity
+				return w, nil
+			}
+		}
+		pause := time.NewTimer(time.Second)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+		}
+		pause.Stop()
+	}
+	return subnet.World{}, ctx.Err()
+}
+
+// faultyStore is away from the store, and sends some writes late: seconds after
+// it said that they failed.
+type faultyStore struct {
+	subnet.Store
+	h *machine
+}
+
+// send makes one call of a write, now or late.
+func send[T any](ctx context.Context, s faultyStore, call func(context.Context) (T, error)) (T, error) {
+	if s.h.delay.Add(-1) >= 0 {
+		time.AfterFunc(1500*time.Millisecond, func() { _, _ = call(context.Background()) })
+		var none T
+		return none, errDown
+	}
+	return trip(ctx, s.far(), func() (T, error) { return call(ctx) })
+}
+
+// far is the distance alone.
+func (s faultyStore) far() slowStore {
+	return slowStore{s.Store, time.Duration(s.h.oneWay.Load())}
+}
+
+func (s faultyStore) Load(ctx context.Context) (subnet.World, error) { return s.far().Load(ctx) }
+
+func (s faultyStore) Create(ctx context.Context, l subnet.Lease, ttl time.Duration, w subnet.World) (subnet.Lease, error) {
+	return send(ctx, s, func(ctx context.Context) (subnet.Lease, error) { return s.Store.Create(ctx, l, ttl, w) })
+}
+
+func (s faultyStore) Update(ctx context.Context, l subnet.Lease) (subnet.Lease, error) {
+	return send(ctx, s, func(ctx context.Context) (subnet.Lease, error) { return s.Store.Update(ctx, l) })
+}
+
+func (s faultyStore) Renew(ctx context.Context, l subnet.Lease) (subnet.Lease, error) {
+	return send(ctx, s, func(ctx context.Context) (subnet.Lease, error) { return s.Store.Renew(ctx, l) })
+}
+
+func (s faultyStore) Release(ctx context.Context, l subnet.Lease) error {
+	_, err := send(ctx, s, func(ctx context.Context) (struct{}, error) { return struct{}{}, s.Store.Release(ctx, l) })
+	return err
+}
+
+func (s faultyStore) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subnet.Batch, error] {
+	return s.far().Watch(ctx, after)
+}
+
+func TestHostsRandomWalk(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		deeds := allDeeds().Draw(rt, "deeds")
+		if v := runWalk(t, deeds, nil); v != "" {
+			rt.Fatal(v)
+		}
+	})
+}
+
+// brokenStore is a host's store with one fault.
+type brokenStore struct {
+	subnet.Store
+	load   func(subnet.World) subnet.World
+	create func(context.Context, subnet.Lease, time.Duration, subnet.World) (subnet.Lease, error)
+	renew  func(context.Context, subnet.Lease) (subnet.Lease, error)
+	update func(context.Context, subnet.Lease) (subnet.Lease, error)
+	watch  func(context.Context, subnet.Revision) iter.Seq2[subnet.Batch, error]
+}
+
+func (s brokenStore) Load(ctx context.Context) (subnet.World, error) {
+	w, err := s.Store.Load(ctx)
+	if s.load != nil {
+		w = s.load(w)
+	}
+	return w, err
+}
+
+func (s brokenStore) Create(ctx context.Context, l subnet.Lease, ttl time.Duration, w subnet.World) (subnet.Lease, error) {
+	if s.create != nil {
+		return s.create(ctx, l, ttl, w)
+	}
+	return s.Store.Create(ctx, l, ttl, w)
+}
+
+func (s brokenStore) Renew(ctx context.Context, l subnet.Lease) (subnet.Lease, error) {
+	if s.renew != nil {
+		return s.renew(ctx, l)
+	}
+	return s.Store.Renew(ctx, l)
+}
+
+func (s brokenStore) Update(ctx context.Context, l subnet.Lease) (subnet.Lease, error) {
+	if s.update != nil {
+		return s.update(ctx, l)
+	}
+	return s.Store.Update(ctx, l)
+}
+
+func (s brokenStore) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subnet.Batch, error] {
+	if s.watch != nil {
+		return s.watch(ctx, after)
+	}
+	return s.Store.Watch(ctx, after)
+}
+
+// write puts a lease without asking what is there.
+func write(h *machine, l subnet.Lease, id subnet.LeaseID) (subnet.Lease, error) {
+	value, err := json.Marshal(l.Attrs)
+	if err != nil {
+		return l, err
+	}
+	rev, err := h.w.data.Put(l.Subnet.Key(), string(value), id)
+	l.ID, l.Modified = id, rev
+	return l, err
+}
+
+// What the auditor is worth: hosts that break the rules are caught.
+func TestWalkNoticesBrokenHosts(t *testing.T) {
+	for name, broken := range map[string]func(*machine, subnet.Store) subnet.Store{
+		"a renewal that puts": func(h *machine, good subnet.Store) subnet.Store {
+			return brokenStore{Store: good, renew: func(_ context.Context, l subnet.Lease) (subnet.Lease, error) {
+				if got, err := write(h, l, l.ID); err == nil {
+					return got, nil
+				}
+				return write(h, l, h.w.data.Grant(walkTTL))
+			}}
+		},
+		"a renewal that proves nothing": func(h *machine, good subnet.Store) subnet.Store {
+			return brokenStore{Store: good, renew: func(ctx context.Context, l subnet.Lease) (subnet.Lease, error) {
+				if got, err := good.Renew(ctx, l); !errors.Is(err, subnet.ErrLeaseLost) {
+					return got, err
+				}
+				return l, nil
+			}}
+		},
+		"a create without a compare": func(h *machine, good subnet.Store) subnet.Store {
+			return brokenStore{Store: good, create: func(_ context.Context, l subnet.Lease, ttl time.Duration, _ subnet.World) (subnet.Lease, error) {
+				return write(h, l, h.w.data.Grant(ttl))
+			}}
+		},
+		"an update without a compare": func(h *machine, good subnet.Store) subnet.Store {
+			return brokenStore{Store: good, update: func(_ context.Context, l subnet.Lease) (subnet.Lease, error) {
+				return write(h, l, l.ID)
+			}}
+		},
+		"an update that takes a reservation for a lease": func(h *machine, good subnet.Store) subnet.Store {
+			return brokenStore{Store: good, update: func(_ context.Context, l subnet.Lease) (subnet.Lease, error) {
+				return write(h, l, h.w.data.Grant(walkTTL))
+			}}
+		},
+		"a load that drops what is not ours": func(h *machine, good subnet.Store) subnet.Store {
+			return brokenStore{Store: good, load: func(w subnet.World) subnet.World {
+				var mine []subnet.Lease
+				for _, l := range w.Leases {
+					if l.Attrs.Owner == h.claim.Node {
+						mine = append(mine, l)
+					}
+				}
+				w.Leases = mine
+				return w
+			}}
+		},
+		"a load that believes in a former config": func(h *machine, good subnet.Store) subnet.Store {
+			return brokenStore{Store: good, create: func(ctx context.Context, l subnet.Lease, ttl time.Duration, w subnet.World) (subnet.Lease, error) {
+				if now, err := good.Load(ctx); err == nil {
+					w = now
+				}
+				return good.Create(ctx, l, ttl, w)
+			}}
+		},
+		"a watch that says nothing": func(h *machine, good subnet.Store) subnet.Store {
+			return brokenStore{Store: good, watch: func(ctx context.Context, after subnet.Revision) iter.Seq2[subnet.Batch, error] {
+				return func(yield func(subnet.Batch, error) bool) {
+					for b, err := range good.Watch(ctx, after) {
+						if !yield(subnet.Batch{Revision: b.Revision}, err) {
+							return
+						}
+					}
+				}
+			}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for seed := range 400 {
+				if v := runWalk(t, allDeeds().Example(seed), broken); v != "" {
+					t.Logf("seed %d: %s", seed, v)
+					return
+				}
+			}
+			t.Error("nothing was found")
+		})
+	}
+}
