@@ -97,8 +97,10 @@ func names(problems []lab.Problem) []string {
 // and in /run, and the container with it.
 func forget(t *testing.T, h *lab.Host) {
 	t.Helper()
-	if err := h.StopContainer(); err != nil {
-		t.Fatal(err)
+	if h.Container != nil {
+		if err := h.StopContainer(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := os.Remove(h.SubnetFile()); err != nil {
 		t.Fatal(err)
