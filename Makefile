@@ -43,7 +43,7 @@ hosts: deps ## the whole matrix on real machines: systemd, dockerd, every backen
 	FLANNEL_TEST_HOSTS=all $(TOOL) gotestsum --format testname -- -count=1 -timeout 60m $(TESTFLAGS) ./test/hosts/...
 
 # The tests that print figures of whole hosts.
-FIGURES := TestNoConfigYet|TestBadConfigWaitsForAGoodOne|TestPathsFollowTheStore|TestReplacedDaemonLosesNothing|TestSixtyDaemonsAtOnce|TestContainersTalk|TestBinarySize|TestMemoryWithAHundredPeers
+FIGURES := TestNoConfigYet|TestBadConfigWaitsForAGoodOne|TestPathsFollowTheStore|TestReplacedDaemonLosesNothing|TestSixtyFourDaemonsAtOnce|TestContainersTalk|TestBinarySize|TestMemoryWithAHundredPeers|TestOutageLosesNothing|TestLeaseTakenAway|TestStartWithoutEtcd|TestWipedEtcd|TestSilentlyDeadWatch|TestDaemonIsQuietWithoutEtcd
 
 .PHONY: bench
 bench: deps ## benchmarks: batches to the kernel, diffs, the data path, whole hosts
