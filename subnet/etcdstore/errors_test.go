@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -171,6 +172,7 @@ func errorsTell(t *testing.T, binary string) {
 		{name: "wrong password", opts: Options{Endpoints: guarded.Endpoints(), Username: "host", Password: password + "!"}, kind: ErrAuth, why: `authentication failed, invalid user ID or password: user "host" with`},
 		{name: "unknown user", opts: Options{Endpoints: guarded.Endpoints(), Username: "nobody", Password: password}, kind: ErrAuth, why: `authentication failed, invalid user ID or password: user "nobody" with`},
 		{name: "no permission", opts: Options{Endpoints: guarded.Endpoints(), Username: "host", Password: password, Prefix: "/forbidden"}, kind: ErrAuth, why: `permission denied: user "host" has no right to read /forbidden/flanneld-go/store, nor to read /forbidden/config, nor to read everything below /forbidden/subnets/`},
+		{name: "no records", opts: Options{DiscoverySRV: "example.test", Resolver: newZone(t).resolver()}, kind: ErrUnreachable, where: "example.test", why: "no endpoints in DNS: SRV " + secureName + ": no such host"},
 		{name: "one refuses and one speaks TLS", opts: Options{Endpoints: []string{nobody, as("http", secure)}}, kind: ErrTLS, where: as("http", secure), why: "speaks TLS"},
 	}
 	// Most take all the time they are given: together.
@@ -189,6 +191,15 @@ func errorsTell(t *testing.T, binary string) {
 	wg.Wait()
 	if took := time.Since(begin); took > timeout+5*time.Second {
 		t.Errorf("took %s with a deadline of %s", took, timeout)
+	}
+	quoted := quotes(t)
+	if len(quoted) < 10 {
+		t.Errorf("docs/operations.md quotes %q alone", quoted)
+	}
+	for _, quote := range quoted {
+		if !slices.ContainsFunc(errs, func(err error) bool { return strings.Contains(err.Error(), quote) }) {
+			t.Errorf("docs/operations.md quotes %q, which no error has", quote)
+		}
 	}
 	for i, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -214,6 +225,30 @@ func errorsTell(t *testing.T, binary string) {
 			t.Log(err)
 		})
 	}
+}
+
+// quotes are what docs/operations.md says that errors say.
+func quotes(t *testing.T) []string {
+	t.Helper()
+	_, table, found := strings.Cut(contentOf(t, "../../docs/operations.md"), "| it says |")
+	if !found {
+		t.Fatal("docs/operations.md has no table of errors")
+	}
+	var all []string
+	for line := range strings.Lines(table) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 4 && len(all) > 0 {
+			break
+		}
+		if len(cells) > 1 {
+			for i, part := range strings.Split(cells[1], "`") {
+				if i%2 == 1 {
+					all = append(all, part)
+				}
+			}
+		}
+	}
+	return all
 }
 
 // Right options get through, also those that others get wrong.
