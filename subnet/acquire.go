@@ -122,7 +122,10 @@ func Acquire(ctx context.Context, s Store, w World, c Claim) (Lease, error) {
 	if err != nil {
 		return Lease{}, err
 	}
-	return l, a.release(ctx, drop)
+	if err := a.release(ctx, drop); err != nil && !errors.Is(err, ErrLeaseLost) {
+		return Lease{}, err
+	}
+	return l, nil
 }
 
 // acquisition is one run of Acquire.
@@ -179,14 +182,19 @@ func (a *acquisition) takeOver(ctx context.Context, l Lease) (Lease, error) {
 	return l, nil
 }
 
-// release gives up leases of our own; one that is gone already is no failure.
-func (a *acquisition) release(ctx context.Context, leases []Lease) error {
+// release gives up leases of our own. One that is lost is gone, or another's by
+// now and its subnet not free.
+func (a *acquisition) release(ctx context.Context, leases []Lease) (lost error) {
 	for _, l := range leases {
-		if err := a.store.Release(ctx, l); err != nil && !errors.Is(err, ErrLeaseLost) {
-			return fmt.Errorf("release %s: %w", l.Subnet, err)
+		err := a.store.Release(ctx, l)
+		if err != nil {
+			lost = fmt.Errorf("release %s: %w", l.Subnet, err)
+		}
+		if err != nil && !errors.Is(err, ErrLeaseLost) {
+			break
 		}
 	}
-	return nil
+	return lost
 }
 
 // create leases a subnet that is free in the world.

@@ -3,7 +3,6 @@ package subnet_test
 import (
 	"context"
 	"errors"
-	"iter"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -389,59 +388,6 @@ func TestChallengeOfSeveral(t *testing.T) {
 				data.Wipe()
 			})
 		})
-	}
-}
-
-// slowStore is far away: every request and every answer takes its time, and so
-// does what a watch yields.
-type slowStore struct {
-	subnet.Store
-	oneWay time.Duration
-}
-
-func (s slowStore) travel(ctx context.Context) error {
-	timer := time.NewTimer(s.oneWay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// trip is one call there and back.
-func trip[T any](ctx context.Context, s slowStore, call func() (T, error)) (T, error) {
-	var none T
-	if err := s.travel(ctx); err != nil {
-		return none, err
-	}
-	got, err := call()
-	return got, errors.Join(err, s.travel(ctx))
-}
-
-func (s slowStore) Load(ctx context.Context) (subnet.World, error) {
-	return trip(ctx, s, func() (subnet.World, error) { return s.Store.Load(ctx) })
-}
-
-func (s slowStore) Renew(ctx context.Context, l subnet.Lease) (subnet.Lease, error) {
-	return trip(ctx, s, func() (subnet.Lease, error) { return s.Store.Renew(ctx, l) })
-}
-
-func (s slowStore) Update(ctx context.Context, l subnet.Lease) (subnet.Lease, error) {
-	return trip(ctx, s, func() (subnet.Lease, error) { return s.Store.Update(ctx, l) })
-}
-
-func (s slowStore) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subnet.Batch, error] {
-	return func(yield func(subnet.Batch, error) bool) {
-		for b, err := range s.Store.Watch(ctx, after) {
-			if slow := s.travel(ctx); slow != nil && err == nil {
-				err = slow
-			}
-			if !yield(b, err) {
-				return
-			}
-		}
 	}
 }
 

@@ -1,0 +1,245 @@
+package subnet_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// What is done to the key, noticed at a nudge and undone.
+func TestKeeperTakesItsKeyBack(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		policy subnet.OnConflict
+		do     func(*host)
+		want   subnet.State
+		key    string
+		why    string
+		bare   bool
+	}{
+		{name: "nothing", do: func(*host) {}, want: subnet.StateValid, key: home},
+		{name: "deleted", do: func(h *host) { h.data.DeleteKey(home) }, want: subnet.StateValid, key: home},
+		{name: "revoked", do: func(h *host) { h.data.Revoke(h.keeper.Lease().ID) }, want: subnet.StateValid, key: home},
+		{name: "flannel of this host overwrote it", do: func(h *host) { put(h.t, h.data, home, attrs("", "198.18.0.1"), ttl) }, want: subnet.StateValid, key: home},
+		{name: "an operator made it a reservation", do: func(h *host) { put(h.t, h.data, home, h.keeper.Lease().Attrs, 0) }, want: subnet.StateValid, key: home, bare: true},
+		{name: "moved to another lease", do: func(h *host) { put(h.t, h.data, home, h.keeper.Lease().Attrs, ttl) }, want: subnet.StateValid, key: home},
+		{name: "challenged", do: func(h *host) {
+			a := h.keeper.Lease().Attrs
+			a.Challenge = subnet.Challenge{Instance: "theirs", PublicIP: addr4("198.18.0.2")}
+			put(h.t, h.data, home, a, ttl)
+		}, want: subnet.StateValid, key: home},
+		{name: "a node's reservation in its place", do: func(h *host) { put(h.t, h.data, home, subnet.Attrs{Owner: "me"}, 0) }, want: subnet.StateValid, key: home, bare: true},
+		{name: "wiped, with the config put again", do: func(h *host) { h.data.Wipe(); h.data.OverwriteConfig(config) }, want: subnet.StateValid, key: home},
+		{name: "wiped", do: func(h *host) { h.data.Wipe() }, want: subnet.StateLost, key: home, why: "no network config"},
+		{name: "deleted, and a bad config", do: func(h *host) { h.data.OverwriteConfig("{"); h.data.DeleteKey(home) }, want: subnet.StateLost, key: home, why: "read network config: line 1, column 2"},
+		{name: "another owner: renumber", do: func(h *host) { put(h.t, h.data, home, attrs("b", "198.18.0.2"), ttl) }, want: subnet.StateValid, key: "10.5.126.0-24"},
+		{
+			name: "another owner: fence", policy: subnet.Fence, do: func(h *host) { put(h.t, h.data, home, attrs("b", "198.18.0.2"), ttl) },
+			want: subnet.StateConflict, key: home, why: "node b at 198.18.0.2 (10.5.125.0/24) holds it",
+		},
+		{
+			name: "flannel elsewhere: keep", policy: subnet.Keep, do: func(h *host) { put(h.t, h.data, home, attrs("", "198.18.0.2"), ttl) },
+			want: subnet.StateConflict, key: home, why: "host at 198.18.0.2 (10.5.125.0/24) holds it",
+		},
+		{
+			name: "an unreadable value", policy: subnet.Keep, do: func(h *host) { _, _ = h.data.Put(home, "{", 0) },
+			want: subnet.StateConflict, key: home, why: "key 10.5.125.0-24 cannot be read",
+		},
+		{
+			name: "deleted, and something larger in its place", policy: subnet.Keep,
+			do: func(h *host) {
+				h.data.DeleteKey(home)
+				put(h.t, h.data, "10.5.112.0-20", attrs("b", "198.18.0.2"), ttl)
+			},
+			want: subnet.StateConflict, key: home, why: "node b at 198.18.0.2 (10.5.112.0/20) overlaps it",
+		},
+		{
+			name: "deleted, and the config does not allow it any more: keep", policy: subnet.Keep,
+			do:   func(h *host) { h.data.OverwriteConfig(`{"Network":"10.6.0.0/16"}`); h.data.DeleteKey(home) },
+			want: subnet.StateConflict, key: home, why: "the network config does not allow this subnet any more",
+		},
+		{
+			name: "deleted, and the config does not allow it any more: renumber",
+			do:   func(h *host) { h.data.OverwriteConfig(`{"Network":"10.6.0.0/16"}`); h.data.DeleteKey(home) },
+			want: subnet.StateValid, key: "10.6.125.0-24",
+		},
+		{
+			name: "another owner and no room", do: func(h *host) {
+				h.data.OverwriteConfig(`{"Network":"10.5.0.0/16","SubnetMin":"10.5.125.0","SubnetMax":"10.5.125.0"}`)
+				put(h.t, h.data, home, attrs("b", "198.18.0.2"), ttl)
+			},
+			want: subnet.StateConflict, key: home, why: "no free subnet: 1 of the pool's 1 are occupied",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := start(t, newStore(config), func(o *subnet.KeeperOptions) { o.OnConflict = tt.policy })
+				tt.do(h)
+				h.keeper.Nudge()
+				synctest.Wait()
+				h.want(tt.want, tt.key, tt.why)
+				s := h.keeper.Status()
+				if s.Lease.Reservation() != tt.bare || (s.Expires == 0) != tt.bare {
+					t.Errorf("%+v: reservation %v, want %v", s.Lease, s.Lease.Reservation(), tt.bare)
+				}
+				if s.Withdraw != (tt.want == subnet.StateConflict && tt.policy == subnet.Fence) {
+					t.Errorf("withdraw %v", s.Withdraw)
+				}
+				h.end()
+			})
+		})
+	}
+}
+
+// A host that has another key takes that in a conflict, and renews it at once:
+// nobody knows how much time it has left.
+func TestKeeperRenumbersToAnotherKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, newStore(config), nil)
+		id := put(t, h.data, "10.5.7.0-24", attrs("", "198.18.0.1"), ttl)
+		after(ttl - time.Minute)
+		put(t, h.data, home, attrs("b", "198.18.0.2"), ttl)
+		h.keeper.Nudge()
+		after(15 * time.Minute)
+		h.want(subnet.StateValid, "10.5.7.0-24", "")
+		if got := h.keeper.Lease().ID; got != id {
+			t.Errorf("hangs on %d, want flannel's %d: it expired", got, id)
+		}
+		h.end()
+	})
+}
+
+// A conflict ends when the subnet is free, and a wait for the config when it is
+// there.
+func TestKeeperRecovers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, newStore(config), func(o *subnet.KeeperOptions) { o.OnConflict = subnet.Fence })
+		if h.keeper.Status().Withdraw {
+			t.Error("withdraws without a conflict")
+		}
+		put(t, h.data, home, attrs("b", "198.18.0.2"), ttl)
+		h.keeper.Nudge()
+		after(10 * time.Minute)
+		h.want(subnet.StateConflict, home, "holds it")
+		h.data.DeleteKey(home)
+		after(31 * time.Second)
+		h.want(subnet.StateValid, home, "")
+
+		h.data.Wipe()
+		h.keeper.Nudge()
+		after(10 * time.Minute)
+		h.want(subnet.StateLost, home, "no network config")
+		h.data.OverwriteConfig(config)
+		after(31 * time.Second)
+		h.want(subnet.StateValid, home, "")
+		if got := h.requests["Load"].Load(); got > 70 {
+			t.Errorf("%d loads in 20 minutes", got)
+		}
+		h.end()
+	})
+}
+
+func TestKeeperEnds(t *testing.T) {
+	for _, tt := range []struct{ name, owner, ip, want string }{
+		{"another daemon of this host", "me", "198.18.0.1", "another daemon of this host (instance theirs) has taken over 10.5.125.0/24"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := start(t, newStore(config), nil)
+				put(t, h.data, home, attrs(tt.owner, tt.ip), ttl)
+				revision := h.data.Revision()
+				h.keeper.Nudge()
+				err := <-h.result
+				if err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+					t.Errorf("Run = %v, want %s", err, tt.want)
+				}
+				if s := h.keeper.Status(); s.State != subnet.StateEnded || s.Why != err.Error() {
+					t.Errorf("%s: %s", s.State, s.Why)
+				}
+				if err := h.keeper.UpdateAttrs(t.Context(), subnet.Attrs{}); err == nil {
+					t.Error("an update after the end succeeds")
+				}
+				if h.data.Revision() != revision {
+					t.Error("it wrote something")
+				}
+				h.stop()
+				h.data.Wipe()
+			})
+		})
+	}
+}
+
+func TestKeeperKeepsReservations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		put(t, data, "10.5.7.0-24", attrs("", "198.18.0.1"), 0)
+		h := start(t, data, nil)
+		after(100 * time.Hour)
+		h.want(subnet.StateValid, "10.5.7.0-24", "")
+		if err := h.keeper.UpdateAttrs(t.Context(), subnet.Attrs{PublicIP: addr4("198.18.0.9")}); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if l, ok := stored(t, data, "10.5.7.0-24"); !ok || !l.Reservation() || l.Attrs.PublicIP != addr4("198.18.0.9") {
+			t.Errorf("%+v, %v", l, ok)
+		}
+		h.stop()
+		<-h.result
+		if err := h.keeper.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if _, ok := stored(t, data, "10.5.7.0-24"); !ok {
+			t.Error("a reservation was released")
+		}
+	})
+}
+
+// What others made of our key stays: the other lease that it was moved to is
+// kept alive, and a key that was detached is a reservation for ever.
+func TestKeeperFollowsItsKey(t *testing.T) {
+	for _, bare := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			h := start(t, newStore(config), nil)
+			first, others := h.keeper.Lease(), ttl/2
+			if bare {
+				others = 0
+			}
+			id := put(t, h.data, home, first.Attrs, others)
+			h.keeper.Nudge()
+			after(10 * ttl)
+			h.want(subnet.StateValid, home, "")
+			if l := h.keeper.Lease(); l.ID != id || l.TTL != others || l.Reservation() != bare {
+				t.Errorf("hangs on %d for %s, want %d for %s", l.ID, l.TTL, id, others)
+			}
+			if _, _, err := h.data.TTL(t.Context(), first.ID); !errors.Is(err, subnet.ErrLeaseLost) {
+				t.Errorf("the former lease is kept alive: %v", err)
+			}
+			h.end()
+		})
+	}
+}
+
+// To delete a reservation is to release it: its host has an ordinary lease then,
+// of the same subnet.
+func TestKeeperAfterItsReservation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		put(t, data, "10.5.7.0-24", subnet.Attrs{Owner: "me"}, 0)
+		h := start(t, data, nil)
+		if !h.keeper.Lease().Reservation() {
+			t.Error("no reservation to begin with")
+		}
+		data.DeleteKey("10.5.7.0-24")
+		h.keeper.Nudge()
+		after(10 * ttl)
+		h.want(subnet.StateValid, "10.5.7.0-24", "")
+		if l := h.keeper.Lease(); l.Reservation() || l.TTL != ttl {
+			t.Errorf("%+v, want a lease of %s", l, ttl)
+		}
+		h.end()
+	})
+}

@@ -1,0 +1,188 @@
+package subnet_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/memstore"
+)
+
+// An etcd restored from a snapshot holds our past: a former instance is no
+// other process then.
+func TestKeeperInRestoredStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		former := claim("me", "198.18.0.1")
+		former.Instance = "me-0"
+		acquire(t, data, former)
+		backup := data.Snapshot()
+		h := start(t, data, nil)
+		for range 5 {
+			put(t, data, "10.5.9.0-24", attrs("b", "198.18.0.2"), 0)
+		}
+		h.keeper.Nudge()
+		synctest.Wait()
+		data.Restore(backup)
+		h.keeper.Nudge()
+		synctest.Wait()
+		h.want(subnet.StateValid, home, "")
+		h.end()
+	})
+}
+
+// Nor is it in another cluster behind the same address, however young it looks.
+func TestKeeperInAnotherStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, newStore(config), nil)
+		h.data.Wipe()
+		for range 50 {
+			put(t, h.data, "10.5.9.0-24", attrs("b", "198.18.0.2"), 0)
+		}
+		put(t, h.data, home, attrs("me", "198.18.0.1"), ttl)
+		h.data.OverwriteConfig(config)
+		h.keeper.Nudge()
+		synctest.Wait()
+		h.want(subnet.StateValid, home, "")
+		h.end()
+	})
+}
+
+// From the cache a lease is unproven until the store has confirmed it. An
+// earlier process of this host may have written the key since.
+func TestKeeperFromCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		former := claim("me", "198.18.0.1")
+		former.Instance = "me-0"
+		cached := acquire(t, data, former)
+		put(t, data, home, cached.Attrs, ttl)
+		h := start(t, data, func(o *subnet.KeeperOptions) {
+			o.Lease, o.Cached, o.Identity = cached, true, load(t, data).Identity
+			o.Store.(*memstore.Store).SetUnavailable(errDown)
+		})
+		h.want(subnet.StateUnproven, home, "etcd is down")
+		select {
+		case <-h.keeper.Ready():
+		default:
+			t.Error("a start without etcd is not ready")
+		}
+		h.store.SetUnavailable(nil)
+		after(time.Second)
+		h.want(subnet.StateValid, home, "")
+		h.end()
+	})
+}
+
+// With a view the keeper notices what is done to its key by itself, at once, and
+// does not take its own writes for somebody else's.
+func TestKeeperWithView(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		viewStore := data.Open(memstore.Options{})
+		view := subnet.NewView(subnet.ViewOptions{Store: viewStore, Clock: newClock()})
+		ctx, stop := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- view.Run(ctx) }()
+		h := start(t, data, func(o *subnet.KeeperOptions) { o.View, o.OnConflict = view, subnet.Keep })
+		after(time.Second)
+		h.want(subnet.StateValid, home, "")
+		if got := h.requests["Renew"].Load(); got > 2 {
+			t.Errorf("%d renewals at the start", got)
+		}
+
+		for range 3 { // Each time anew, though the view shows the same.
+			data.DeleteKey(home)
+			synctest.Wait()
+			h.want(subnet.StateValid, home, "")
+		}
+
+		put(t, data, home, attrs("", "198.18.0.1"), ttl)
+		synctest.Wait()
+		h.want(subnet.StateValid, home, "")
+
+		put(t, data, home, attrs("b", "198.18.0.2"), ttl)
+		synctest.Wait()
+		h.want(subnet.StateConflict, home, "node b")
+		loads := h.requests["Load"].Load()
+		for range 50 {
+			put(t, data, "10.5.9.0-24", attrs("c", "198.18.0.3"), 0)
+			synctest.Wait()
+		}
+		if got := h.requests["Load"].Load() - loads; got > 1 {
+			t.Errorf("%d loads for 50 changes that do not concern us", got)
+		}
+		data.DeleteKey(home)
+		synctest.Wait()
+		h.want(subnet.StateValid, home, "")
+
+		data.Wipe()
+		after(time.Minute)
+		h.want(subnet.StateLost, home, "no network config")
+		data.OverwriteConfig(config)
+		synctest.Wait()
+		h.want(subnet.StateValid, home, "")
+
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("view: %v", err)
+		}
+		h.end()
+	})
+}
+
+// A view that lags behind says nothing about a key that is younger.
+func TestKeeperWithLaggingView(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		w := watch(t, data, func(o *subnet.ViewOptions) { o.Store = &deafStore{Store: o.Store} })
+		h := start(t, data, func(o *subnet.KeeperOptions) { o.View = w.view })
+		after(20 * time.Second)
+		w.synced(true, "")
+		if got := h.requests["Renew"].Load(); got != 1 {
+			t.Errorf("%d renewals, want 1", got)
+		}
+		h.stop()
+		<-h.result
+		w.finish()
+	})
+}
+
+// A restored store whose revisions are behind is no view that lags: the keeper
+// looks at once, and has its subnet back before its peers' patience ends.
+func TestKeeperWithViewOfRestoredStore(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		before func(*testing.T, *memstore.Store)
+	}{
+		{"key not in the backup", func(*testing.T, *memstore.Store) {}},
+		{"key of an earlier process in it", func(t *testing.T, data *memstore.Store) {
+			former := claim("me", "198.18.0.1")
+			former.Instance = "me-0"
+			acquire(t, data, former)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				data := newStore(config)
+				tt.before(t, data)
+				load(t, data)
+				backup := data.Snapshot()
+				h, w := viewed(t, data, claim("me", "198.18.0.1"))
+				for range 5 {
+					put(t, data, "10.5.9.0-24", attrs("b", "198.18.0.2"), 0)
+				}
+				synctest.Wait()
+				data.Restore(backup)
+				after(time.Second)
+				h.want(subnet.StateValid, home, "")
+				w.want("10.5.9.0/24 b", "10.5.125.0/24 me")
+				h.stop()
+				<-h.result
+				w.finish()
+			})
+		})
+	}
+}

@@ -1,0 +1,239 @@
+package subnet_test
+
+import (
+	"context"
+	"iter"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/memstore"
+)
+
+// deafStore is a Store whose watches say nothing.
+type deafStore struct {
+	subnet.Store
+	watches atomic.Int64
+}
+
+func (s *deafStore) Watch(ctx context.Context, _ subnet.Revision) iter.Seq2[subnet.Batch, error] {
+	return func(yield func(subnet.Batch, error) bool) {
+		s.watches.Add(1)
+		<-ctx.Done()
+		yield(subnet.Batch{}, ctx.Err())
+	}
+}
+
+func TestViewReconnects(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := watch(t, newStore(config), nil)
+		w.put("10.5.1.0-24", "a")
+		synctest.Wait()
+		loads := w.requests["Load"].Load()
+		w.store.SetUnavailable(errDown)
+		synctest.Wait()
+		w.synced(false, "etcd is down")
+		since := w.view.Snapshot().Since
+		w.put("10.5.2.0-24", "b")
+		w.data.DeleteKey("10.5.1.0-24")
+		after(10 * time.Minute)
+		w.synced(false, "etcd is down")
+		w.want("10.5.1.0/24 a")
+		if got := w.view.Snapshot().Since; !got.Equal(since) {
+			t.Errorf("out of sync since %s, later since %s", since, got)
+		}
+		if got := w.requests["Load"].Load() - loads; got < 10 || got > 100 {
+			t.Errorf("tried %d times in 10 minutes", got)
+		}
+		w.store.SetUnavailable(nil)
+		after(10 * time.Second)
+		w.synced(true, "")
+		w.want("10.5.2.0/24 b")
+		// The next outage is another one: no long pause is left from the last.
+		after(10 * time.Second)
+		w.store.SetUnavailable(errDown)
+		synctest.Wait()
+		w.store.SetUnavailable(nil)
+		after(300 * time.Millisecond)
+		w.synced(true, "")
+		w.finish()
+	})
+}
+
+// What was deleted before the store went away ends although it is away.
+func TestViewHoldEndsDuringOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := watch(t, newStore(config), nil)
+		w.put("10.5.1.0-24", "a")
+		w.data.DeleteKey("10.5.1.0-24")
+		synctest.Wait()
+		w.store.SetUnavailable(errDown)
+		synctest.Wait()
+		w.want("10.5.1.0/24 a")
+		s := w.view.Snapshot()
+		after(2100 * time.Millisecond)
+		w.want()
+		w.synced(false, "etcd is down")
+		select {
+		case <-s.Changed():
+		default:
+			t.Error("nobody was told")
+		}
+		w.finish()
+	})
+}
+
+// Decision 8: a store that lost its past deletes no peer for one TTL, unless a
+// new lease is in its place.
+func TestViewAfterDisaster(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		disaster func(*watcher, memstore.Snapshot)
+	}{
+		{"wiped", func(w *watcher, _ memstore.Snapshot) {
+			w.data.Wipe()
+			w.data.OverwriteConfig(config)
+			load(w.t, w.data)
+		}},
+		{"restored", func(w *watcher, empty memstore.Snapshot) { w.data.Restore(empty) }},
+		{"restored while it was away", func(w *watcher, empty memstore.Snapshot) {
+			w.store.SetUnavailable(errDown)
+			synctest.Wait()
+			w.data.Restore(empty)
+			w.store.SetUnavailable(nil)
+		}},
+		{"restored, and past its old revision already", func(w *watcher, empty memstore.Snapshot) {
+			w.data.Restore(empty)
+			for range 50 {
+				w.data.OverwriteConfig(config)
+			}
+		}},
+		{"another identity", func(w *watcher, _ memstore.Snapshot) {
+			w.store.SetUnavailable(errDown)
+			synctest.Wait()
+			w.data.DeleteIdentity()
+			w.data.DeleteKey("10.5.1.0-24")
+			w.data.DeleteKey("10.5.2.0-24")
+			w.store.SetUnavailable(nil)
+		}},
+		{"config and leases deleted", func(w *watcher, _ memstore.Snapshot) {
+			w.data.DeleteConfig()
+			w.data.DeleteKey("10.5.1.0-24")
+			w.data.DeleteKey("10.5.2.0-24")
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				data := newStore(config)
+				load(t, data)
+				empty := data.Snapshot()
+				w := watch(t, data, nil)
+				w.put("10.5.1.0-24", "a")
+				w.put("10.5.2.0-24", "b")
+				synctest.Wait()
+				tt.disaster(w, empty)
+				after(10 * time.Minute)
+				w.synced(true, "")
+				w.want("10.5.1.0/24 a", "10.5.2.0/24 b")
+				w.put("10.5.2.0-24", "c")
+				synctest.Wait()
+				w.want("10.5.1.0/24 a", "10.5.2.0/24 c")
+				after(51 * time.Minute)
+				w.want("10.5.2.0/24 c")
+
+				// Afterwards a deletion is a deletion again.
+				w.data.OverwriteConfig(config)
+				w.data.DeleteKey("10.5.2.0-24")
+				after(2 * time.Second)
+				w.want()
+				w.finish()
+			})
+		})
+	}
+}
+
+// A dead connection that nobody reset is noticed within 30 s.
+func TestViewSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		deaf := &deafStore{}
+		w := watch(t, newStore(config), func(o *subnet.ViewOptions) { deaf.Store = o.Store; o.Store = deaf })
+		w.put("10.5.1.0-24", "a")
+		after(29 * time.Second)
+		w.synced(true, "")
+		w.want()
+		after(time.Second)
+		w.synced(false, "the watch made no progress for 30s")
+		after(time.Second)
+		w.synced(true, "")
+		w.want("10.5.1.0/24 a")
+		if deaf.watches.Load() != 2 {
+			t.Errorf("%d watches", deaf.watches.Load())
+		}
+		w.finish()
+	})
+}
+
+// Progress keeps a quiet watch alive, wakes nobody, and moves the revision; now
+// and then everything is loaded again, which wakes nobody either.
+func TestViewQuiet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := watch(t, newStore(config), nil)
+		s := w.view.Snapshot()
+		after(time.Hour)
+		select {
+		case <-s.Changed():
+			t.Error("woken by nothing")
+		default:
+		}
+		if loads, watches := w.requests["Load"].Load(), w.requests["Watch"].Load(); loads != 7 || watches != loads {
+			t.Errorf("%d loads and %d watches in an hour, want 7", loads, watches)
+		}
+		w.finish()
+	})
+}
+
+// The Load that Acquire needed is enough to start from.
+func TestViewSeeded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		put(t, data, "10.5.1.0-24", attrs("a", "198.18.0.2"), 0)
+		world := load(t, data)
+		w := watch(t, data, func(o *subnet.ViewOptions) { o.World = world })
+		<-w.view.Ready()
+		w.want("10.5.1.0/24 a")
+		w.put("10.5.2.0-24", "b")
+		synctest.Wait()
+		w.want("10.5.1.0/24 a", "10.5.2.0/24 b")
+		w.synced(true, "")
+		if got := w.requests["Load"].Load(); got != 0 {
+			t.Errorf("%d loads", got)
+		}
+		w.finish()
+	})
+}
+
+// From the cache a view has peers to show before there is a store.
+func TestViewFromCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		put(t, data, "10.5.1.0-24", attrs("a", "198.18.0.2"), 0)
+		put(t, data, "10.5.2.0-24", attrs("b", "198.18.0.3"), 0)
+		world := load(t, data)
+		data.DeleteKey("10.5.2.0-24")
+		w := watch(t, data, func(o *subnet.ViewOptions) {
+			o.World, o.Cached = world, true
+			o.Store.(*memstore.Store).SetUnavailable(errDown)
+		})
+		<-w.view.Ready()
+		after(time.Minute)
+		w.want("10.5.1.0/24 a", "10.5.2.0/24 b")
+		w.synced(false, "etcd is down")
+		w.store.SetUnavailable(nil)
+		after(13 * time.Second)
+		w.want("10.5.1.0/24 a")
+		w.synced(true, "")
+		w.finish()
+	})
+}
