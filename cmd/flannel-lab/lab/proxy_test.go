@@ -296,6 +296,14 @@ func TestProxyBlockHidesEnds(t *testing.T) {
 	expectEnd(t, leaving.member, io.EOF)
 	expectEnd(t, fresh, syscall.ECONNRESET)
 	leaving.close()
+	// A refusal is held back on its way in.
+	p.Block(In)
+	fresh = dialProxy(t, l, p)
+	expectNothing(t, fresh)
+	if err := p.Heal(); err != nil {
+		t.Fatal(err)
+	}
+	expectEnd(t, fresh, syscall.ECONNRESET)
 	waitClosed(t, p)
 }
 
@@ -306,6 +314,13 @@ func TestProxyAcceptsIntoABlock(t *testing.T) {
 	host := dialProxy(t, l, p)
 	send(t, host, []byte("hello"))
 	expectNothing(t, host)
+	if err := ln.SetDeadline(time.Now().Add(silence)); err != nil {
+		t.Fatal(err)
+	}
+	if conn, err := ln.AcceptTCP(); err == nil {
+		t.Error("a connection arrives through a block")
+		conn.Close()
+	}
 	if err := p.Heal(); err != nil {
 		t.Fatal(err)
 	}
@@ -379,6 +394,10 @@ func TestPass(t *testing.T) {
 			p.Block(Out)
 			time.AfterFunc(time.Second, func() { _ = p.Heal(); p.SetDelay(5*time.Second, 0) })
 		}, 5 * time.Second},
+		{"a delay that is healed", func(p *Proxy) {
+			p.SetDelay(time.Hour, 0)
+			time.AfterFunc(time.Second, func() { _ = p.Heal() })
+		}, time.Second},
 		{"blocks that add up", func(p *Proxy) {
 			p.Block(Out)
 			p.Block(In)
