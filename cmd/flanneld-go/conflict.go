@@ -76,7 +76,11 @@ func (l *loop) inGrace(pause time.Duration) time.Duration {
 	if l.lease.conflictAt == 0 || l.lease.withdrawn || l.opts.onConflict != subnet.Renumber {
 		return pause
 	}
-	return min(pause, max(l.lease.conflictAt+renumberGrace-l.clock.Uptime(), 0))
+	left := l.lease.conflictAt + renumberGrace - l.clock.Uptime()
+	if left <= 0 { // a withdrawal that failed is tried again as all else is
+		return pause
+	}
+	return min(pause, left)
 }
 
 // withdraw makes this host stop using its subnet, once, and returns why. What

@@ -146,10 +146,10 @@ func TestRenumberWithoutRoom(t *testing.T) {
 		free := map[string]string{"10.5.16.0-24": "10.5.17.0-24", "10.5.17.0-24": "10.5.16.0-24"}[key]
 		h.owned(free, "198.18.0.2", "second")
 		h.lose()
-		time.Sleep(promise)
+		time.Sleep(renumberGrace + 500*time.Millisecond)
 		synctest.Wait()
 		if by := h.uses(former); len(by) > 0 {
-			t.Errorf("still in use %s later: %v", promise, by)
+			t.Errorf("still in use: %v", by)
 		}
 		s := h.board.Snapshot()
 		if s.Ready || s.State != status.StateWaiting || s.Lease.State != "conflict" {
@@ -419,63 +419,57 @@ func TestTakeDownEndsTheDataPath(t *testing.T) {
 	})
 }
 
-// A withdrawal that fails in part says so, and is tried until it is whole.
+// A withdrawal that fails in part says so, and is tried until it is whole, with
+// pauses.
 func TestWithdrawalIsTriedAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t)
-		h.opts.onConflict = mustConflict(t, "fence")
-		h.data.OverwriteConfig(vxlanConfig)
-		h.start()
-		defer h.stop()
-		h.ready()
-		memory := h.file("state/docker.json")
-		h.writeFile("state/docker.json", "{")
-		former, _ := h.lose()
-		h.eventually(promise, "the failure is said", func() bool {
-			return strings.Contains(h.problem(status.ComponentLease).Message, h.path("state/docker.json"))
+	for _, policy := range []string{"fence", "renumber"} {
+		t.Run(policy, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				h.opts.onConflict = mustConflict(t, policy)
+				h.data.OverwriteConfig(`{"Network":"10.5.0.0/16","SubnetMin":"10.5.16.0","SubnetMax":"10.5.16.0","Backend":{"Type":"vxlan"}}`)
+				h.start()
+				defer h.stop()
+				h.ready()
+				memory := h.file("state/docker.json")
+				h.writeFile("state/docker.json", "{")
+				former, _ := h.lose()
+				h.eventually(promise, "the failure is said", func() bool {
+					return strings.Contains(h.problem(status.ComponentLease).Message, h.path("state/docker.json"))
+				})
+				if diff := cmp.Diff([]string{"docker/daemon.json"}, h.uses(former)); diff != "" {
+					t.Errorf("in use (-want +got):\n%s", diff)
+				}
+				runs := h.board.Snapshot().Sync.Runs
+				time.Sleep(time.Minute)
+				if n := h.board.Snapshot().Sync.Runs - runs; n > 60 {
+					t.Errorf("%d rounds in a minute, want pauses", n)
+				}
+				h.writeFile("state/docker.json", memory)
+				h.eventually(resync, "not in use", func() bool { return len(h.uses(former)) == 0 })
+				if strings.Contains(h.problem(status.ComponentLease).Message, "docker.json") {
+					t.Errorf("problem %+v", h.problem(status.ComponentLease))
+				}
+			})
 		})
-		if diff := cmp.Diff([]string{"docker/daemon.json"}, h.uses(former)); diff != "" {
-			t.Errorf("in use (-want +got):\n%s", diff)
-		}
-		h.writeFile("state/docker.json", memory)
-		h.eventually(resync, "not in use", func() bool { return len(h.uses(former)) == 0 })
-		if strings.Contains(h.problem(status.ComponentLease).Message, "docker.json") {
-			t.Errorf("problem %+v", h.problem(status.ComponentLease))
-		}
-	})
+	}
 }
 
-// Docker is restarted only for what it does not have.
-func TestWantRestart(t *testing.T) {
+// A lease that nobody keeps any more changes nothing on the host: what the end of
+// its keeper means is decided when the process departs.
+func TestRoundAfterTheKeeper(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t)
-		h.data.OverwriteConfig(networkConfig)
+		h.data.OverwriteConfig(vxlanConfig)
 		h.start()
 		h.ready()
-		own := daemonconfig.HostAddr(netip.MustParsePrefix(h.board.Snapshot().Lease.Subnet))
 		h.stop()
-		l := h.loop
-		ask := func() bool {
-			l.files.restart = false
-			l.wantRestart(t.Context())
-			return l.files.restart
+		h.loop.lease.withdrawn = true
+		if err := h.loop.takeLease(t.Context()); err == nil || weigh(vital, err) != vital || !strings.Contains(err.Error(), " is no longer kept: ") {
+			t.Errorf("error %v; want one that ends the round", err)
 		}
-		if ask() {
-			t.Error("wanted for what the file said before")
-		}
-		h.kernel.Plug(kernel.Link{Name: "docker0", MTU: 1500}, own)
-		if ask() {
-			t.Error("wanted although docker0 has the subnet")
-		}
-		l.opts.ipMasq = true
-		if !ask() {
-			t.Error("not wanted for another ip-masq")
-		}
-		l.lease.own.Subnet = subnet.Subnet{netip.MustParsePrefix("10.5.99.0/24")}
-		for range 2 { // by the file, then by docker0 alone
-			if !ask() {
-				t.Error("not wanted while docker0 has another subnet")
-			}
+		if !h.loop.lease.withdrawn {
+			t.Error("what was withdrawn would come back")
 		}
 	})
 }
