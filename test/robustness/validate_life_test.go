@@ -85,6 +85,20 @@ func TestRouteFollows(t *testing.T) {
 			moved(s)
 			s.then(35 * sec)
 		}, want: []string{"route-follows h2 50.5s"}},
+		{name: "before the recorder knows", then: func(s *story) {
+			moved(s)
+			s.then(2 * sec)
+			events := s.Epochs[0].Events
+			events[len(events)-1].At = s.now
+			s.then(20 * sec)
+		}},
+		{name: "long before anybody can know", then: func(s *story) {
+			moved(s)
+			s.then(4 * sec)
+			events := s.Epochs[0].Events
+			events[len(events)-1].At = s.now
+			s.then(20 * sec)
+		}, want: []string{"route-to-owner h2 21s", "route-to-owner h3 21s"}},
 		{name: "not ready", then: func(s *story) {
 			s.hooks["h2"] = func(x *Sample) { x.Routes, x.Status.Ready = nil, false }
 			s.then(20 * sec)

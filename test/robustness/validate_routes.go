@@ -108,6 +108,9 @@ func (e *evidence) movedAway(s Sample, r Route) bool {
 		return false
 	}
 	for _, m := range e.line.moments {
+		if m == now {
+			break
+		}
 		if old := m.state.exactly(r.Subnet); old.has(r.Via) && old.owner == h.owner {
 			return true
 		}

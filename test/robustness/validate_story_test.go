@@ -52,7 +52,7 @@ func narrate(t testing.TB, hosts int, change ...func(*story)) *story {
 		shown: map[string]Sample{}, frozen: map[string]bool{}, hooks: map[string]func(*Sample){},
 	}
 	for i := 1; i <= hosts; i++ {
-		s.Hosts = append(s.Record.Hosts, Host{
+		s.Hosts = append(s.Hosts, Host{
 			Name: fmt.Sprintf("h%d", i), Node: subnet.NodeID(fmt.Sprintf("n%d", i)),
 			Addr: netip.AddrFrom4([4]byte{198, 18, 0, byte(i)}),
 		})
