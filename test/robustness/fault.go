@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"syscall"
 )
 
@@ -26,6 +27,7 @@ func (t *trial) perform(ctx context.Context, s Step) error {
 	if !after(ctx, t.begun+s.At-t.rec.now()) {
 		return nil
 	}
+	defer t.only(s)()
 	f := &deed{Fault: Fault{Kind: s.Kind, From: t.rec.now(), Detail: s.what()}, variant: s.Variant, to: t.names(s.Hosts)}
 	t.log("%s", s)
 	heal, err := t.begin(ctx, s, f)
@@ -47,6 +49,25 @@ func (t *trial) perform(ctx context.Context, s Step) error {
 		return fmt.Errorf("%s: %w", s.what(), err)
 	}
 	return nil
+}
+
+// only waits until nobody else changes what a step changes of etcd as a whole,
+// and returns a function that lets others do so: a fault is healed later than
+// planned where etcd needs time for that.
+func (t *trial) only(s Step) func() {
+	claims := claimsOf(s)
+	var held []*sync.Mutex
+	for i, c := range []claim{claimEtcd, claimConfig, claimPool} {
+		if claims&c != 0 {
+			t.exclusive[i].Lock()
+			held = append(held, &t.exclusive[i])
+		}
+	}
+	return func() {
+		for _, lock := range held {
+			lock.Unlock()
+		}
+	}
 }
 
 // note adds a fault to the record.

@@ -40,28 +40,39 @@ const takenBackWithin = 1500 * time.Millisecond
 // least every third of its TTL lives half of it longer for certain.
 func consequences(deeds []deed, hosts []string, ttl time.Duration) []Fault {
 	var out []Fault
+	touched := func(kind FaultKind, host string, from, until time.Duration, detail string) {
+		until = prolonged(until, stuck(deeds, host))
+		out = append(out, Fault{Kind: kind, From: from, Until: until, Hosts: []string{host}, Detail: host + detail})
+	}
 	for _, host := range hosts {
 		for _, s := range merge(silences(deeds, host), ttl/3) {
 			if d := s.until - s.from; d > ttl/2 {
-				out = append(out, Fault{
-					Kind: faultSilence, From: s.from, Until: s.until, Hosts: []string{host},
-					Detail: fmt.Sprintf("%s could not renew for %s", host, d.Round(time.Millisecond)),
-				})
+				touched(faultSilence, host, s.from, s.until, fmt.Sprintf(" could not renew for %s", d.Round(time.Millisecond)))
 			}
 		}
 		for _, l := range losses(deeds, host, ttl) {
 			for _, s := range l.stuck {
-				if s.until <= l.from || l.until < s.from {
-					continue
+				if s.until > l.from && s.from <= l.until {
+					touched(faultLoss, host, l.from, max(l.from, s.until), " could not have its key back")
 				}
-				out = append(out, Fault{
-					Kind: faultLoss, From: l.from, Until: max(l.from, s.until), Hosts: []string{host},
-					Detail: fmt.Sprintf("%s could not have its key back", host),
-				})
 			}
 		}
 	}
 	return out
+}
+
+// prolonged is when a host that could act again at a time could do so for long
+// enough to have a key that it may have lost.
+func prolonged(until time.Duration, stuck []stretch) time.Duration {
+	for changed := true; changed; {
+		changed = false
+		for _, s := range stuck {
+			if s.from <= until+takenBackWithin && s.until > until {
+				until, changed = s.until, true
+			}
+		}
+	}
+	return until
 }
 
 // silences are the times in which etcd's clock ran and a host's daemon could not

@@ -110,9 +110,9 @@ func compacted() scene {
 func replaced() scene {
 	return plain(24*time.Second, func(ctx context.Context, t *trial) error {
 		all := []Step{
-			{Kind: FaultKill, Hosts: []int{2}, At: 6500 * time.Millisecond, For: 13500 * time.Millisecond},
-			{Kind: FaultCut, Hosts: []int{1}, At: 6500 * time.Millisecond, For: 6500 * time.Millisecond},
-			{Kind: FaultWipe, At: 7 * time.Second, For: 500 * time.Millisecond},
+			{Kind: FaultKill, Hosts: []int{2}, At: 10 * time.Second, For: 13 * time.Second},
+			{Kind: FaultCut, Hosts: []int{1}, At: 10 * time.Second, For: 6500 * time.Millisecond},
+			{Kind: FaultWipe, At: 10500 * time.Millisecond, For: 500 * time.Millisecond},
 		}
 		bumped := make(chan error, 1)
 		go func() { bumped <- t.bump(ctx, all[2].until()+t.begun) }()

@@ -78,6 +78,8 @@ type trial struct {
 	// docker is held while a container is made or removed: the recorder reads
 	// those of all hosts then.
 	docker sync.Mutex
+	// exclusive are held by faults that claim etcd, its config and the pool.
+	exclusive [3]sync.Mutex
 	// tasks are the hands of systemd and Docker; ctx ends them.
 	tasks *errgroup.Group
 	ctx   context.Context
