@@ -9,12 +9,17 @@
 //
 // # Contract
 //
-//   - New reads certificate files and nothing else: the first call connects.
+//   - New reads the files that its options name and nothing else: the first
+//     call asks DNS, where endpoints are to be discovered, and connects.
+//   - Those files may be replaced at any time: see files. Tokens end and are
+//     renewed: see tokens.
 //   - Every write is one transaction that compares what it rests upon, the
 //     store's identity included, and whose other branch reads why it failed.
 //   - Calls end when their context ends. An error then is an [*Error] with a
 //     line for the operator: which endpoint, and why. The cause is what was
-//     seen on the wire, since gRPC's own errors do not tell it.
+//     seen on the wire, since gRPC's own errors do not tell it; where rights
+//     are missing, it names them, since etcd does not.
+//   - No secret is in any error, log or value that package fmt can print.
 //   - No write is repeated by itself. An error that is none of package
 //     subnet's sentinels leaves the outcome open: Load finds out.
 //

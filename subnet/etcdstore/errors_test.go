@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -69,8 +68,7 @@ func vacant(t *testing.T) string {
 func guardedByCertificate(t *testing.T, binary string, pki etcdtest.PKI) *etcdtest.Server {
 	t.Helper()
 	server := startServer(t, etcdtest.Options{Binary: binary, Cert: pki.ServerCert, Key: pki.ServerKey, ClientCA: pki.CA})
-	info := transport.TLSInfo{CertFile: pki.ClientCert, KeyFile: pki.ClientKey, TrustedCAFile: pki.CA}
-	cfg, err := info.ClientConfig()
+	cfg, err := pki.ClientConfig()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,6 +275,23 @@ func TestConnects(t *testing.T) {
 			opts.Prefix = "/allowed"
 			wholeLife(t, open(t, opts))
 		})
+	}
+}
+
+// The user that is named counts, and not that of the certificate, which has other
+// rights.
+func TestNamedUserBeforeCertificate(t *testing.T) {
+	pki := writePKI(t)
+	server := guardedByCertificate(t, "", pki)
+	opts := Options{
+		Endpoints: server.Endpoints(), Prefix: "/forbidden", CAFile: pki.CA, CertFile: pki.HostCert, KeyFile: pki.HostKey,
+		Username: "root", Password: password,
+	}
+	wholeLife(t, open(t, opts))
+	opts.Username, opts.CertFile, opts.KeyFile = "host", pki.ClientCert, pki.ClientKey
+	_, err := open(t, opts).Load(t.Context())
+	if !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), `user "host" has no right`) {
+		t.Errorf("Load as host: %v, want a denial", err)
 	}
 }
 

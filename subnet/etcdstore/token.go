@@ -28,14 +28,15 @@ type tokens struct {
 	mu sync.Mutex
 	// The fields below are guarded by mu.
 
-	// token is empty as long as etcd has not asked for a user.
+	// token is empty while etcd's authentication is off.
 	token string
-	// stale: etcd has refused the token.
+	// stale: etcd has refused the token, or there was none yet. A call without
+	// one might get through, as the user of our certificate.
 	stale bool
 }
 
 func newTokens(user string, secret func() Secret) *tokens {
-	return &tokens{user: user, secret: secret, turn: make(chan struct{}, 1)}
+	return &tokens{user: user, secret: secret, turn: make(chan struct{}, 1), stale: user != ""}
 }
 
 // get returns the token to use, another if the former was refused.

@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -126,4 +127,19 @@ func (a *authority) sign(cert *x509.Certificate, key *ecdsa.PrivateKey, file str
 
 func writePEM(file, kind string, der []byte) error {
 	return os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
+}
+
+// ClientConfig is for a client that shows ClientCert.
+func (p PKI) ClientConfig() (*tls.Config, error) {
+	pair, err := tls.LoadX509KeyPair(p.ClientCert, p.ClientKey)
+	if err != nil {
+		return nil, fmt.Errorf("read client certificate: %w", err)
+	}
+	ca, err := os.ReadFile(p.CA)
+	if err != nil {
+		return nil, fmt.Errorf("read authority: %w", err)
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, RootCAs: x509.NewCertPool()}
+	cfg.RootCAs.AppendCertsFromPEM(ca)
+	return cfg, nil
 }
