@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 	"pgregory.net/rapid"
 
 	"github.com/flanneld-go/flanneld-go/subnet/etcdstore/etcdtest"
@@ -107,14 +108,14 @@ type observed struct {
 	*history
 }
 
-func observe(t *testing.T) *observed {
+func observe(t *testing.T, opts ...grpc.DialOption) *observed {
 	t.Helper()
 	s, err := etcdtest.Start(t.Context(), etcdtest.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	client, err := clientv3.New(clientv3.Config{Endpoints: s.Endpoints(), Logger: zap.NewNop()})
+	client, err := clientv3.New(clientv3.Config{Endpoints: s.Endpoints(), Logger: zap.NewNop(), DialOptions: opts})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,13 +228,19 @@ func TestHistory(t *testing.T) {
 
 // What a member holds back until the very end must not be missing.
 func TestHistoryEndsComplete(t *testing.T) {
-	o := observe(t)
+	told := make(chan struct{})
+	late := func(ctx context.Context, d *grpc.StreamDesc, c *grpc.ClientConn, method string, s grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+		<-told
+		return s(ctx, d, c, method, opts...)
+	}
+	o := observe(t, grpc.WithChainStreamInterceptor(late))
 	o.beginEpoch(whyStart)
 	want := "start:"
 	for i := range 200 {
 		o.put("/p/a", fmt.Sprint(i))
 		want += fmt.Sprintf(" a=%d", i)
 	}
+	time.AfterFunc(200*time.Millisecond, func() { close(told) })
 	o.endEpoch()
 	o.expect(want)
 }
@@ -250,6 +257,7 @@ func TestHistoryOfAWipedStore(t *testing.T) {
 	for i := range 5 {
 		o.put("/p/b", fmt.Sprint(i))
 	}
+	pause(t, 5*reopenPause) // Nobody may take this for the first epoch's.
 	o.beginEpoch(whyWipe)
 	o.put("/p/a", "last")
 	o.endEpoch()
