@@ -13,8 +13,12 @@ import (
 	"time"
 )
 
-// requestTimeout bounds one deed of the keeper and one Load of the view.
-const requestTimeout = 10 * time.Second
+const (
+	// requestTimeout bounds one deed of the keeper and one Load of the view.
+	requestTimeout = 10 * time.Second
+	// leastTimeout is what a deed has at least when the lease's time ends.
+	leastTimeout = time.Second
+)
 
 // SupersededError is a lease that another process of this host has taken over.
 type SupersededError struct{ Lease Lease }
@@ -251,11 +255,7 @@ func (k *Keeper) perform(ctx context.Context) event {
 		return k.wait(ctx)
 	}
 	sent := k.o.Clock.Uptime()
-	timeout := requestTimeout
-	if k.m.do == doRenumber {
-		timeout += 2 * ChallengeWait // Acquire may have to wait for answers.
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, k.patience(sent))
 	defer cancel()
 	var ev event
 	switch k.m.do {
@@ -283,6 +283,18 @@ func (k *Keeper) perform(ctx context.Context) event {
 	}
 	ev.sent = sent
 	return ev
+}
+
+// patience is how long the next deed may take. A request that hangs does not
+// hide that the lease's time is over meanwhile.
+func (k *Keeper) patience(now time.Duration) time.Duration {
+	if k.m.do == doRenumber {
+		return requestTimeout + 2*ChallengeWait // Acquire may have to wait for answers.
+	}
+	if at, ok := k.m.expiry(); ok && at > now {
+		return min(requestTimeout, max(at-now, leastTimeout))
+	}
+	return requestTimeout
 }
 
 // stopped is the event of a context that ended. What a deed achieved before

@@ -155,6 +155,40 @@ func TestKeeperOutages(t *testing.T) {
 	})
 }
 
+// A request without an answer does not hide that the lease's time is over.
+func TestKeeperWhoseRequestsHang(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hanging := &hangingStore{}
+		h := start(t, newStore(config), func(o *subnet.KeeperOptions) {
+			hanging.Store = o.Store
+			o.Store, o.Claim.TTL = hanging, 4*time.Second
+		})
+		hanging.hangs.Store(true)
+		after(3900 * time.Millisecond)
+		h.is(subnet.StateValid)
+		after(time.Second + 200*time.Millisecond)
+		h.is(subnet.StateUnproven)
+		hanging.hangs.Store(false)
+		after(12 * time.Second)
+		h.want(subnet.StateValid, home, "")
+		h.end()
+	})
+}
+
+// hangingStore answers no renewal while it hangs.
+type hangingStore struct {
+	subnet.Store
+	hangs atomic.Bool
+}
+
+func (s *hangingStore) Renew(ctx context.Context, l subnet.Lease) (subnet.Lease, error) {
+	if s.hangs.Load() {
+		<-ctx.Done()
+		return l, ctx.Err()
+	}
+	return s.Store.Renew(ctx, l)
+}
+
 // A machine that slept past the TTL asks before it believes.
 func TestKeeperAfterSleep(t *testing.T) {
 	for _, taken := range []bool{false, true} {
