@@ -42,6 +42,15 @@ lint: ## formatting, vet, staticcheck and the doors between packages
 hosts: deps ## the whole matrix on real machines: systemd, dockerd, every backend
 	FLANNEL_TEST_HOSTS=all $(TOOL) gotestsum --format testname -- -count=1 -timeout 60m $(TESTFLAGS) ./test/hosts/...
 
+# How long one schedule of faults lasts, and its seed; without one, a fresh seed
+# after the other until a run fails.
+DURATION   ?= 10m
+ROBUSTNESS := ROBUSTNESS_DURATION=$(DURATION) ROBUSTNESS_SEED=$(SEED) $(GO) test -count=1 -v -timeout 0 -run '^TestFreshSeed$$' $(TESTFLAGS) ./test/robustness
+
+.PHONY: robustness
+robustness: deps ## break a network of daemons by a schedule of faults: SEED=1 DURATION=10m
+	$(if $(SEED),$(ROBUSTNESS),while $(ROBUSTNESS); do :; done; exit 1)
+
 # The tests that print figures of whole hosts.
 FIGURES := TestNoConfigYet|TestBadConfigWaitsForAGoodOne|TestPathsFollowTheStore|TestReplacedDaemonLosesNothing|TestSixtyFourDaemonsAtOnce|TestContainersTalk|TestBinarySize|TestMemoryWithAHundredPeers|TestOutageLosesNothing|TestLeaseTakenAway|TestStartWithoutEtcd|TestWipedEtcd|TestSilentlyDeadWatch|TestDaemonIsQuietWithoutEtcd
 
