@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -76,11 +77,6 @@ func (t *trial) commit(ctx context.Context, cmps []clientv3.Cmp, ops ...clientv3
 	}
 	t.rec.operator(resp.Header.Revision)
 	return nil
-}
-
-// put puts a key whatever it was.
-func (t *trial) put(ctx context.Context, key, value string) error {
-	return t.insist(ctx, func(ctx context.Context) error { return t.commit(ctx, nil, clientv3.OpPut(key, value)) })
 }
 
 // lease is an etcd lease.
@@ -175,7 +171,7 @@ func (t *trial) beginKeys(ctx context.Context, s Step, f *deed) (healing, error)
 		f.Hosts = t.misfits(t.chosen(s))
 		return nil, each(t.chosen(s), func(h *host) error { return t.change(ctx, h, t.remove) })
 	case FaultReserve:
-		return nil, each(t.chosen(s), func(h *host) error { return t.change(ctx, h, t.detach) })
+		return nil, each(t.chosen(s), func(h *host) error { return t.reserve(ctx, h) })
 	case FaultExhaust:
 		f.Hosts = t.names(s.Hosts)
 		return t.exhaust(ctx, t.chosen(s)[0])
@@ -202,6 +198,36 @@ func (t *trial) remove(ctx context.Context, kv *mvccpb.KeyValue) error {
 // detach puts the value again without a lease, which makes it a reservation.
 func (t *trial) detach(ctx context.Context, kv *mvccpb.KeyValue) error {
 	return t.commit(ctx, unchanged(kv), clientv3.OpPut(string(kv.Key), strings.TrimSuffix(string(kv.Value), byHand)+byHand))
+}
+
+// reserve has flannelctl make a host's lease a reservation.
+func (t *trial) reserve(ctx context.Context, h *host) error {
+	return t.change(ctx, h, func(ctx context.Context, kv *mvccpb.KeyValue) error {
+		if kv.Lease == 0 {
+			return errNoLease
+		}
+		s, err := subnet.ParseSubnet(strings.TrimPrefix(string(kv.Key), subnetsPrefix))
+		if err != nil {
+			return err
+		}
+		_, err = t.lab.Switch.Run(ctx, t.Ctl, "reserve", s.String(), "--node="+h.node(),
+			"--etcd-endpoints="+t.lab.EtcdURL(), "--etcd-prefix="+lab.Prefix)
+		return errors.Join(err, t.markBare(ctx, kv))
+	})
+}
+
+// markBare notes as the operator's the revision in which a key lost its lease,
+// if it has since it was read.
+func (t *trial) markBare(ctx context.Context, was *mvccpb.KeyValue) error {
+	later, err := t.cluster.Client().Get(ctx, string(was.Key))
+	for err == nil && len(later.Kvs) > 0 && later.Kvs[0].ModRevision > was.ModRevision {
+		kv := later.Kvs[0]
+		later, err = t.cluster.Client().Get(ctx, string(was.Key), clientv3.WithRev(kv.ModRevision-1))
+		if err == nil && len(later.Kvs) > 0 && later.Kvs[0].Lease != 0 && kv.Lease == 0 {
+			t.rec.operator(kv.ModRevision)
+		}
+	}
+	return err
 }
 
 // overwrite puts another value into a host's key.
@@ -304,6 +330,10 @@ func (t *trial) removeAll(ctx context.Context, match func(*mvccpb.KeyValue) bool
 func (t *trial) exhaust(ctx context.Context, h *host) (healing, error) {
 	var last string
 	err := t.operate(ctx, func(ctx context.Context) error {
+		since, err := t.configSince(ctx)
+		if err != nil {
+			return err
+		}
 		for _, p := range t.network.pool {
 			value := t.ghost()
 			lease, err := t.lease(ctx, ghostTTL)
@@ -311,7 +341,7 @@ func (t *trial) exhaust(ctx context.Context, h *host) (healing, error) {
 				return err
 			}
 			free := clientv3.Compare(clientv3.CreateRevision(subnetKey(p)), "=", 0)
-			err = t.commit(ctx, []clientv3.Cmp{free}, clientv3.OpPut(subnetKey(p), value, lease))
+			err = t.commit(ctx, []clientv3.Cmp{since, free}, clientv3.OpPut(subnetKey(p), value, lease))
 			if err != nil && !errors.Is(err, errRaced) {
 				return err
 			}
@@ -326,7 +356,8 @@ func (t *trial) exhaust(ctx context.Context, h *host) (healing, error) {
 		err = t.change(ctx, h, func(ctx context.Context, kv *mvccpb.KeyValue) error { return t.haunt(ctx, kv, value) })
 	}
 	return func(ctx context.Context, f *deed) error {
-		err := t.driveOut(last)(ctx, f)
+		// From here on no ghost may come that was called before.
+		err := errors.Join(t.putConfig(ctx, f), t.driveOut(last)(ctx, f))
 		f.Until = t.rec.now()
 		after(ctx, 2*t.TTL)
 		return errors.Join(err, t.exorcise(ctx))
@@ -335,17 +366,39 @@ func (t *trial) exhaust(ctx context.Context, h *host) (healing, error) {
 
 // beginConfig: running hosts keep what they have.
 func (t *trial) beginConfig(ctx context.Context, s Step) (healing, error) {
+	op := clientv3.OpPut(configKey, t.network.variant(s.Variant))
 	if s.Kind == FaultNoConfig {
-		return t.putConfig, t.operate(ctx, func(ctx context.Context) error {
-			return t.commit(ctx, nil, clientv3.OpDelete(configKey))
-		})
+		op = clientv3.OpDelete(configKey)
 	}
-	return t.putConfig, t.operate(ctx, func(ctx context.Context) error {
-		return t.commit(ctx, nil, clientv3.OpPut(configKey, t.network.variant(s.Variant)))
-	})
+	return t.putConfig, t.operate(ctx, func(ctx context.Context) error { return t.replaceConfig(ctx, op) })
 }
 
 // putConfig puts the config that is meant to be there.
 func (t *trial) putConfig(ctx context.Context, _ *deed) error {
-	return t.put(ctx, configKey, t.network.config())
+	return t.insist(ctx, func(ctx context.Context) error {
+		return t.replaceConfig(ctx, clientv3.OpPut(configKey, t.network.config()))
+	})
+}
+
+// replaceConfig changes the config if nobody else does: a request that was given
+// up may lie in a member that is paused, and must do nothing when that goes on.
+func (t *trial) replaceConfig(ctx context.Context, op clientv3.Op) error {
+	since, err := t.configSince(ctx)
+	if err != nil {
+		return err
+	}
+	return t.commit(ctx, []clientv3.Cmp{since}, op)
+}
+
+// configSince compares the config with what it is now.
+func (t *trial) configSince(ctx context.Context) (clientv3.Cmp, error) {
+	resp, err := t.cluster.Client().Get(ctx, configKey)
+	if err != nil {
+		return clientv3.Cmp{}, err
+	}
+	var modified int64
+	if len(resp.Kvs) > 0 {
+		modified = resp.Kvs[0].ModRevision
+	}
+	return clientv3.Compare(clientv3.ModRevision(configKey), "=", modified), nil
 }

@@ -41,14 +41,15 @@ func build(name, pkg string, edits ...edit) (string, error) {
 	return builder{root: root, dir: binDir()}.build(context.Background(), name, pkg, edits...)
 }
 
-// binaries are flannel-lab, which runs etcd, and the daemon.
-type binaries struct{ lab, daemon string }
+// binaries are flannel-lab, which runs etcd, the daemon and flannelctl.
+type binaries struct{ lab, daemon, ctl string }
 
 // built builds them, once.
 var built = sync.OnceValues(func() (binaries, error) {
 	self, labErr := build("flannel-lab", "cmd/flannel-lab")
 	daemon, daemonErr := build("flanneld-go", "cmd/flanneld-go")
-	return binaries{self, daemon}, errors.Join(labErr, daemonErr)
+	ctl, ctlErr := build("flannelctl", "cmd/flannelctl")
+	return binaries{self, daemon, ctl}, errors.Join(labErr, daemonErr, ctlErr)
 })
 
 // prepared skips a test that cannot run here, and returns what it needs.

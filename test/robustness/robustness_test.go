@@ -64,7 +64,7 @@ func runSeed(t *testing.T, seed uint64) {
 	t.Logf("seed %d: ROBUSTNESS_SEED=%d repeats it", seed, seed)
 	err := execute(t.Context(), trialOptions{
 		Seed: seed, Hosts: hosts, TTL: leaseTTL, Members: members, Spare: spare,
-		Daemon: b.daemon, Self: b.lab, Steps: schedule, Log: t.Logf,
+		Daemon: b.daemon, Self: b.lab, Ctl: b.ctl, Steps: schedule, Log: t.Logf,
 	}, func(r *Record) error {
 		found := Validate(r, Validators(DefaultBounds(r.TTL)))
 		var text bytes.Buffer

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
@@ -41,17 +42,17 @@ type hostPlan struct {
 	NodeID string
 }
 
-// trialOptions describe one run. Daemon and Self are the binaries of flanneld-go
-// and flannel-lab.
+// trialOptions describe one run. Daemon, Self and Ctl are the binaries of
+// flanneld-go, flannel-lab and flannelctl.
 type trialOptions struct {
 	Seed    uint64
 	Hosts   []hostPlan
 	TTL     time.Duration
 	Members int
 	// Spare is how many subnets the pool has beyond one for each host.
-	Spare        int
-	Daemon, Self string
-	Steps        []Step
+	Spare             int
+	Daemon, Self, Ctl string
+	Steps             []Step
 	// Script, when set, is done in place of Steps.
 	Script func(context.Context, *trial) error
 	// Log is told what is done.
@@ -192,11 +193,11 @@ func (t *trial) furnish(ctx context.Context) error {
 		// From the end of the pool, where few hosts begin to look.
 		reserved++
 		key := subnetKey(t.network.pool[len(t.network.pool)-reserved])
-		if err := t.put(ctx, key, string(value)+byHand); err != nil {
+		if err := t.commit(ctx, nil, clientv3.OpPut(key, string(value)+byHand)); err != nil {
 			return err
 		}
 	}
-	return t.put(ctx, configKey, t.network.config())
+	return t.putConfig(ctx, nil)
 }
 
 // connect gives every host a container and waits until all have talked; then the
@@ -269,7 +270,14 @@ func attribute(r *Record) {
 func (t *trial) tidy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, healWithin)
 	defer cancel()
-	return errors.Join(t.cluster.WaitHealthy(ctx), t.exorcise(ctx))
+	if err := t.cluster.WaitHealthy(ctx); err != nil {
+		return err
+	}
+	resp, err := t.cluster.Client().Get(ctx, configKey)
+	if err == nil && (len(resp.Kvs) == 0 || string(resp.Kvs[0].Value) != t.network.config()) {
+		err = t.putConfig(ctx, nil)
+	}
+	return errors.Join(err, t.exorcise(ctx))
 }
 
 // settle waits until every container has the subnet of its host's daemon, which
