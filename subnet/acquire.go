@@ -134,6 +134,9 @@ type acquisition struct {
 	world World
 	claim Claim
 	pool  Pool
+	// elder, when set, leaves alone the owners of disputed leases that were
+	// not created before.
+	elder Revision
 }
 
 // sort finds the leases of our own: the one to keep, if any fits, and those to

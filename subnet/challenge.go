@@ -129,7 +129,7 @@ func (a *acquisition) settle(ctx context.Context) error {
 func (a *acquisition) examine(ctx context.Context, disputes map[Subnet]dispute) (open bool, err error) {
 	us := challengeBy(a.claim.attrs())
 	for _, l := range a.world.Leases {
-		if a.claim.relate(l) != disputed {
+		if a.claim.relate(l) != disputed || a.elder > 0 && l.Created >= a.elder {
 			continue
 		}
 		d, v := disputes[l.Subnet].judge(l, us, a.claim.Clock.Uptime())

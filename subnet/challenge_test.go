@@ -53,7 +53,7 @@ func foreigner(t *testing.T, err error, subnets, theirs, ours string) {
 // viewed starts a keeper that follows a view, as the daemon's does.
 func viewed(t *testing.T, data *memstore.Store, c subnet.Claim) (*host, *watcher) {
 	t.Helper()
-	w := watch(t, data, nil)
+	w := watch(t, data, func(o *subnet.ViewOptions) { o.Node = c.Node })
 	return start(t, data, func(o *subnet.KeeperOptions) {
 		o.View, o.Claim = w.view, c
 		o.Claim.TTL = ttl
@@ -413,6 +413,83 @@ func TestChallengeAnsweredFromAfar(t *testing.T) {
 		foreigner(t, got.err, "10.5.125.0/24", "198.18.0.1 (instance me-1)", "198.18.0.2 (instance new)")
 		after(10 * time.Second)
 		h.want(subnet.StateValid, home, "")
+		h.stop()
+		<-h.result
+		w.finish()
+	})
+}
+
+// Clones that start at one time have a subnet each. They find one another all
+// the same, and the younger lease's owner goes.
+func TestClonesThatStartTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		w := load(t, data)
+		claims := []subnet.Claim{clone("a", "198.18.0.1"), clone("b", "198.18.0.2"), clone("c", "198.18.0.3")}
+		var hosts []*host
+		var views []*watcher
+		for _, c := range claims {
+			l, err := subnet.Acquire(t.Context(), data, w, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			view := watch(t, data, func(o *subnet.ViewOptions) { o.Node = c.Node })
+			views = append(views, view)
+			hosts = append(hosts, start(t, data, func(o *subnet.KeeperOptions) {
+				o.Claim, o.Lease, o.Identity, o.View = c, l, w.Identity, view.view
+				o.Claim.TTL = ttl
+			}))
+		}
+		foreigner(t, <-hosts[1].result, "10.5.125.0/24", "198.18.0.1 (instance a)", "198.18.0.2 (instance b)")
+		foreigner(t, <-hosts[2].result, "10.5.125.0/24", "198.18.0.1 (instance a)", "198.18.0.3 (instance c)")
+		after(time.Minute)
+		hosts[0].is(subnet.StateValid)
+		unchallenged(t, data, home, "a")
+		revision := data.Revision()
+		after(ttl / 2)
+		if data.Revision() != revision {
+			t.Error("they go on writing")
+		}
+		for i, h := range hosts {
+			h.stop()
+			views[i].finish()
+		}
+		<-hosts[0].result
+	})
+}
+
+// An older lease of ours that nobody keeps is asked once and left to expire.
+func TestKeeperAsksAnOlderLeaseOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		world := load(t, data)
+		old := acquire(t, data, clone("old", "198.18.0.9"))
+		c := claim("me", "198.18.0.1")
+		l, err := subnet.Acquire(t.Context(), data, world, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := watch(t, data, func(o *subnet.ViewOptions) { o.Node = "me" })
+		h := start(t, data, func(o *subnet.KeeperOptions) {
+			o.Claim, o.Lease, o.Identity, o.View = c, l, world.Identity, w.view
+			o.Claim.TTL = ttl
+		})
+		after(time.Second)
+		if l, _ := stored(t, data, old.Subnet.Key()); l.Attrs.Challenge.Instance != "me-1" {
+			t.Errorf("not asked: %+v", l)
+		}
+		after(10 * time.Minute)
+		h.is(subnet.StateValid)
+		if updates := h.requests["Update"].Load(); updates != 1 {
+			t.Errorf("%d writes, want one question", updates)
+		}
+		// A younger one is that of a newcomer, who asks.
+		put(t, data, "10.5.7.0-24", attrs("me", "198.18.0.8"), ttl)
+		after(10 * time.Minute)
+		if l, _ := stored(t, data, "10.5.7.0-24"); !l.Attrs.Challenge.IsZero() {
+			t.Errorf("a younger lease was asked: %+v", l)
+		}
+		h.is(subnet.StateValid)
 		h.stop()
 		<-h.result
 		w.finish()

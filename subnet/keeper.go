@@ -72,7 +72,8 @@ type KeeperOptions struct {
 //	        fence, keep: until it is free or ours again
 //
 // All of it ends when the context does, when another process of this host takes
-// the lease over, or when another host with our node id answers our challenge.
+// the lease over, or when another host with our node id answers our challenge:
+// one that has our key, or a subnet of its own for longer than we have ours.
 // Ours is answered without a word about challenges: somebody else's changed our
 // key, and it is taken back as after every other change.
 //
@@ -99,18 +100,11 @@ type Keeper struct {
 	// lives is how often the store had lost its past when the view last made
 	// us look for that.
 	lives int
-	m     machine
-}
-
-// sighting is what the view says of our key.
-type sighting struct {
-	identity string
-	// modified is zero: the key is gone.
-	modified Revision
-	id       LeaseID
-	// config is the network config's revision, where that matters: while we
-	// have no lease another config may allow one.
-	config Revision
+	// silent are the older leases with our node id whose owners did not
+	// answer, as they read at the revision settled.
+	silent  map[Subnet]Revision
+	settled Revision
+	m       machine
 }
 
 // KeeperStatus is a lease at one moment. It does not change.
@@ -155,7 +149,7 @@ func NewKeeper(o KeeperOptions) *Keeper {
 		m.state, m.confirmed, m.why = StateUnproven, false, errors.New("the lease comes from the cache")
 	}
 	k := &Keeper{
-		o: o, m: m, world: World{Identity: o.Identity},
+		o: o, m: m, silent: map[Subnet]Revision{}, world: World{Identity: o.Identity},
 		nudges: make(chan struct{}, 1), wants: make(chan Attrs),
 		ready: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -277,6 +271,8 @@ func (k *Keeper) perform(ctx context.Context) event {
 		l.Attrs.Challenge = challengeBy(k.m.want)
 		l, err := k.o.Store.Update(ctx, l)
 		ev = outcome(evChallenged, l, err)
+	case doSettle:
+		ev = k.settle(ctx)
 	case doRenumber:
 		ev = k.renumber(ctx)
 	default: // doWait and doStop are not performed here
@@ -288,8 +284,8 @@ func (k *Keeper) perform(ctx context.Context) event {
 // patience is how long the next deed may take. A request that hangs does not
 // hide that the lease's time is over meanwhile.
 func (k *Keeper) patience(now time.Duration) time.Duration {
-	if k.m.do == doRenumber {
-		return requestTimeout + 2*ChallengeWait // Acquire may have to wait for answers.
+	if k.m.do == doRenumber || k.m.do == doSettle {
+		return requestTimeout + 2*ChallengeWait // There may be answers to wait for.
 	}
 	if at, ok := k.m.expiry(); ok && at > now {
 		return min(requestTimeout, max(at-now, leastTimeout))
@@ -323,6 +319,9 @@ func (k *Keeper) wait(ctx context.Context) event {
 			if k.concerns(s) {
 				return k.noticed(s)
 			}
+			if k.doubled(s) {
+				return event{kind: evDouble}
+			}
 			changed = s.Changed()
 		}
 		select {
@@ -338,124 +337,6 @@ func (k *Keeper) wait(ctx context.Context) event {
 		case <-changed:
 		}
 	}
-}
-
-// concerns reports whether the view saw our key change, or the store lose its
-// past. The same sight makes us look once: what it means is then known.
-func (k *Keeper) concerns(s *Snapshot) bool {
-	if !s.Synced {
-		return false
-	}
-	if s.lives != k.lives {
-		k.lives = s.lives
-		return true
-	}
-	l, _ := s.Stored(k.m.lease.Subnet)
-	now := sighting{identity: s.Identity, modified: l.Modified, id: l.ID}
-	expected := sighting{identity: k.world.Identity, modified: k.m.lease.Modified, id: k.m.lease.ID}
-	ours := k.m.lease.Modified
-	if k.m.state == StateLost || k.m.state == StateConflict {
-		now.config, ours = s.Config.Modified, k.world.Revision
-	}
-	older := s.Identity == k.world.Identity && s.Revision < ours
-	if older || now == expected || now == k.seen.now && expected == k.seen.expected {
-		return false
-	}
-	k.seen.now, k.seen.expected = now, expected
-	return true
-}
-
-// noticed is the event of a sight that concerns us. A challenge is answered from
-// the view alone: the one who put it does not wait for long, and the answer
-// proves by itself that nothing has changed since.
-func (k *Keeper) noticed(s *Snapshot) event {
-	l, _ := s.Stored(k.m.lease.Subnet)
-	asked := l.Attrs.Owner == k.o.Claim.Node && l.Attrs.Instance == k.o.Claim.Instance && !l.Attrs.Challenge.IsZero()
-	if asked && s.Identity == k.world.Identity && l.Modified > k.m.lease.Modified {
-		return event{kind: evOurs, lease: l}
-	}
-	return event{kind: evNudge}
-}
-
-// look reads what became of our key.
-func (k *Keeper) look(ctx context.Context) event {
-	w, err := k.o.Store.Load(ctx)
-	if err != nil {
-		return outcome(evFailed, Lease{}, err)
-	}
-	same := w.Identity == k.world.Identity
-	k.world = w
-	if i := slices.IndexFunc(w.Leases, func(l Lease) bool { return l.Subnet == k.m.lease.Subnet }); i >= 0 {
-		return k.judge(w.Leases[i], same)
-	}
-	for _, l := range w.Leases {
-		if l.Subnet.Overlaps(k.m.lease.Subnet) {
-			return event{kind: evTaken, err: fmt.Errorf("%s overlaps it", describeLease(l))}
-		}
-	}
-	for _, b := range w.Bad {
-		if b.Occupies.Overlaps(k.m.lease.Subnet) {
-			return event{kind: evTaken, err: fmt.Errorf("key %s cannot be read: %w", b.Key, b.Err)}
-		}
-	}
-	return k.free(w)
-}
-
-// judge decides whose the key is. In the same store a later write by another
-// instance of this host is a takeover; in one that was restored it is our past.
-func (k *Keeper) judge(l Lease, sameStore bool) event {
-	switch k.o.Claim.relate(l) {
-	case disputed:
-		return event{kind: evDisputed, lease: l, err: k.o.Claim.foreignInstance(l)}
-	case foreign:
-		return event{kind: evTaken, err: errors.New(describeLease(l) + " holds it")}
-	case own:
-	}
-	another := l.Attrs.Owner == k.o.Claim.Node && l.Attrs.Instance != "" && l.Attrs.Instance != k.o.Claim.Instance
-	if another && sameStore && k.m.confirmed && l.Modified > k.m.lease.Modified {
-		return event{kind: evFatal, err: &SupersededError{l}}
-	}
-	return event{kind: evOurs, lease: l}
-}
-
-// free decides whether our subnet, which nobody holds, may be created again.
-func (k *Keeper) free(w World) event {
-	if w.Config.Text == "" {
-		return event{kind: evBlocked, err: ErrNoConfig}
-	}
-	cfg, err := ParseConfig(w.Config.Text)
-	if err != nil {
-		return event{kind: evBlocked, err: fmt.Errorf("read network config: %w", err)}
-	}
-	if !cfg.Pool().Contains(k.m.lease.Subnet) {
-		return event{kind: evTaken, err: errors.New("the network config does not allow this subnet any more")}
-	}
-	return event{kind: evAbsent}
-}
-
-// renumber leases another subnet in the world just looked at.
-func (k *Keeper) renumber(ctx context.Context) event {
-	c := k.o.Claim
-	c.Previous = append([]Subnet{k.m.lease.Subnet}, c.Previous...)
-	l, err := Acquire(ctx, k.o.Store, k.world, c)
-	var foreigner *ForeignInstanceError
-	switch {
-	case errors.As(err, &foreigner):
-		return event{kind: evFatal, err: err}
-	case err == nil && l.TTL == 0:
-		// Taken over, not created.
-		return event{kind: evUpdated, lease: l}
-	}
-	return outcome(evCreated, l, err)
-}
-
-// describeLease names a lease in the words of an error.
-func describeLease(l Lease) string {
-	owner := "host"
-	if l.Attrs.Owner != "" {
-		owner = "node " + string(l.Attrs.Owner)
-	}
-	return fmt.Sprintf("%s at %s (%s)", owner, showAddrs(l.Attrs.PublicIP), l.Subnet)
 }
 
 // publish shows the machine to others, and wakes them when it matters.

@@ -89,7 +89,8 @@ func ParseOnConflict(s string) (OnConflict, error) {
 type deed uint8
 
 const (
-	// doWait until machine.wake; ends in evTick, evNudge, evWant or evStop.
+	// doWait until machine.wake; ends in evTick, evNudge, evWant, evOurs,
+	// evDouble or evStop.
 	doWait deed = iota
 	// doRenew by Store.Renew; ends in evRenewed, evLost or evFailed.
 	doRenew
@@ -105,6 +106,9 @@ const (
 	// doChallenge by Store.Update the owner of machine.dispute; ends in
 	// evChallenged, evLost or evFailed.
 	doChallenge
+	// doSettle by challenging the older leases with our node id elsewhere; ends
+	// in evSettled, evFailed or evFatal.
+	doSettle
 	// doRenumber by Acquire in the world looked at; ends in evCreated,
 	// evUpdated, evLost, evFailed or evFatal.
 	doRenumber
@@ -142,6 +146,10 @@ const (
 	evDisputed
 	// evChallenged: our challenge is in the key.
 	evChallenged
+	// evDouble: an older lease elsewhere has our node id and another address.
+	evDouble
+	// evSettled: nobody lives who has our node id and an older lease.
+	evSettled
 	// evTaken: another owner holds the subnet, or the config rules it out.
 	evTaken
 	// evBlocked: the subnet is free, but the store holds no valid config.
@@ -218,7 +226,7 @@ func (m machine) step(in input) machine {
 		return m.enter(StateEnded, in.now, doStop)
 	}
 	switch in.kind {
-	case evTick, evNudge, evWant:
+	case evTick, evNudge, evWant, evSettled:
 		return m.woken(in)
 	case evRenewed, evCreated, evUpdated:
 		return m.holds(in)
@@ -315,6 +323,8 @@ func (m machine) looked(in input) machine {
 		if m.lease.Attrs == m.want {
 			m.do = doRenew
 		}
+	case evDouble:
+		m.do = doSettle
 	case evDisputed:
 		return m.disputed(in)
 	case evChallenged:

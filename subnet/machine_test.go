@@ -24,7 +24,7 @@ func (s *script) step(name string, after time.Duration, ev event) {
 	s.now += after
 	ev.sent = s.now
 	s.m = s.m.step(input{event: ev, now: s.now, random: 0.5})
-	deeds := [...]string{"wait", "renew", "look", "create", "update", "challenge", "renumber", "stop"}
+	deeds := [...]string{"wait", "renew", "look", "create", "update", "challenge", "settle", "renumber", "stop"}
 	fmt.Fprintf(&s.log, "%s: %s %s", name, s.m.state, deeds[s.m.do])
 	if s.m.do == doWait {
 		fmt.Fprintf(&s.log, " %s", (s.m.wake() - s.now).Round(time.Millisecond))
@@ -359,6 +359,30 @@ renewed: valid wait 7h36m0s
 `,
 		},
 		{
+			name: "a double elsewhere: silence, and an answer", start: held,
+			stages: []stage{
+				{"renewed", 0, renewed},
+				{"double", time.Hour, event{kind: evDouble}},
+				{"failed", 0, failed},
+				{"due", time.Second, tick},
+				{"renewed", 0, renewed},
+				{"double", time.Hour, event{kind: evDouble}},
+				{"settled", 3 * time.Second, event{kind: evSettled}},
+				{"double", time.Hour, event{kind: evDouble}},
+				{"answered", 3 * time.Second, event{kind: evFatal, err: errDouble}},
+			},
+			want: `renewed: valid wait 7h36m0s
+double: valid settle
+failed: degraded wait 375ms (down)
+due: degraded renew (down)
+renewed: valid wait 7h36m0s
+double: valid settle
+settled: valid wait 6h35m57s
+double: valid settle
+answered: ended stop (a double)
+`,
+		},
+		{
 			name: "superseded", start: held,
 			stages: []stage{{"lost", 0, lost}, {"fatal", 0, event{kind: evFatal, err: errors.New("another daemon")}}},
 			want: `lost: lost look (lease was lost)
@@ -387,12 +411,13 @@ fatal: ended stop (another daemon)
 func TestMachineRandomWalk(t *testing.T) {
 	const ttl = time.Minute
 	answers := map[deed][]eventKind{
-		doWait:      {evTick, evNudge, evWant, evOurs},
+		doWait:      {evTick, evNudge, evWant, evOurs, evDouble},
 		doRenew:     {evRenewed, evLost, evFailed},
 		doLook:      {evAbsent, evOurs, evDisputed, evTaken, evBlocked, evFailed},
 		doCreate:    {evCreated, evLost, evFailed},
 		doUpdate:    {evUpdated, evLost, evFailed},
 		doChallenge: {evChallenged, evLost, evFailed},
+		doSettle:    {evSettled, evFailed},
 		doRenumber:  {evCreated, evUpdated, evLost, evFailed},
 	}
 	rapid.Check(t, func(t *rapid.T) {

@@ -24,7 +24,9 @@ type Snapshot struct {
 	Why    string
 
 	// lives counts how often the store was found to have lost its past.
-	lives   int
+	lives int
+	// kin are the leases in the store that have the view's own node id.
+	kin     []Lease
 	list    leaseList
 	changed chan struct{}
 	once    sync.Once
@@ -75,6 +77,7 @@ func (s *Snapshot) Stored(x Subnet) (Lease, bool) {
 // one goroutine and knows no clock: times are handed in.
 type projection struct {
 	hold, ttl time.Duration
+	node      NodeID
 
 	revision Revision
 	identity string
@@ -82,6 +85,8 @@ type projection struct {
 	leases   leaseList
 	index    overlapIndex
 	bad      map[string]BadKey
+	// kin are the subnets in the store that are leased by our node id.
+	kin map[Subnet]bool
 	// held are the deleted leases that still are in effect, and until when;
 	// none of them ends before due.
 	held map[Subnet]time.Duration
@@ -92,8 +97,11 @@ type projection struct {
 	lives      int
 }
 
-func newProjection(hold, ttl time.Duration) projection {
-	return projection{hold: hold, ttl: ttl, index: newOverlapIndex(), bad: map[string]BadKey{}, held: map[Subnet]time.Duration{}}
+func newProjection(node NodeID, hold, ttl time.Duration) projection {
+	return projection{
+		node: node, hold: hold, ttl: ttl, index: newOverlapIndex(),
+		bad: map[string]BadKey{}, kin: map[Subnet]bool{}, held: map[Subnet]time.Duration{},
+	}
 }
 
 // distrust makes the next load a list that deletes no peer for one TTL.
@@ -138,9 +146,11 @@ func (p *projection) load(w World, now time.Duration) bool {
 		}
 	}
 	index := newOverlapIndex()
+	p.kin = map[Subnet]bool{}
 	for _, l := range w.Leases {
 		entries[l.Subnet] = &entry{lease: l}
 		index.add(l.Subnet)
+		p.relate(l)
 	}
 	p.rebuild(entries, index)
 	return !p.shows(before)
@@ -187,6 +197,7 @@ func (p *projection) apply(b Batch, now time.Duration) bool {
 	}
 	for _, bad := range b.Bad {
 		p.bad[bad.Key] = bad
+		delete(p.kin, bad.Occupies)
 		if e := p.leases.get(bad.Occupies); e != nil && bad.Key == bad.Occupies.Key() {
 			delete(p.held, bad.Occupies)
 			p.leases = p.leases.put(&entry{lease: e.lease, unreadable: true})
@@ -210,6 +221,16 @@ func (p *projection) put(l Lease) {
 	}
 	p.leases = p.leases.put(&entry{lease: l})
 	p.index.add(l.Subnet)
+	p.relate(l)
+}
+
+// relate notes whether l has our node id.
+func (p *projection) relate(l Lease) {
+	if p.node != "" && l.Attrs.Owner == p.node {
+		p.kin[l.Subnet] = true
+		return
+	}
+	delete(p.kin, l.Subnet)
 }
 
 // delete takes in that a key was deleted: its lease is held, unless another
@@ -220,6 +241,7 @@ func (p *projection) delete(key string, now time.Duration) {
 	if err != nil {
 		return
 	}
+	delete(p.kin, s)
 	e := p.leases.get(s)
 	if e == nil {
 		return
@@ -276,12 +298,17 @@ func (p *projection) nextRelease() (time.Duration, bool) {
 
 // snapshot shows the projection as it is.
 func (p *projection) snapshot() *Snapshot {
+	var kin []Lease
+	for _, s := range slices.SortedFunc(maps.Keys(p.kin), Subnet.Compare) {
+		kin = append(kin, p.leases.get(s).lease)
+	}
 	return &Snapshot{
 		Revision: p.revision,
 		Identity: p.identity,
 		Config:   p.config,
 		Bad:      slices.SortedFunc(maps.Values(p.bad), func(a, b BadKey) int { return cmp.Compare(a.Key, b.Key) }),
 		lives:    p.lives,
+		kin:      kin,
 		list:     p.leases,
 	}
 }

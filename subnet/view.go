@@ -41,6 +41,9 @@ type ViewOptions struct {
 	// Load that Acquire needed as well. Cached: it comes from a file.
 	World  World
 	Cached bool
+	// Node is this host: a [Keeper] that follows the view notices then that
+	// another machine has its node id.
+	Node NodeID
 	// TTL is how long deletions are held back after the store lost its past,
 	// and while there is no config; zero: [DefaultTTL].
 	TTL time.Duration
@@ -91,7 +94,7 @@ func NewView(o ViewOptions) *View {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	v := &View{o: o, ready: make(chan struct{}), p: newProjection(o.Hold, o.TTL)}
+	v := &View{o: o, ready: make(chan struct{}), p: newProjection(o.Node, o.Hold, o.TTL)}
 	s := &Snapshot{Since: o.Clock.Now(), Why: "the store has not been read yet", changed: make(chan struct{})}
 	if o.World.Identity != "" {
 		v.p.load(o.World, o.Clock.Uptime())

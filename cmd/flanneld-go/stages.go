@@ -58,7 +58,7 @@ func (l *loop) followStore(ctx context.Context) error {
 func (l *loop) startView(ctx context.Context) error {
 	// The view gets no log: what it would say is the problem of a stage, which
 	// is said once.
-	o := subnet.ViewOptions{Store: l.store, Clock: l.clock, TTL: l.opts.leaseTTL}
+	o := subnet.ViewOptions{Store: l.store, Clock: l.clock, Node: l.node, TTL: l.opts.leaseTTL}
 	loadCtx, cancel := context.WithTimeout(ctx, cacheAfter)
 	defer cancel()
 	world, err := l.store.Load(loadCtx)

@@ -1,0 +1,177 @@
+package subnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// This is how a keeper finds out what became of its lease: from its view, that
+// something did, and by a Load, what.
+
+// sighting is what the view says of our key.
+type sighting struct {
+	identity string
+	// modified is zero: the key is gone.
+	modified Revision
+	id       LeaseID
+	// config is the network config's revision, where that matters: while we
+	// have no lease another config may allow one.
+	config Revision
+}
+
+// concerns reports whether the view saw our key change, or the store lose its
+// past. The same sight makes us look once: what it means is then known.
+func (k *Keeper) concerns(s *Snapshot) bool {
+	if !s.Synced {
+		return false
+	}
+	if s.lives != k.lives {
+		k.lives = s.lives
+		return true
+	}
+	l, _ := s.Stored(k.m.lease.Subnet)
+	now := sighting{identity: s.Identity, modified: l.Modified, id: l.ID}
+	expected := sighting{identity: k.world.Identity, modified: k.m.lease.Modified, id: k.m.lease.ID}
+	ours := k.m.lease.Modified
+	if k.m.state == StateLost || k.m.state == StateConflict {
+		now.config, ours = s.Config.Modified, k.world.Revision
+	}
+	older := s.Identity == k.world.Identity && s.Revision < ours
+	if older || now == expected || now == k.seen.now && expected == k.seen.expected {
+		return false
+	}
+	k.seen.now, k.seen.expected = now, expected
+	return true
+}
+
+// noticed is the event of a sight that concerns us. A challenge is answered from
+// the view alone: the one who put it does not wait for long, and the answer
+// proves by itself that nothing has changed since.
+func (k *Keeper) noticed(s *Snapshot) event {
+	l, _ := s.Stored(k.m.lease.Subnet)
+	asked := l.Attrs.Owner == k.o.Claim.Node && l.Attrs.Instance == k.o.Claim.Instance && !l.Attrs.Challenge.IsZero()
+	if asked && s.Identity == k.world.Identity && l.Modified > k.m.lease.Modified {
+		return event{kind: evOurs, lease: l}
+	}
+	return event{kind: evNudge}
+}
+
+// doubled reports whether the view shows an older lease with our node id on a
+// machine that we have not asked yet. Clones that start at one time have a
+// subnet each; the younger lease's owner is the one to ask, and to go.
+func (k *Keeper) doubled(s *Snapshot) bool {
+	if !s.Synced || s.Identity != k.world.Identity || s.Revision < k.settled || k.m.state != StateValid {
+		return false
+	}
+	return slices.ContainsFunc(s.kin, func(l Lease) bool {
+		return l.Subnet != k.m.lease.Subnet && l.Created < k.m.lease.Created &&
+			k.o.Claim.relate(l) == disputed && k.silent[l.Subnet] != l.Modified
+	})
+}
+
+// settle asks the owners of the older leases with our node id whether they live.
+func (k *Keeper) settle(ctx context.Context) event {
+	w, err := k.o.Store.Load(ctx)
+	if err != nil {
+		return event{kind: evFailed, err: err}
+	}
+	a := acquisition{store: k.o.Store, world: w, claim: k.o.Claim, elder: k.m.lease.Created}
+	err = a.settle(ctx)
+	var foreigner *ForeignInstanceError
+	switch {
+	case errors.As(err, &foreigner):
+		return event{kind: evFatal, err: err}
+	case err != nil:
+		return event{kind: evFailed, err: err}
+	}
+	k.settled = a.world.Revision
+	for _, l := range a.world.Leases {
+		if k.o.Claim.relate(l) == disputed {
+			k.silent[l.Subnet] = l.Modified
+		}
+	}
+	return event{kind: evSettled}
+}
+
+// look reads what became of our key.
+func (k *Keeper) look(ctx context.Context) event {
+	w, err := k.o.Store.Load(ctx)
+	if err != nil {
+		return outcome(evFailed, Lease{}, err)
+	}
+	same := w.Identity == k.world.Identity
+	k.world = w
+	if i := slices.IndexFunc(w.Leases, func(l Lease) bool { return l.Subnet == k.m.lease.Subnet }); i >= 0 {
+		return k.judge(w.Leases[i], same)
+	}
+	for _, l := range w.Leases {
+		if l.Subnet.Overlaps(k.m.lease.Subnet) {
+			return event{kind: evTaken, err: fmt.Errorf("%s overlaps it", describeLease(l))}
+		}
+	}
+	for _, b := range w.Bad {
+		if b.Occupies.Overlaps(k.m.lease.Subnet) {
+			return event{kind: evTaken, err: fmt.Errorf("key %s cannot be read: %w", b.Key, b.Err)}
+		}
+	}
+	return k.free(w)
+}
+
+// judge decides whose the key is. In the same store a later write by another
+// instance of this host is a takeover; in one that was restored it is our past.
+func (k *Keeper) judge(l Lease, sameStore bool) event {
+	switch k.o.Claim.relate(l) {
+	case disputed:
+		return event{kind: evDisputed, lease: l, err: k.o.Claim.foreignInstance(l)}
+	case foreign:
+		return event{kind: evTaken, err: errors.New(describeLease(l) + " holds it")}
+	case own:
+	}
+	another := l.Attrs.Owner == k.o.Claim.Node && l.Attrs.Instance != "" && l.Attrs.Instance != k.o.Claim.Instance
+	if another && sameStore && k.m.confirmed && l.Modified > k.m.lease.Modified {
+		return event{kind: evFatal, err: &SupersededError{l}}
+	}
+	return event{kind: evOurs, lease: l}
+}
+
+// free decides whether our subnet, which nobody holds, may be created again.
+func (k *Keeper) free(w World) event {
+	if w.Config.Text == "" {
+		return event{kind: evBlocked, err: ErrNoConfig}
+	}
+	cfg, err := ParseConfig(w.Config.Text)
+	if err != nil {
+		return event{kind: evBlocked, err: fmt.Errorf("read network config: %w", err)}
+	}
+	if !cfg.Pool().Contains(k.m.lease.Subnet) {
+		return event{kind: evTaken, err: errors.New("the network config does not allow this subnet any more")}
+	}
+	return event{kind: evAbsent}
+}
+
+// renumber leases another subnet in the world just looked at.
+func (k *Keeper) renumber(ctx context.Context) event {
+	c := k.o.Claim
+	c.Previous = append([]Subnet{k.m.lease.Subnet}, c.Previous...)
+	l, err := Acquire(ctx, k.o.Store, k.world, c)
+	var foreigner *ForeignInstanceError
+	switch {
+	case errors.As(err, &foreigner):
+		return event{kind: evFatal, err: err}
+	case err == nil && l.TTL == 0:
+		// Taken over, not created.
+		return event{kind: evUpdated, lease: l}
+	}
+	return outcome(evCreated, l, err)
+}
+
+// describeLease names a lease in the words of an error.
+func describeLease(l Lease) string {
+	owner := "host"
+	if l.Attrs.Owner != "" {
+		owner = "node " + string(l.Attrs.Owner)
+	}
+	return fmt.Sprintf("%s at %s (%s)", owner, showAddrs(l.Attrs.PublicIP), l.Subnet)
+}
