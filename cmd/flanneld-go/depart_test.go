@@ -185,19 +185,17 @@ func TestStartAfterARefusedRelease(t *testing.T) {
 	})
 }
 
-// answer plays a living daemon of another machine: it writes its key again
-// whenever somebody else did.
-func (h *testHost) answer(ctx context.Context, key, value string) {
-	h.put(key, value)
-	mine, _ := h.stored(key)
+// answer plays a living daemon of another machine, instance i2: it writes its key
+// again whenever somebody else did.
+func (h *testHost) answer(ctx context.Context, key string) {
 	for {
+		if l, ok := h.stored(key); !ok || l.Attrs.Instance != "i2" || !l.Attrs.Challenge.IsZero() {
+			h.put(key, `{"PublicIP":"198.18.0.9","Owner":"me","Instance":"i2"}`)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(100 * time.Millisecond):
-		}
-		if l, ok := h.stored(key); ok && l.Attrs != mine.Attrs {
-			h.put(key, value)
 		}
 	}
 }
@@ -261,7 +259,7 @@ func TestCloneRuns(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				began := time.Now()
-				go h.answer(ctx, key, `{"PublicIP":"198.18.0.9","Owner":"me","Instance":"i2"}`)
+				go h.answer(ctx, key)
 				err := h.end()
 				var foreign *subnet.ForeignInstanceError
 				if !errors.As(err, &foreign) {

@@ -166,7 +166,13 @@ func (h *testHost) stop() {
 // end waits for the process to end, and returns why.
 func (h *testHost) end() error {
 	h.t.Helper()
+	// One that goes on would make time pass for ever.
+	patience := time.AfterFunc(time.Minute, func() {
+		h.t.Error("the process does not end")
+		h.cancel()
+	})
 	err := h.group.Wait()
+	patience.Stop()
 	h.cancel()
 	h.loop.depart(context.WithoutCancel(h.t.Context()), err)
 	return err
