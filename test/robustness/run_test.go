@@ -1,0 +1,139 @@
+package robustness
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// poolOf are the subnets that a config allows.
+func poolOf(t *testing.T, text string) []string {
+	t.Helper()
+	cfg, err := subnet.ParseConfig(text)
+	if err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	var all []string
+	for i := range cfg.Pool().Len() {
+		all = append(all, cfg.Pool().At(i).String())
+	}
+	return all
+}
+
+// The daemons read the configs as they are meant.
+func TestNetwork(t *testing.T) {
+	n := networkFor(10)
+	want := make([]string, 0, len(n.pool))
+	for _, p := range n.pool {
+		want = append(want, p.String())
+	}
+	for name, text := range map[string]string{"config": n.config(), "harmless": n.variant(variantHarmless)} {
+		if diff := cmp.Diff(want, poolOf(t, text)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+	if n.variant(variantHarmless) == n.config() {
+		t.Error("the harmless config is no other")
+	}
+	shifted := poolOf(t, n.variant(variantRange))
+	if len(shifted) != len(want) || slices.Contains(shifted, want[moved-1]) || !slices.Contains(shifted, want[moved]) {
+		t.Errorf("the pool %s is moved to %s", want, shifted)
+	}
+	if cfg, err := subnet.ParseConfig(n.variant(variantInvalid)); err == nil {
+		t.Errorf("the invalid config is valid: %v", cfg)
+	}
+	if got := subnetKey(n.pool[0]); got != "/coreos.com/network/subnets/10.5.16.0-24" {
+		t.Errorf("the first subnet's key is %s", got)
+	}
+}
+
+func TestNeighboursBeginAtOnePlace(t *testing.T) {
+	n := networkFor(8)
+	cfg, err := subnet.ParseConfig(n.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := neighbours(n, 4)
+	if slices.Sort(ids); len(slices.Compact(ids)) != 4 {
+		t.Errorf("node ids %s, want 4", ids)
+	}
+	for _, id := range ids {
+		if at := cfg.Pool().Start(subnet.NodeID(id)); at != 0 {
+			t.Errorf("%s begins at %d", id, at)
+		}
+	}
+}
+
+// What the operator writes is told from what daemons write, though to a daemon
+// there is no difference.
+func TestGhosts(t *testing.T) {
+	tr := new(trial)
+	var attrs, other subnet.Attrs
+	first, second := tr.ghost(), tr.ghost()
+	if err := json.Unmarshal([]byte(first), &attrs); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal([]byte(second), &other); err != nil {
+		t.Fatal(err)
+	}
+	if attrs.Owner == other.Owner || attrs.PublicIP == other.PublicIP || attrs.BackendData == other.BackendData {
+		t.Errorf("two ghosts are one: %s, %s", first, second)
+	}
+	real, err := subnet.Attrs{Owner: "lab-h1", Instance: "7", PublicIP: subnet.ByFamily[netip.Addr]{netip.MustParseAddr("198.18.0.1")}}.MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !isGhost(first) || !isGhost(garbage+"1"+byHand) || isGhost(string(real)) || isGhost(string(real)+byHand) {
+		t.Error("a ghost is not told from a host")
+	}
+	if json.Unmarshal([]byte(garbage+"1"+byHand), &attrs) == nil {
+		t.Error("garbage can be read")
+	}
+	r := &Record{Epochs: []Epoch{{Events: []Event{
+		{Key: "config", Deleted: true},
+		{Key: "subnets/a", Value: first},
+		{Key: "subnets/b", Value: string(real)},
+		{Key: "subnets/c", Value: string(real) + byHand},
+		{Key: "subnets/d", Deleted: true},
+		{Key: "flanneld-go/store", Value: "x"},
+	}}}}
+	attribute(r)
+	var by []string
+	for _, e := range r.Epochs[0].Events {
+		if e.Operator {
+			by = append(by, e.Key)
+		}
+	}
+	if diff := cmp.Diff([]string{"config", "subnets/a", "subnets/c"}, by); diff != "" {
+		t.Errorf("the operator's (-want +got):\n%s", diff)
+	}
+}
+
+func TestSummary(t *testing.T) {
+	r := &Record{
+		Seed: 7, TTL: time.Second, Duration: 2 * time.Minute, Hosts: make([]Host, 3),
+		Epochs: []Epoch{{Events: make([]Event, 4)}, {Events: make([]Event, 1)}},
+		Faults: []Fault{{Kind: FaultKill}, {Kind: FaultWipe}, {Kind: FaultKill, Err: "no"}},
+		Pairs:  []Pair{{Sent: 10, Lost: []time.Duration{1}}, {Sent: 5}},
+		Load:   []Load{{Requests: 40, CPU: time.Second}, {Requests: 20, CPU: 4 * time.Second, LogLines: 6}},
+		Final:  Final{Leased: map[string]time.Duration{"h1": time.Second, "h2": 2 * time.Second}, Ready: map[string]time.Duration{"h1": -1}, Mesh: 3 * time.Second},
+	}
+	var text bytes.Buffer
+	summarize(&text, r, []Violation{{Validator: NoLoss}, {Validator: NoLoss}, {Validator: Leased}})
+	for _, want := range []string{
+		"seed 7: 2m0s, 3 hosts, TTL 1s", "2 kill (1 refused), 1 wipe", "2 epochs, 5 changes", "15 sent, 1 lost",
+		"20 requests to etcd, 2.0 s of CPU, 3 log lines", "leased after 2s, ready never, mesh after 3s", "leased 1, no-loss 2",
+	} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("no %q in\n%s", want, text.String())
+		}
+	}
+}
