@@ -473,3 +473,37 @@ func TestRoundAfterTheKeeper(t *testing.T) {
 		}
 	})
 }
+
+// No pause outlasts the grace, and none is cut short behind it.
+func TestInGrace(t *testing.T) {
+	tests := []struct {
+		name      string
+		policy    subnet.OnConflict
+		since     time.Duration // of the conflict; 0: there is none
+		withdrawn bool
+		want      time.Duration
+	}{
+		{name: "no conflict", want: retryMax},
+		{name: "it begins", since: time.Millisecond, want: renumberGrace - time.Millisecond},
+		{name: "nearly over", since: renumberGrace - time.Millisecond, want: time.Millisecond},
+		{name: "over, and the withdrawal failed", since: renumberGrace, want: retryMax},
+		{name: "withdrawn", since: time.Millisecond, withdrawn: true, want: retryMax},
+		{name: "fence waits for nothing", policy: subnet.Fence, since: time.Millisecond, want: retryMax},
+		{name: "keep waits for nothing", policy: subnet.Keep, since: time.Millisecond, want: retryMax},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l, _ := judging(t)
+				l.opts.onConflict, l.lease.withdrawn = tt.policy, tt.withdrawn
+				if tt.since > 0 {
+					l.lease.conflictAt = l.clock.Uptime()
+					time.Sleep(tt.since)
+				}
+				if got := l.inGrace(retryMax); got != tt.want {
+					t.Errorf("pause %s, want %s", got, tt.want)
+				}
+			})
+		})
+	}
+}
