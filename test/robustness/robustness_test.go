@@ -19,11 +19,13 @@ import (
 
 const (
 	// fixedSeed is that of the run which is the same every time.
-	fixedSeed = 3
+	fixedSeed = 664
 	// leaseTTL is as short as lets a host fail twice in it.
 	leaseTTL = 5 * time.Second
 	// slice is how long the schedules of make test are.
 	slice = 30 * time.Second
+	// leastHosts and mostHosts are how many there may be.
+	leastHosts, mostHosts = 6, 16
 	// members of etcd, and how many subnets the pool has to spare.
 	members, spare = 3, 4
 )
@@ -53,15 +55,23 @@ func standardHosts(n int) []hostPlan {
 	return hosts
 }
 
+// parseHosts reads a number of hosts: so many that some can be particular, so few
+// that one machine suffices.
+func parseHosts(text string) (int, error) {
+	n, err := strconv.Atoi(text)
+	if err == nil && (n < leastHosts || n > mostHosts) {
+		err = fmt.Errorf("must be between %d and %d", leastHosts, mostHosts)
+	}
+	return n, err
+}
+
 // runSeed plans a run, executes it and judges it.
 func runSeed(t *testing.T, seed uint64) {
 	b := prepared(t)
-	hosts := standardHosts(setting(t, "ROBUSTNESS_HOSTS", 8, strconv.Atoi))
-	schedule := newSchedule(seed, scheduleOptions{
-		Hosts: len(hosts), TTL: leaseTTL, Small: []int{5, 6},
-		Duration: setting(t, "ROBUSTNESS_DURATION", slice, time.ParseDuration),
-	})
-	t.Logf("seed %d: ROBUSTNESS_SEED=%d repeats it", seed, seed)
+	hosts := standardHosts(setting(t, "ROBUSTNESS_HOSTS", leastHosts+2, parseHosts))
+	duration := setting(t, "ROBUSTNESS_DURATION", slice, time.ParseDuration)
+	schedule := newSchedule(seed, scheduleOptions{Hosts: len(hosts), TTL: leaseTTL, Small: []int{5, 6}, Duration: duration})
+	t.Logf("the same again: ROBUSTNESS_HOSTS=%d make robustness SEED=%d DURATION=%s", len(hosts), seed, duration)
 	err := execute(t.Context(), trialOptions{
 		Seed: seed, Hosts: hosts, TTL: leaseTTL, Members: members, Spare: spare,
 		Daemon: b.daemon, Self: b.lab, Ctl: b.ctl, Steps: schedule, Log: t.Logf,
