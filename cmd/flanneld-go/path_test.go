@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"testing/synctest"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+)
+
+// forwarder is a backend with a data path in user space.
+type forwarder struct {
+	backend.Backend
+	running chan struct{} // holds a token while it runs
+	cleaned func(running bool)
+}
+
+func (f *forwarder) Run(ctx context.Context) error {
+	f.running <- struct{}{}
+	<-ctx.Done()
+	<-f.running
+	return nil
+}
+
+func (f *forwarder) Cleanup(context.Context) error {
+	f.cleaned(len(f.running) > 0)
+	return nil
+}
+
+// A data path in user space is ended before its device is deleted, which it
+// would otherwise report as a failure, and can be started again.
+func TestTakeDownEndsTheDataPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(networkConfig)
+		h.start()
+		h.ready()
+		h.stop()
+		l := h.loop
+		ctx, cancel := context.WithCancel(t.Context())
+		cleanups := 0
+		f := &forwarder{Backend: l.backend, running: make(chan struct{}, 1), cleaned: func(running bool) {
+			cleanups++
+			if running {
+				t.Error("cleaned up while it runs")
+			}
+		}}
+		l.backend = f
+		for range 2 {
+			l.startDataPath(ctx)
+			l.startDataPath(ctx)
+			synctest.Wait()
+			if len(f.running) != 1 {
+				t.Fatal("does not run")
+			}
+			if err := l.takeDown(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		if cleanups != 2 {
+			t.Errorf("%d cleanups, want 2", cleanups)
+		}
+		cancel()
+		if err := l.group.Wait(); err != nil && !errors.Is(err, io.EOF) {
+			t.Error(err)
+		}
+	})
+}
