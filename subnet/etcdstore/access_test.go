@@ -9,8 +9,10 @@ import (
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 
 	"github.com/flanneld-go/flanneld-go/subnet"
 	"github.com/flanneld-go/flanneld-go/subnet/etcdstore/etcdtest"
@@ -227,6 +229,39 @@ func expiredTokens(t *testing.T, opts etcdtest.Options) {
 	}
 	if _, err := s.client.Get(ctx, "/forbidden/"); !errors.As(err, new(*denial)) {
 		t.Errorf("reading what is forbidden: %v: authentication is off, the test tests nothing", err)
+	}
+}
+
+// forger gives tokens that no etcd takes.
+type forger struct{ pb.AuthClient }
+
+func (forger) Authenticate(context.Context, *pb.AuthenticateRequest, ...grpc.CallOption) (*pb.AuthenticateResponse, error) {
+	return &pb.AuthenticateResponse{Token: "forged"}, nil
+}
+
+// An etcd that refuses every token is not asked without end.
+func TestTokensAreBounded(t *testing.T) {
+	server := startServer(t, etcdtest.Options{})
+	enableAuth(t, server)
+	s := open(t, Options{Endpoints: server.Endpoints(), Prefix: "/allowed", Username: "host", Password: password, DialTimeout: time.Second})
+	s.tokens.auth = forger{}
+	const want = "one token after another is refused: invalid auth token"
+	if _, err := s.Load(t.Context()); !errors.Is(err, ErrAuth) || !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("Load: %v, want %q", err, want)
+	}
+	if n := s.Stats().Requests; n != maxTokens {
+		t.Errorf("%d requests for one Load, want %d", n, maxTokens)
+	}
+	if _, err := s.keepAlive(t.Context(), 1); err == nil {
+		t.Error("keep-alive succeeds")
+	}
+	for _, err := range s.Watch(t.Context(), 1) {
+		if !errors.Is(err, ErrAuth) {
+			t.Errorf("Watch: %v, want %v", err, ErrAuth)
+		}
+	}
+	if n := s.Stats().Requests; n != maxTokens+2+maxTokens {
+		t.Errorf("%d requests, want %d for a Load, 2 for a keep-alive and %d for a watch", n, maxTokens, maxTokens)
 	}
 }
 

@@ -37,8 +37,8 @@ func (s *Store) intercept(ctx context.Context, method string, req, reply any, cc
 		if !s.tokens.refused(token, err) {
 			return s.explain(ctx, req, err)
 		}
-		if n == maxTokens {
-			return &tokenRefused{rpctypes.Error(err)}
+		if answer := (rpctypes.EtcdError{}); n == maxTokens && errors.As(rpctypes.Error(err), &answer) {
+			return &tokenRefused{answer}
 		}
 	}
 }

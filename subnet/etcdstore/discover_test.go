@@ -92,6 +92,16 @@ func (z *zone) questions() []string {
 	return slices.Compact(asked)
 }
 
+// awaitQuestion returns when there is a question that was not seen yet.
+func (z *zone) awaitQuestion(t *testing.T) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); len(z.questions()) == 0; await(t, 10*time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nobody asks DNS")
+		}
+	}
+}
+
 func (z *zone) answer(query []byte) []byte {
 	var m dnsmessage.Message
 	if m.Unpack(query) != nil || len(m.Questions) != 1 {
@@ -242,6 +252,8 @@ func TestDiscoveryWaitsForDNS(t *testing.T) {
 	for range cap(errs) {
 		go func() { errs <- load(30 * time.Second) }()
 	}
+	z.questions()
+	z.awaitQuestion(t) // in vain
 	z.set(plainName, "e1.test:"+port(t, server.Endpoint()))
 	for range cap(errs) {
 		if err := <-errs; err != nil {
@@ -272,8 +284,12 @@ func TestDiscoveryFollowsTheRecords(t *testing.T) {
 	if got := config(t, results); got != "DNS is down" {
 		t.Errorf("config %q", got)
 	}
-	z.set(plainName, "e1.test:"+port(t, first.endpoint()), "e2.test:"+port(t, second.endpoint()))
+	// DNS is still down when the connection is lost, and the one endpoint that
+	// is known stays gone.
+	z.questions()
 	first.close()
+	z.awaitQuestion(t)
+	z.set(plainName, "e1.test:"+port(t, first.endpoint()), "e2.test:"+port(t, second.endpoint()))
 	o.config(t, "moved")
 	if got := config(t, results); got != "moved" {
 		t.Errorf("config %q", got)
@@ -281,13 +297,21 @@ func TestDiscoveryFollowsTheRecords(t *testing.T) {
 	if got := s.Endpoints(); len(got) != 2 {
 		t.Errorf("endpoints %v, want both", got)
 	}
-	z.questions()
-	second.cut() // A connection that ends is reason enough.
-	for end := time.Now().Add(20 * time.Second); len(z.questions()) == 0; await(t, 10*time.Millisecond) {
+	// As long as one is gone DNS is asked, and then no more.
+	z.set(plainName, "e2.test:"+port(t, second.endpoint()))
+	for end := time.Now().Add(20 * time.Second); len(s.Endpoints()) != 1; await(t, 10*time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("nobody asks DNS after a connection has ended")
+			t.Fatalf("endpoints %v, want the second alone", s.Endpoints())
 		}
 	}
+	await(t, 200*time.Millisecond)
+	z.questions()
+	await(t, 3*maxReconnect)
+	if asked := z.questions(); len(asked) > 0 {
+		t.Errorf("asked %v although all is well", asked)
+	}
+	second.cut() // A connection that ends is reason enough.
+	z.awaitQuestion(t)
 }
 
 // The certificate must be valid for the target's name; the records cannot turn

@@ -88,8 +88,8 @@ func (s *Store) fail(ctx context.Context, op string, err error) error {
 			return e
 		}
 	}
-	if refused := (*denial)(nil); errors.As(err, &refused) {
-		e.Kind, e.Err = ErrAuth, refused
+	if errors.As(err, new(*denial)) || errors.As(err, new(*tokenRefused)) {
+		e.Kind = ErrAuth
 		return e
 	}
 	err = rpctypes.Error(err)
@@ -115,7 +115,7 @@ func (s *Store) fail(ctx context.Context, op string, err error) error {
 
 // plainAnswer words an answer of etcd's for the operator.
 func (s *Store) plainAnswer(answer rpctypes.EtcdError) error {
-	said := strings.TrimPrefix(answer.Error(), "etcdserver: ")
+	said := plainText(answer)
 	switch {
 	case errors.Is(answer, rpctypes.ErrUserEmpty):
 		return errors.New("wants a user: --etcd-username and --etcd-password-file")
@@ -124,6 +124,11 @@ func (s *Store) plainAnswer(answer rpctypes.EtcdError) error {
 	default:
 		return errors.New(said)
 	}
+}
+
+// plainText is an answer without the name of who gave it.
+func plainText(answer rpctypes.EtcdError) string {
+	return strings.TrimPrefix(answer.Error(), "etcdserver: ")
 }
 
 // kindOf classifies an answer by its code. The client maps etcd's answers to

@@ -95,9 +95,10 @@ func with(ctx context.Context, token string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, rpctypes.TokenFieldNameGRPC, token)
 }
 
-// tokenRefused is etcd's answer to one token after another. The client, which
-// would try again and again, does not know it by this text.
-type tokenRefused struct{ err error }
+// tokenRefused is etcd's answer to one token after another. It does not unwrap to
+// that answer: the client knows it, and would try again and again.
+type tokenRefused struct{ answer rpctypes.EtcdError }
 
-func (e *tokenRefused) Error() string { return "tokens are refused: " + e.err.Error() }
-func (e *tokenRefused) Unwrap() error { return e.err }
+func (e *tokenRefused) Error() string {
+	return "one token after another is refused: " + plainText(e.answer)
+}

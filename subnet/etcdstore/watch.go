@@ -56,9 +56,12 @@ func (s *Store) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subn
 				return
 			}
 			if w.verified {
-				w.since, w.verified = time.Now(), false
+				w.since, w.verified, w.refusals = time.Now(), false, 0
 			}
-			if ctx.Err() != nil || !broken(err) || time.Since(w.since) > s.opts.DialTimeout {
+			if errors.Is(err, errTokenEnded) {
+				w.refusals++
+			}
+			if ctx.Err() != nil || !broken(err) || w.refusals == maxTokens || time.Since(w.since) > s.opts.DialTimeout {
 				yield(subnet.Batch{}, s.fail(ctx, "watch "+s.opts.Prefix, err))
 				return
 			}
@@ -90,6 +93,8 @@ type watch struct {
 	// since is when there was a verified stream for the last time, or the
 	// beginning: the DialTimeout to have another counts from there.
 	since time.Time
+	// refusals are streams since then that were refused for their token.
+	refusals int
 
 	// The fields below concern the current stream.
 
