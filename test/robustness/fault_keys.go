@@ -325,6 +325,20 @@ func (t *trial) removeAll(ctx context.Context, match func(*mvccpb.KeyValue) bool
 	})
 }
 
+// vacant are the subnets that no host uses: one without a key may be about to
+// have it again.
+func (t *trial) vacant() []netip.Prefix {
+	vacant := slices.Clone(t.network.pool)
+	for _, h := range t.hosts {
+		// A host that uses none has no file.
+		if env, err := h.ReadSubnet(); err == nil {
+			used := env.Subnets[subnet.IPv4].Masked()
+			vacant = slices.DeleteFunc(vacant, func(p netip.Prefix) bool { return p == used })
+		}
+	}
+	return vacant
+}
+
 // exhaust lets ghosts have every free subnet of the pool and that of the host. It
 // is healed by freeing one, and the others later.
 func (t *trial) exhaust(ctx context.Context, h *host) (healing, error) {
@@ -334,7 +348,7 @@ func (t *trial) exhaust(ctx context.Context, h *host) (healing, error) {
 		if err != nil {
 			return err
 		}
-		for _, p := range t.network.pool {
+		for _, p := range t.vacant() {
 			value := t.ghost()
 			lease, err := t.lease(ctx, ghostTTL)
 			if err != nil {
