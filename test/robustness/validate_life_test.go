@@ -143,6 +143,9 @@ func TestWholeFiles(t *testing.T) {
 	unmarked := func(*Sample) {}
 	for _, c := range []tale{
 		{name: "half of subnet.env", then: hook("h1", func(x *Sample) { x.SubnetEnv.Text = x.SubnetEnv.Text[:40] }), want: []string{"whole-files h1 21.5s"}},
+		{name: "subnet.env without its last line", then: hook("h1", func(x *Sample) {
+			x.SubnetEnv.Text, _, _ = strings.Cut(x.SubnetEnv.Text, "FLANNEL_IPMASQ")
+		}), want: []string{"whole-files h1 21.5s"}},
 		{name: "empty subnet.env", then: hook("h2", func(x *Sample) { x.SubnetEnv.Text = "" }), want: []string{"whole-files h2 21.5s"}},
 		{name: "no subnet.env", then: hook("h3", func(x *Sample) { x.SubnetEnv = File{} }), want: []string{"whole-files h3 22s"}},
 		{name: "half of daemon.json", then: hook("h1", func(x *Sample) { x.DockerConfig.Text = x.DockerConfig.Text[:20] }), want: []string{"whole-files h1 21.5s"}},

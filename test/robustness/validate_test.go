@@ -121,6 +121,12 @@ func TestOneOwner(t *testing.T) {
 			s.create("h4", home(4))
 			s.then(sec)
 		}},
+		{name: "takes an overlap over from another", then: func(s *story) {
+			s.byOperator(func() { s.putLeased(half, stranger) })
+			s.then(sec)
+			s.take("h3", half)
+			s.then(sec)
+		}, want: []string{"lost-write h3 21s", "one-owner h3 21s"}},
 		{name: "operator writes over a lease", then: func(s *story) {
 			s.byOperator(func() { s.putBare(half, stranger) })
 			s.then(20 * sec)
@@ -476,6 +482,12 @@ func TestStopsUsing(t *testing.T) {
 			s.then(4 * sec)
 			s.create("h1", home(7))
 			s.then(30 * sec)
+		}},
+		{name: "nobody else's, but unreadable", then: func(s *story) {
+			s.byOperator(func() { s.put(home(1), "{") })
+			s.then(9 * sec)
+			s.create("h1", home(7))
+			s.then(sec)
 		}},
 		{name: "no other subnet", hosts: 9, then: func(s *story) {
 			taken(s)
