@@ -242,7 +242,7 @@ func (m *Member) dialShared(ctx context.Context) (net.Conn, error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	// It was the kernel that accepted.
+	// One that was accepted just before the pause would pass for a good one.
 	if m.paused {
 		return nil, errors.Join(fmt.Errorf("dial %s: %w", m.name(), errPaused), conn.Close())
 	}
