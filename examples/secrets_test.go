@@ -110,6 +110,7 @@ func TestNoSecretIsShown(t *testing.T) {
 			if !strings.Contains(out, "network   10.5.0.0/16") {
 				t.Errorf("--check with the password by %s does not get through:\n%s", name, out)
 			}
+			v.briefly(t, given.env, append(v.flags(), args...))
 			v.run(t, "flanneld-go", given.env, append(args, "--help")...)
 			v.run(t, "flanneld-go", given.env, append(args, "--iface=none", "--on-conflict=none")...)
 			v.run(t, "flannelctl", given.env, append(append([]string{"leases"}, v.access()...), args[1:]...)...)
@@ -237,20 +238,43 @@ func (v *vault) run(t *testing.T, name, env string, args ...string) string {
 	return out.String()
 }
 
+// briefly has a daemon start, work and end.
+func (v *vault) briefly(t *testing.T, env string, args []string) {
+	t.Helper()
+	daemon, _ := v.start(t, "flanneld-go", env, args...)
+	defer func() { _ = daemon.Process.Kill() }() // unless it has ended
+	v.awaitSubnet(t)
+	if err := daemon.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := daemon.Wait(); err != nil {
+		t.Error(err)
+	}
+	if err := os.Remove(filepath.Join(v.dir, "subnet.env")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// awaitSubnet returns when a daemon has leased a subnet and written it.
+func (v *vault) awaitSubnet(t *testing.T) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; pause(t) {
+		if _, err := os.Stat(filepath.Join(v.dir, "subnet.env")); err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("no subnet.env:\n%s", v.said)
+		}
+	}
+}
+
 // live has a daemon lease a subnet, be refused, lose its certificate, and crash.
 func (v *vault) live(t *testing.T, secret string) {
 	const metrics, healthz = "127.0.0.1:9094", "8286"
 	daemon, _ := v.start(t, "flanneld-go", "", append(v.flags(), "--etcd-password-file="+secret, "--log-level=debug",
 		"--metrics-listen="+metrics, "--healthz-ip=127.0.0.1", "--healthz-port="+healthz)...)
 	defer func() { _ = daemon.Process.Kill() }() // unless it has ended
-	for end := time.Now().Add(time.Minute); ; pause(t) {
-		if _, err := os.Stat(filepath.Join(v.dir, "subnet.env")); err == nil {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("no subnet.env:\n%s", v.said)
-		}
-	}
+	v.awaitSubnet(t)
 	look := func() {
 		t.Helper()
 		for _, url := range []string{"http://" + metrics + "/metrics", "http://127.0.0.1:" + healthz + "/healthz", "http://127.0.0.1:" + healthz + "/readyz"} {
