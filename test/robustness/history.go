@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -29,6 +30,8 @@ const (
 //	in force       ?????????  surely  .........?????????
 type timeline struct {
 	moments []*moment
+	// begins are those with which epochs began, the first left out.
+	begins []*moment
 	// flaws are what cannot be in a whole record.
 	flaws []Violation
 }
@@ -74,6 +77,8 @@ type state struct {
 	// names below the prefix.
 	keys     map[string]bool
 	holdings map[string]*holding
+	// order are the holdings sorted by their keys.
+	order []*holding
 	// config is nil while there is none or none that is valid.
 	config *subnet.Config
 	text   string
@@ -93,6 +98,9 @@ func replay(r *Record, lag time.Duration) *timeline {
 		}
 		m := &moment{epoch: i, earliest: earliest, latest: latest, before: last, state: s}
 		t.moments = append(t.moments, m)
+		if i > 0 {
+			t.begins = append(t.begins, m)
+		}
 		for _, events := range revisions(e.Events) {
 			at := events[len(events)-1].At
 			earliest, latest = max(earliest, at-lag), max(latest, at)
@@ -179,6 +187,7 @@ func (s *state) apply(events []Event, names map[netip.Addr]owner) *state {
 			}
 		}
 	}
+	next.order = slices.SortedFunc(maps.Values(next.holdings), func(a, b *holding) int { return strings.Compare(a.Key, b.Key) })
 	return next
 }
 
@@ -219,24 +228,30 @@ func readHolding(name string, e Event, prev *holding, names map[netip.Addr]owner
 	return h
 }
 
-// sorted are the holdings in the order of their keys.
-func (s *state) sorted() []*holding {
-	return slices.SortedFunc(maps.Values(s.holdings), func(a, b *holding) int { return strings.Compare(a.Key, b.Key) })
+// where are the holdings of which something holds, sorted by their keys.
+func (s *state) where(holds func(*holding) bool) []*holding {
+	var out []*holding
+	for _, h := range s.order {
+		if holds(h) {
+			out = append(out, h)
+		}
+	}
+	return out
 }
 
 // overlapping are the holdings under other keys that share an address with h's.
 func (s *state) overlapping(h *holding) []*holding {
-	return slices.DeleteFunc(s.sorted(), func(o *holding) bool { return o.Key == h.Key || !o.subnet.Overlaps(h.subnet) })
+	return s.where(func(o *holding) bool { return o.Key != h.Key && o.subnet.Overlaps(h.subnet) })
 }
 
 // of are the holdings of one owner.
 func (s *state) of(o owner) []*holding {
-	return slices.DeleteFunc(s.sorted(), func(h *holding) bool { return h.owner != o })
+	return s.where(func(h *holding) bool { return h.owner == o })
 }
 
-// exactly returns the holding of which p is a half.
+// exactly returns the holding of which p is a half; nil: there is none.
 func (s *state) exactly(p netip.Prefix) *holding {
-	for _, h := range s.sorted() {
+	for _, h := range s.order {
 		if p.IsValid() && slices.Contains(h.subnet[:], p) {
 			return h
 		}
@@ -248,7 +263,7 @@ func (s *state) exactly(p netip.Prefix) *holding {
 // and what the host routes elsewhere.
 func (s *state) obstacles(host Host) iter.Seq[netip.Prefix] {
 	return func(yield func(netip.Prefix) bool) {
-		for _, h := range s.sorted() {
+		for _, h := range s.order {
 			if h.owner == ownerOf(host) {
 				continue
 			}
@@ -294,29 +309,20 @@ func (s *state) obstructed(host Host, x subnet.Subnet) bool {
 }
 
 // window are the moments that may have been in force at some time from from to
-// until, in order.
+// until, in order. Both times of moments only rise.
 func (t *timeline) window(from, until time.Duration) []*moment {
-	var out []*moment
-	for i, m := range t.moments {
-		if m.earliest > until {
-			break
-		}
-		if i+1 == len(t.moments) || t.moments[i+1].latest >= from {
-			out = append(out, m)
-		}
-	}
-	return out
+	// The first is the one before the first that surely was in force then.
+	first := sort.Search(len(t.moments), func(i int) bool { return t.moments[i].latest >= from }) - 1
+	end := sort.Search(len(t.moments), func(i int) bool { return t.moments[i].earliest > until })
+	return t.moments[min(max(first, 0), end):end]
 }
 
 // at is the last moment that surely was in force at a time or before; nil before
 // the first.
 func (t *timeline) at(when time.Duration) *moment {
-	var found *moment
-	for _, m := range t.moments {
-		if m.latest > when {
-			break
-		}
-		found = m
+	i := sort.Search(len(t.moments), func(i int) bool { return t.moments[i].latest > when })
+	if i == 0 {
+		return nil
 	}
-	return found
+	return t.moments[i-1]
 }

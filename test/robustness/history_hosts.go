@@ -2,6 +2,7 @@ package robustness
 
 import (
 	"slices"
+	"sort"
 	"time"
 )
 
@@ -119,12 +120,11 @@ func (e *evidence) run(host string, at time.Duration) (Run, bool) {
 // sampleBefore is a host's last sample that was complete by a time; nil: none.
 func (e *evidence) sampleBefore(host string, when time.Duration) *Sample {
 	all := e.samples[host]
-	for i := len(all) - 1; i >= 0; i-- {
-		if all[i].Until <= when {
-			return &all[i]
-		}
+	i := sort.Search(len(all), func(i int) bool { return all[i].Until > when })
+	if i == 0 {
+		return nil
 	}
-	return nil
+	return &all[i-1]
 }
 
 // meddled reports whether a fault was about this very host at some time: its

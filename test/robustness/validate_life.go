@@ -148,10 +148,7 @@ func (e *evidence) stayedOpen(own *holding, m *moment, w write) bool {
 func (e *evidence) storeIdentity() []Violation {
 	var found []Violation
 	writes := e.writes()
-	for _, begin := range e.line.moments {
-		if begin.epoch == 0 || len(begin.events) > 0 {
-			continue
-		}
+	for _, begin := range e.line.begins {
 		for _, host := range e.Hosts {
 			own := begin.before.of(ownerOf(host))
 			if len(own) != 1 {
@@ -179,7 +176,7 @@ func (e *evidence) forgotten() []Violation {
 		if !ok || run.From > begin.earliest {
 			return
 		}
-		for _, h := range begin.before.sorted() {
+		for _, h := range begin.before.order {
 			peer := h.err == nil && h.owner != ownerOf(e.hosts[s.Host])
 			if peer && e.lostWith(begin, h, s.Until) && !e.kept(s, h.subnet[subnet.IPv4], h.has, begin.earliest) {
 				report(h.Key, []string{h.Key}, "dropped the path to %s of %s within a TTL of etcd's %s", h.subnet, h.owner, e.Epochs[begin.epoch].Why)
@@ -192,8 +189,8 @@ func (e *evidence) forgotten() []Violation {
 // of s; nil: it is the first.
 func (e *evidence) lastBeginning(s Sample) *moment {
 	var last *moment
-	for _, m := range e.line.moments {
-		if m.earliest <= s.Until && m.epoch > 0 && len(m.events) == 0 {
+	for _, m := range e.line.begins {
+		if m.earliest <= s.Until {
 			last = m
 		}
 	}
@@ -317,7 +314,7 @@ func (s *state) vacancies() uint64 {
 func (e *evidence) formers(m *moment) map[string]*holding {
 	out := map[string]*holding{}
 	for _, then := range e.line.moments {
-		for _, h := range then.state.sorted() {
+		for _, h := range then.state.order {
 			if host, ok := e.nodes[h.owner]; ok {
 				out[host.Name] = h
 			}

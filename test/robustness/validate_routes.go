@@ -169,7 +169,7 @@ func (e *evidence) expected(s Sample) []*holding {
 	us := e.hosts[s.Host]
 	window := e.line.window(from, s.Until)
 	var out []*holding
-	for _, h := range window[len(window)-1].state.sorted() {
+	for _, h := range window[len(window)-1].state.order {
 		steady := h.owner != ownerOf(us) && e.throughout(from, s.Until, func(x *state) bool {
 			then := x.holdings[h.Key]
 			return then != nil && then.owner == h.owner && x.routable(then, us)
@@ -252,7 +252,7 @@ func (e *evidence) unreadable() []Violation {
 func (e *evidence) lostPaths() []Violation {
 	return e.eachTable(func(s Sample, report reporter) {
 		window := e.line.window(s.From-e.bounds.React, s.Until)
-		for _, h := range window[len(window)-1].state.sorted() {
+		for _, h := range window[len(window)-1].state.order {
 			unreadable := h.former != "" && h.former != ownerOf(e.hosts[s.Host]) && e.throughout(s.From-e.bounds.React, s.Until, func(x *state) bool {
 				then := x.holdings[h.Key]
 				return then != nil && then.err != nil && then.introduced.Revision == h.introduced.Revision && len(x.overlapping(then)) == 0

@@ -49,7 +49,7 @@ func (e *evidence) samplesInRow(n int, check func(Sample, reporter)) []Violation
 func (e *evidence) keysOf(p netip.Prefix) []string {
 	var keys []string
 	for _, m := range e.line.moments {
-		for _, h := range m.state.sorted() {
+		for _, h := range m.state.order {
 			if h.subnet[subnet.FamilyOf(p.Addr())].Overlaps(p) && !slices.Contains(keys, h.Key) {
 				keys = append(keys, h.Key)
 			}
