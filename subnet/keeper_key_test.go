@@ -27,7 +27,7 @@ func TestKeeperTakesItsKeyBack(t *testing.T) {
 		{name: "flannel of this host overwrote it", do: func(h *host) { put(h.t, h.data, home, attrs("", "198.18.0.1"), ttl) }, want: subnet.StateValid, key: home},
 		{name: "an operator made it a reservation", do: func(h *host) { put(h.t, h.data, home, h.keeper.Lease().Attrs, 0) }, want: subnet.StateValid, key: home, bare: true},
 		{name: "moved to another lease", do: func(h *host) { put(h.t, h.data, home, h.keeper.Lease().Attrs, ttl) }, want: subnet.StateValid, key: home},
-		{name: "overwritten by ourselves, beside something larger", do: func(h *host) {
+		{name: "overwritten by ourselves, beside something larger", policy: subnet.Keep, do: func(h *host) {
 			put(h.t, h.data, "10.5.112.0-20", attrs("", "198.18.0.2"), ttl)
 			put(h.t, h.data, home, attrs("", "198.18.0.1"), ttl)
 		}, want: subnet.StateValid, key: home},
