@@ -19,6 +19,8 @@
 //     of our own hosts can never hold overlapping subnets: both decided on a
 //     config and a list of leases read at one revision, and the store compared
 //     that config again in the transaction that created the key.
+//   - A host is its node id. A lease with our node id and another's address is
+//     challenged before it is taken: see [Acquire] and [Keeper].
 //   - Nothing here knows a kernel or etcd. The package imports the standard
 //     library only; time comes from a [Clock].
 //

@@ -237,3 +237,38 @@ func TestViewFromCache(t *testing.T) {
 		w.finish()
 	})
 }
+
+// A peer that changed its address and its MAC where the log is compacted is seen
+// as it is now: nothing is assumed of what the gap hides.
+func TestViewAfterChangesInAGap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		w := watch(t, data, nil)
+		before := subnet.Attrs{PublicIP: addr4("198.18.0.2"), Owner: "a", BackendData: subnet.ByFamily[subnet.RawJSON]{`{"VtepMAC":"02:00:00:00:00:01"}`}}
+		put(t, data, "10.5.1.0-24", before, 0)
+		put(t, data, "10.5.2.0-24", before, 0)
+		synctest.Wait()
+		w.store.SetUnavailable(errDown)
+		synctest.Wait()
+		mac, ip := before, before
+		mac.BackendData[subnet.IPv4] = `{"VtepMAC":"02:00:00:00:00:02"}`
+		ip.PublicIP = addr4("198.18.0.3")
+		put(t, data, "10.5.1.0-24", mac, 0)
+		put(t, data, "10.5.2.0-24", ip, 0)
+		data.Compact(data.Revision())
+		old := w.view.Snapshot()
+		w.store.SetUnavailable(nil)
+		after(time.Second)
+		for i, want := range []subnet.Attrs{mac, ip} {
+			if got := w.view.Snapshot().Leases()[i].Attrs; got != want {
+				t.Errorf("%+v, want %+v", got, want)
+			}
+		}
+		select {
+		case <-old.Changed():
+		default:
+			t.Error("nobody was told")
+		}
+		w.finish()
+	})
+}
