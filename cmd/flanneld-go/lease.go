@@ -19,8 +19,9 @@ import (
 )
 
 const (
-	// acquireTimeout bounds one attempt to lease a subnet.
-	acquireTimeout = 10 * time.Second
+	// acquireTimeout bounds one attempt to lease a subnet: some requests, and
+	// two challenges in a row where another claimant's stands already.
+	acquireTimeout = 10*time.Second + 2*subnet.ChallengeWait
 	// acquireTries is how often a world that is out of date is loaded anew
 	// before the round is given up.
 	acquireTries = 5
