@@ -73,6 +73,7 @@ type trial struct {
 	rec     *recorder
 	hosts   []*host
 	network network
+	control control
 	// begun is when the schedule did, on the recorder's clock.
 	begun time.Duration
 
@@ -111,6 +112,7 @@ func execute(ctx context.Context, o trialOptions, judge func(*Record) error) (er
 	t.tasks, t.ctx, t.end = tasks, running, end
 	defer func() {
 		t.end()
+		t.control.stop()
 		err = errors.Join(err, t.tasks.Wait())
 		if err != nil {
 			l.KeepFiles()
@@ -206,6 +208,9 @@ func (t *trial) connect(ctx context.Context) error {
 	if err := errors.Join(t.lab.StartContainers(ctx), t.lab.WaitMesh(ctx)); err != nil {
 		return err
 	}
+	if err := t.startControl(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
 	for _, h := range t.hosts {
 		if err := t.rec.retarget(ctx, h.Host); err != nil {
 			return err
@@ -247,7 +252,8 @@ func (t *trial) stop(ctx context.Context) (*Record, error) {
 	// From here on nobody touches the lab.
 	t.end()
 	err = errors.Join(err, t.tasks.Wait(), t.rec.finish(ctx, healed, DefaultBounds(t.TTL)))
-	t.account()
+	t.control.stop()
+	t.account(t.control.lost(t.rec.at))
 	record, stopped := t.rec.stop(ctx)
 	if record != nil {
 		attribute(record)
@@ -290,8 +296,12 @@ func (t *trial) settle(ctx context.Context, until time.Duration) {
 	}
 }
 
-// account adds the faults to the record, and what followed from them.
-func (t *trial) account() {
+// account adds the faults to the record, what followed from them, and what the
+// control lost.
+func (t *trial) account(lost []time.Duration) {
+	for _, f := range blips(lost) {
+		t.rec.addFault(f)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, d := range t.done {

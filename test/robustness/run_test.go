@@ -117,6 +117,31 @@ func TestGhosts(t *testing.T) {
 	}
 }
 
+func TestBlips(t *testing.T) {
+	at := func(ms ...time.Duration) []time.Duration {
+		for i := range ms {
+			ms[i] *= time.Millisecond
+		}
+		return ms
+	}
+	for name, tc := range map[string]struct{ lost, want []time.Duration }{
+		"none":           {nil, nil},
+		"one":            {at(5000), at(5000, 5000)},
+		"close together": {at(5000, 5900, 6800), at(5000, 6800)},
+		"far apart":      {at(5000, 6000, 9000), at(5000, 5000, 6000, 6000, 9000, 9000)},
+	} {
+		var got []time.Duration
+		for _, f := range blips(tc.lost) {
+			if got = append(got, f.From, f.Until); !f.Every {
+				t.Errorf("%s: not every host is touched", name)
+			}
+		}
+		if diff := cmp.Diff(tc.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
 func TestSummary(t *testing.T) {
 	r := &Record{
 		Seed: 7, TTL: time.Second, Duration: 2 * time.Minute, Hosts: make([]Host, 3),
