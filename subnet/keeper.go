@@ -16,8 +16,10 @@ import (
 const (
 	// requestTimeout bounds one deed of the keeper and one Load of the view.
 	requestTimeout = 10 * time.Second
-	// leastTimeout is what a deed has at least when the lease's time ends.
+	// leastTimeout is what a deed has at least when the lease's time ends,
+	// attempts how many there are to be time for until then.
 	leastTimeout = time.Second
+	attempts     = 3
 )
 
 // SupersededError is a lease that another process of this host has taken over.
@@ -281,14 +283,15 @@ func (k *Keeper) perform(ctx context.Context) event {
 	return ev
 }
 
-// patience is how long the next deed may take. A request that hangs does not
-// hide that the lease's time is over meanwhile.
+// patience is how long the next deed may take. A request that hangs, as one to a
+// member that is paused does, must leave time to ask another, and not hide that
+// the lease's time is over.
 func (k *Keeper) patience(now time.Duration) time.Duration {
 	if k.m.do == doRenumber || k.m.do == doSettle {
 		return requestTimeout + 2*ChallengeWait // There may be answers to wait for.
 	}
 	if at, ok := k.m.expiry(); ok && at > now {
-		return min(requestTimeout, max(at-now, leastTimeout))
+		return min(requestTimeout, max((at-now)/attempts, leastTimeout))
 	}
 	return requestTimeout
 }

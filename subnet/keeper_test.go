@@ -163,26 +163,51 @@ func TestKeeperWhoseRequestsHang(t *testing.T) {
 			hanging.Store = o.Store
 			o.Store, o.Claim.TTL = hanging, 4*time.Second
 		})
-		hanging.hangs.Store(true)
+		hanging.hangs.Store(1 << 20)
 		after(3900 * time.Millisecond)
-		h.is(subnet.StateValid)
+		h.is(subnet.StateDegraded)
 		after(time.Second + 200*time.Millisecond)
 		h.is(subnet.StateUnproven)
-		hanging.hangs.Store(false)
+		hanging.hangs.Store(0)
 		after(12 * time.Second)
 		h.want(subnet.StateValid, home, "")
 		h.end()
 	})
 }
 
-// hangingStore answers no renewal while it hangs.
+// A member of the store that is silent costs a lease nothing as long as another
+// one is not: there is time to ask it.
+func TestKeeperAsksAnotherInTime(t *testing.T) {
+	for _, ttl := range []time.Duration{4 * time.Second, 30 * time.Second, time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			hanging := &hangingStore{}
+			h := start(t, newStore(config), func(o *subnet.KeeperOptions) {
+				hanging.Store = o.Store
+				o.Store, o.Claim.TTL = hanging, ttl
+			})
+			for range 5 {
+				hanging.hangs.Store(1)
+				for range 20 {
+					after(ttl / 20)
+					if h.keeper.Status().State == subnet.StateUnproven {
+						t.Fatalf("TTL %s: the lease ran out: %s", ttl, h.keeper.Status().Why)
+					}
+				}
+				h.want(subnet.StateValid, home, "")
+			}
+			h.end()
+		})
+	}
+}
+
+// hangingStore does not answer so many renewals.
 type hangingStore struct {
 	subnet.Store
-	hangs atomic.Bool
+	hangs atomic.Int64
 }
 
 func (s *hangingStore) Renew(ctx context.Context, l subnet.Lease) (subnet.Lease, error) {
-	if s.hangs.Load() {
+	if s.hangs.Add(-1) >= 0 {
 		<-ctx.Done()
 		return l, ctx.Err()
 	}
