@@ -81,7 +81,7 @@ func silences(deeds []deed, host string) []stretch {
 	var out []stretch
 	for _, d := range deeds {
 		switch d.Kind {
-		case FaultKill, FaultStop, FaultPause, FaultPartition, FaultBlock, FaultCut, FaultMemberPause:
+		case FaultKill, FaultStop, FaultPause, FaultPartition, FaultBlock, FaultCut:
 			if d.hits(host) {
 				out = append(out, stretch{d.From, startedBy(deeds, d)})
 			}
@@ -118,12 +118,17 @@ type loss struct {
 // losses are those of one host.
 func losses(deeds []deed, host string, ttl time.Duration) []loss {
 	var out []loss
-	for _, d := range deeds {
+	for i, d := range deeds {
 		switch {
 		case d.Kind == FaultWipe:
 			// Peers hold on for a TTL after the config is there again.
 			late := d.Until + ttl/2
 			out = append(out, loss{stretch{late, late + takenBackWithin}, stuck(deeds, host)})
+		case d.Kind == FaultMemberPause && d.variant == variantLeader:
+			// One that wakes up revokes what it believes to have expired before
+			// it learns that it leads no more.
+			others := slices.Concat(deeds[:i], deeds[i+1:])
+			out = append(out, loss{stretch{d.From, d.Until + takenBackWithin}, stuck(others, host)})
 		case !slices.Contains(d.to, host):
 		case d.Kind == FaultDelete || d.Kind == FaultRevoke:
 			out = append(out, loss{stretch{d.From, d.From + takenBackWithin}, stuck(deeds, host)})

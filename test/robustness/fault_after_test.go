@@ -54,6 +54,9 @@ func TestConsequences(t *testing.T) {
 		"a wipe":                        {[]deed{off(at(FaultWipe, 10, 11), "a", "b")}, nil},
 		"a wipe, and down shortly":      {[]deed{at(FaultWipe, 10, 11), at(FaultKill, 10.5, 13, "a")}, nil},
 		"a wipe, and cut off for long":  {[]deed{at(FaultWipe, 10, 11), off(at(FaultSlow, 9, 15), "a")}, []string{"loss a 14s-15s"}},
+		"a follower asleep":             {[]deed{off(as(at(FaultMemberPause, 10, 20), variantFollower), "a", "b")}, nil},
+		"a leader asleep":               {[]deed{off(as(at(FaultMemberPause, 10, 20), variantLeader), "a", "b")}, nil},
+		"a leader wakes up, cut off":    {[]deed{off(as(at(FaultMemberPause, 10, 20), variantLeader), "a", "b"), off(at(FaultCut, 21, 22), "a")}, []string{"loss a 10s-22s"}},
 		"overwritten in a full pool":    {[]deed{at(FaultOverwrite, 10, 12, "a"), at(FaultExhaust, 11, 16, "b")}, []string{"loss a 10s-16s", "loss b 11s-16s"}},
 		"a start beside a wiped config": {[]deed{at(FaultKill, 10, 11, "a"), at(FaultWipe, 10.5, 15)}, []string{"silence a 10s-15s"}},
 	} {

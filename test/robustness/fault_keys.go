@@ -210,24 +210,28 @@ func (t *trial) reserve(ctx context.Context, h *host) error {
 		if err != nil {
 			return err
 		}
+		t.mu.Lock()
+		t.reserved = append(t.reserved, reserved{keySubnets + s.Key(), t.rec.now()})
+		t.mu.Unlock()
 		_, err = t.lab.Switch.Run(ctx, t.Ctl, "reserve", s.String(), "--node="+h.node(),
 			"--etcd-endpoints="+t.lab.EtcdURL(), "--etcd-prefix="+lab.Prefix)
-		return errors.Join(err, t.markBare(ctx, kv))
+		return err
 	})
 }
 
-// markBare notes as the operator's the revision in which a key lost its lease,
-// if it has since it was read.
-func (t *trial) markBare(ctx context.Context, was *mvccpb.KeyValue) error {
-	later, err := t.cluster.Client().Get(ctx, string(was.Key))
-	for err == nil && len(later.Kvs) > 0 && later.Kvs[0].ModRevision > was.ModRevision {
-		kv := later.Kvs[0]
-		later, err = t.cluster.Client().Get(ctx, string(was.Key), clientv3.WithRev(kv.ModRevision-1))
-		if err == nil && len(later.Kvs) > 0 && later.Kvs[0].Lease != 0 && kv.Lease == 0 {
-			t.rec.operator(kv.ModRevision)
-		}
-	}
-	return err
+// reserved is a deed of flannelctl's: it does not say at which revision, and may
+// have done it though it could not say so.
+type reserved struct {
+	key string
+	at  time.Duration
+}
+
+// reserveWithin is how long after its start such a deed may show in the record.
+const reserveWithin = operateWithin + 5*time.Second
+
+// did reports whether an event may be the deed: the key hangs on no lease then.
+func (r reserved) did(e Event) bool {
+	return e.Key == r.key && !e.Deleted && e.Lease == 0 && r.at <= e.At && e.At <= r.at+reserveWithin
 }
 
 // overwrite puts another value into a host's key.

@@ -66,7 +66,7 @@ func mutants() []mutant {
 		{
 			name:      "mortal-reservation",
 			bug:       "taking a reservation over gives it a lease, as flannel does",
-			validator: CatchesMortalReservation, scene: reserved(),
+			validator: CatchesMortalReservation, scene: bare(),
 			edit: edit{write, "	resp, err := s.swap(ctx, l, clientv3.OpPut(s.keyOf(l), entry.Value, clientv3.WithIgnoreLease()))\n", freshLease},
 		},
 		{

@@ -85,8 +85,8 @@ func illegible() scene {
 	))
 }
 
-// reserved: a subnet is reserved for a host before it starts, and it starts twice.
-func reserved() scene {
+// bare: a subnet is reserved for a host before it starts, and it starts twice.
+func bare() scene {
 	s := plain(3*time.Second, steps(
 		Step{Kind: FaultKill, Hosts: []int{1}, At: time.Second, For: 500 * time.Millisecond},
 	))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -94,6 +95,8 @@ type trial struct {
 	done []deed
 	// ghosts is how many owners were invented.
 	ghosts int
+	// reserved is what flannelctl was asked to do.
+	reserved []reserved
 	// snapshot is who had which subnet when etcd was backed up.
 	snapshot map[string]string
 }
@@ -256,17 +259,24 @@ func (t *trial) stop(ctx context.Context) (*Record, error) {
 	t.account(t.control.lost(t.rec.at))
 	record, stopped := t.rec.stop(ctx)
 	if record != nil {
-		attribute(record)
+		attribute(record, t.reserved)
 	}
 	return record, errors.Join(err, stopped)
 }
 
-// attribute marks the operator's writes whose answers got lost.
-func attribute(r *Record) {
+// attribute marks the operator's writes that were not told the recorder: those of
+// flannelctl, and those whose answers got lost.
+func attribute(r *Record, deeds []reserved) {
 	for i := range r.Epochs {
-		for j, e := range r.Epochs[i].Events {
-			if e.Key == "config" || strings.HasSuffix(e.Value, byHand) {
-				r.Epochs[i].Events[j].Operator = true
+		events := r.Epochs[i].Events
+		for j, e := range events {
+			if e.Key == keyConfig || strings.HasSuffix(e.Value, byHand) {
+				events[j].Operator = true
+			}
+		}
+		for _, deed := range deeds {
+			if first := slices.IndexFunc(events, deed.did); first >= 0 {
+				events[first].Operator = true
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package robustness
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -104,15 +105,19 @@ func TestGhosts(t *testing.T) {
 		{Key: "subnets/c", Value: string(real) + byHand},
 		{Key: "subnets/d", Deleted: true},
 		{Key: "flanneld-go/store", Value: "x"},
+		{Key: "subnets/e", Value: string(real), Lease: 7, At: 2 * time.Second},
+		{Key: "subnets/e", Value: string(real), At: 3 * time.Second},
+		{Key: "subnets/e", Value: string(real), At: 4 * time.Second},
+		{Key: "subnets/f", Value: string(real), At: time.Minute},
 	}}}}
-	attribute(r)
+	attribute(r, []reserved{{"subnets/e", time.Second}, {"subnets/f", time.Second}})
 	var by []string
 	for _, e := range r.Epochs[0].Events {
 		if e.Operator {
-			by = append(by, e.Key)
+			by = append(by, fmt.Sprintf("%s %s", e.Key, e.At))
 		}
 	}
-	if diff := cmp.Diff([]string{"config", "subnets/a", "subnets/c"}, by); diff != "" {
+	if diff := cmp.Diff([]string{"config 0s", "subnets/a 0s", "subnets/c 0s", "subnets/e 3s"}, by); diff != "" {
 		t.Errorf("the operator's (-want +got):\n%s", diff)
 	}
 }
