@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/flanneld-go/flanneld-go/backend/udp"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -28,9 +29,9 @@ type refusal struct {
 }
 
 // selectPeers returns the leases that get a path, sorted by subnet, and those
-// that are refused. Leases of our own are in neither. Of two peers whose subnets
-// overlap the one leased first keeps its path: the other cannot have been made
-// by the rules.
+// that are refused. Leases of our own are in neither, nor are reservations that
+// nobody has taken up. Of two peers whose subnets overlap the one leased first
+// keeps its path: the other cannot have been made by the rules.
 func selectPeers(cfg *subnet.Config, me self, leases []subnet.Lease) (peers []subnet.Lease, refused []refusal) {
 	peers = make([]subnet.Lease, 0, len(leases))
 	for _, l := range leases {
@@ -40,6 +41,7 @@ func selectPeers(cfg *subnet.Config, me self, leases []subnet.Lease) (peers []su
 			refused = append(refused, refusal{lease: l, why: fmt.Sprintf("overlaps our own subnet %s", me.subnet)})
 		case !insideNetwork(cfg, l.Subnet):
 			refused = append(refused, refusal{lease: l, why: "lies outside the network " + strings.Join(networks(cfg), " and ")})
+		case awaited(cfg, me, l):
 		case publishes(l, me.public):
 			refused = append(refused, refusal{lease: l, why: "publishes this host's own address: a stale key, or two hosts with one --public-ip", shared: l.Attrs.Owner != ""})
 		default:
@@ -107,6 +109,16 @@ func insideNetwork(cfg *subnet.Config, s subnet.Subnet) bool {
 		inside = true
 	}
 	return inside
+}
+
+// awaited reports whether l is a reservation that its host, which may be this
+// one, has not taken up yet: somebody else wrote it, and it does not say how to
+// reach anybody. In a network of udp another host's address is enough.
+func awaited(cfg *subnet.Config, me self, l subnet.Lease) bool {
+	a := l.Attrs
+	a.PublicIP, a.Owner = subnet.ByFamily[netip.Addr]{}, ""
+	reachable := cfg.BackendType == udp.Type && publicIP(l) != "" && !publishes(l, me.public)
+	return l.Reservation() && a == subnet.Attrs{} && !reachable
 }
 
 func publishes(l subnet.Lease, public subnet.ByFamily[netip.Addr]) bool {

@@ -24,7 +24,7 @@ func testLease(prefix, public string, created subnet.Revision) subnet.Lease {
 	l.Subnet[subnet.IPv4] = netip.MustParsePrefix(prefix)
 	l.Attrs.PublicIP[subnet.IPv4] = netip.MustParseAddr(public)
 	l.Attrs.Owner = subnet.NodeID("node " + public)
-	l.Created = created
+	l.ID, l.Created = 1, created
 	return l
 }
 
@@ -107,6 +107,42 @@ func TestSelectPeers(t *testing.T) {
 	}
 }
 
+// A reservation that waits for its host is no peer that lacks a path. One that
+// some host of udp uses reads the same as one that waits.
+func TestSelectPeersLeavesOutWhoIsAwaited(t *testing.T) {
+	me := self{node: "me", public: subnet.ByFamily[netip.Addr]{netip.MustParseAddr("198.18.0.1")}, subnet: subnet.Subnet{netip.MustParsePrefix("10.5.1.0/24")}}
+	reserved := func(prefix string, a subnet.Attrs) subnet.Lease {
+		return subnet.Lease{Subnet: subnet.Subnet{netip.MustParsePrefix(prefix)}, Attrs: a}
+	}
+	at := func(addr string) subnet.Attrs {
+		return subnet.Attrs{PublicIP: subnet.ByFamily[netip.Addr]{netip.MustParseAddr(addr)}}
+	}
+	taken := at("198.18.0.4")
+	taken.BackendType, taken.Owner, taken.Instance = "vxlan", "b", "x"
+	leased := reserved("10.5.6.0/24", at("198.18.0.5"))
+	leased.ID = 1
+	leases := []subnet.Lease{
+		reserved("10.5.2.0/24", subnet.Attrs{Owner: "a"}),
+		reserved("10.5.3.0/24", at("198.18.0.3")),
+		reserved("10.5.4.0/24", taken),
+		reserved("10.5.5.0/24", at("198.18.0.1")), // ours, from the next start on
+		leased,
+	}
+	for backend, want := range map[string][]string{
+		"vxlan": {"10.5.4.0/24", "10.5.6.0/24"},
+		"udp":   {"10.5.3.0/24", "10.5.4.0/24", "10.5.6.0/24"},
+	} {
+		peers, refused := selectPeers(testConfig(t, `{"Network":"10.5.0.0/16","Backend":{"Type":"`+backend+`"}}`), me, leases)
+		var got []string
+		for _, p := range peers {
+			got = append(got, p.Subnet.String())
+		}
+		if diff := cmp.Diff(want, got); diff != "" || len(refused) > 0 {
+			t.Errorf("%s: peers (-want +got):\n%s; refused: %v", backend, diff, refused)
+		}
+	}
+}
+
 // Whatever is in etcd, no two paths overlap, none overlaps ours, and each lease
 // is either a path, refused, or ours.
 func TestSelectPeersNeverOverlaps(t *testing.T) {
@@ -125,7 +161,7 @@ func TestSelectPeersNeverOverlaps(t *testing.T) {
 		me := self{node: "me", subnet: draw("own")}
 		var leases []subnet.Lease
 		for range rapid.IntRange(0, 12).Draw(t, "leases") {
-			leases = append(leases, subnet.Lease{Subnet: draw("peer"), Created: subnet.Revision(rapid.IntRange(1, 9).Draw(t, "created"))})
+			leases = append(leases, subnet.Lease{Subnet: draw("peer"), ID: 1, Created: subnet.Revision(rapid.IntRange(1, 9).Draw(t, "created"))})
 		}
 		peers, refused := selectPeers(cfg, me, leases)
 		ours := 0
