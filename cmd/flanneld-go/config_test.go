@@ -77,7 +77,13 @@ func TestJudge(t *testing.T) {
 		},
 		{
 			name: "gone at run time", first: running,
-			want: "the network config is gone from /net/config at http://a:1,http://b:2; keeping that of revision 4 | " + put,
+			want: "the network config is gone from /net/config at http://a:1,http://b:2; keeping that of revision 4 | " +
+				`etcdctl --endpoints=http://a:1,http://b:2 put /net/config '` + running + `'`,
+		},
+		{
+			name: "gone at run time, of several lines and with a quote", first: "{\"Network\": \"10.5.0.0/16\",\n \"Site\": \"O'Hare\"}",
+			want: "the network config is gone from /net/config at http://a:1,http://b:2; keeping that of revision 4 | " +
+				`etcdctl --endpoints=http://a:1,http://b:2 put /net/config '{"Network":"10.5.0.0/16","Site":"O'\''Hare"}'`,
 		},
 		{
 			name: "invalid at run time", first: running, next: `{`,

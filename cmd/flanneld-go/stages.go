@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -166,15 +168,26 @@ func (l *loop) judge(doc subnet.Document) error {
 	return nil
 }
 
-// noConfig says in one line what to type.
+// noConfig says in one line what to type: the config that this host had, where it
+// had one.
 func (l *loop) noConfig() error {
 	key := l.opts.etcd.Prefix + "/config"
 	where := l.opts.etcd.Where()
-	put := fmt.Sprintf(`%s put %s '{"Network":"10.5.0.0/16"}'`, l.opts.etcd.Etcdctl(), key)
+	had := cmp.Or(l.config.doc.Text, l.cache.Config.Text, `{"Network":"10.5.0.0/16"}`)
+	put := fmt.Sprintf("%s put %s %s", l.opts.etcd.Etcdctl(), key, quoted(had))
 	if l.config.current != nil {
 		return withHint(fmt.Errorf("the network config is gone from %s at %s; keeping that of revision %d", key, where, l.config.doc.Modified), "%s", put)
 	}
 	return fmt.Errorf("no network config yet: waiting for key %s at %s; put one with: %s", key, where, put)
+}
+
+// quoted is a config as one word of a shell, on one line.
+func quoted(config string) string {
+	var line bytes.Buffer
+	if json.Compact(&line, []byte(config)) == nil {
+		config = line.String()
+	}
+	return "'" + strings.ReplaceAll(config, "'", `'\''`) + "'"
 }
 
 // adopt brings a config into force.

@@ -211,7 +211,7 @@ func TestStoreOptions(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if got, want := e.Etcdctl(), "etcdctl --discovery-srv=example.com --discovery-srv-name=prod"; got != want {
+	if got, want := e.Etcdctl(), "etcdctl --discovery-srv=example.com --discovery-srv-name=prod --cacert=ca --cert=cert --key=key --user=host"; got != want {
 		t.Errorf("Etcdctl() = %q, want %q", got, want)
 	}
 	e.Username = ""

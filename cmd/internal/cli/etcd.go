@@ -108,15 +108,22 @@ func (e *Etcd) Where() string {
 	return strings.Join(e.Endpoints, ",")
 }
 
-// Etcdctl is the command line that makes etcdctl talk to the same members.
+// Etcdctl is the command line that makes etcdctl talk to the same members in the
+// same way, without the password, which it asks for.
 func (e *Etcd) Etcdctl() string {
-	if e.DiscoverySRV == "" {
-		return "etcdctl --endpoints=" + strings.Join(e.Endpoints, ",")
+	line := "etcdctl"
+	add := func(flag, value string) {
+		if value != "" {
+			line += " --" + flag + "=" + value
+		}
 	}
-	line := "etcdctl --discovery-srv=" + e.DiscoverySRV
-	if e.DiscoverySRVName != "" {
-		line += " --discovery-srv-name=" + e.DiscoverySRVName
-	}
+	add("endpoints", strings.Join(e.Endpoints, ","))
+	add("discovery-srv", e.DiscoverySRV)
+	add("discovery-srv-name", e.DiscoverySRVName)
+	add("cacert", e.CAFile)
+	add("cert", e.CertFile)
+	add("key", e.KeyFile)
+	add("user", e.Username)
 	return line
 }
 
