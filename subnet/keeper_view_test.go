@@ -186,3 +186,28 @@ func TestKeeperWithViewOfRestoredStore(t *testing.T) {
 		})
 	}
 }
+
+// A store that got another identity is another store, whatever it holds: the
+// keeper looks, and knows it from then on. It would not find clones else.
+func TestKeeperWithViewOfAnotherIdentity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		w := watch(t, data, nil)
+		// One connection for both, as in the daemon: the view's load makes the
+		// other identity the known one.
+		h := start(t, data, func(o *subnet.KeeperOptions) { o.View, o.Store = w.view, w.store })
+		renewals := w.requests["Renew"].Load()
+		data.DeleteIdentity()
+		after(time.Second)
+		h.want(subnet.StateValid, home, "")
+		if got, want := h.keeper.Status().Identity, load(t, data).Identity; got != want {
+			t.Errorf("the keeper knows the store as %s, it is %s", got, want)
+		}
+		if n := w.requests["Renew"].Load() - renewals; n != 1 {
+			t.Errorf("asked %d times, want once", n)
+		}
+		h.stop()
+		<-h.result
+		w.finish()
+	})
+}

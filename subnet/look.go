@@ -48,11 +48,15 @@ func (k *Keeper) concerns(s *Snapshot) bool {
 
 // noticed is the event of a sight that concerns us. A challenge is answered from
 // the view alone: the one who put it does not wait for long, and the answer
-// proves by itself that nothing has changed since.
+// proves by itself that nothing has changed since. In a store that is not the one
+// we know, a key that reads as ours did would prove nothing: that wants a look.
 func (k *Keeper) noticed(s *Snapshot) event {
+	if s.Identity != k.world.Identity {
+		return event{kind: evLost, err: ErrStoreChanged}
+	}
 	l, _ := s.Stored(k.m.lease.Subnet)
 	asked := l.Attrs.Owner == k.o.Claim.Node && l.Attrs.Instance == k.o.Claim.Instance && !l.Attrs.Challenge.IsZero()
-	if asked && s.Identity == k.world.Identity && l.Modified > k.m.lease.Modified {
+	if asked && l.Modified > k.m.lease.Modified {
 		return event{kind: evOurs, lease: l}
 	}
 	return event{kind: evNudge}

@@ -90,7 +90,7 @@ type deed uint8
 
 const (
 	// doWait until machine.wake; ends in evTick, evNudge, evWant, evOurs,
-	// evDouble or evStop.
+	// evLost, evDouble or evStop.
 	doWait deed = iota
 	// doRenew by Store.Renew; ends in evRenewed, evLost or evFailed.
 	doRenew

@@ -175,6 +175,11 @@ func (v *View) follow(ctx context.Context) error {
 		timer := clock.Timer(v.wake(min(silent, reload)) - clock.Uptime())
 		select {
 		case b := <-batches:
+			if clock.Uptime() >= silent {
+				// It waited for us, while this machine slept say: etcd may have
+				// been restored meanwhile, and be past this revision again.
+				return fmt.Errorf("%w for %s", errSilent, v.o.Progress)
+			}
 			silent = clock.Uptime() + v.o.Progress
 			v.take(b)
 		case err := <-end:

@@ -175,6 +175,41 @@ func TestViewSilence(t *testing.T) {
 	})
 }
 
+// pacedStore is a Store whose watches report nothing but progress, when told.
+type pacedStore struct {
+	subnet.Store
+	report chan struct{}
+}
+
+func (s *pacedStore) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subnet.Batch, error] {
+	return func(yield func(subnet.Batch, error) bool) {
+		for {
+			select {
+			case <-s.report:
+				yield(subnet.Batch{Revision: after}, nil)
+			case <-ctx.Done():
+				yield(subnet.Batch{}, ctx.Err())
+				return
+			}
+		}
+	}
+}
+
+// What arrives first after a sleep is no sign that nothing was missed.
+func TestViewAfterSleep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		paced := &pacedStore{report: make(chan struct{})}
+		w := watch(t, newStore(config), func(o *subnet.ViewOptions) { paced.Store = o.Store; o.Store = paced })
+		w.put("10.5.1.0-24", "a")
+		w.clock.suspend(time.Minute)
+		paced.report <- struct{}{}
+		after(time.Second)
+		w.synced(true, "")
+		w.want("10.5.1.0/24 a")
+		w.finish()
+	})
+}
+
 // Progress keeps a quiet watch alive, wakes nobody, and moves the revision; now
 // and then everything is loaded again, which wakes nobody either.
 func TestViewQuiet(t *testing.T) {
