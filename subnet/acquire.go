@@ -191,7 +191,7 @@ func (a *acquisition) release(ctx context.Context, leases []Lease) (lost error) 
 	for _, l := range leases {
 		err := a.store.Release(ctx, l)
 		if err != nil {
-			lost = fmt.Errorf("release %s: %w", l.Subnet, err)
+			lost = err
 		}
 		if err != nil && !errors.Is(err, ErrLeaseLost) {
 			break

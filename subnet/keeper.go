@@ -218,7 +218,7 @@ func (k *Keeper) Release(ctx context.Context) error {
 		return nil
 	}
 	if err := k.o.Store.Release(ctx, l); err != nil && !errors.Is(err, ErrLeaseLost) {
-		return fmt.Errorf("release %s: %w", l.Subnet, err)
+		return err
 	}
 	return nil
 }

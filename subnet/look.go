@@ -172,10 +172,13 @@ func (k *Keeper) renumber(ctx context.Context) event {
 }
 
 // describeLease names a lease in the words of an error.
-func describeLease(l Lease) string {
+func describeLease(l Lease) string { return fmt.Sprintf("%s (%s)", describeOwner(l), l.Subnet) }
+
+// describeOwner names whom a lease belongs to.
+func describeOwner(l Lease) string {
 	owner := "host"
 	if l.Attrs.Owner != "" {
 		owner = "node " + string(l.Attrs.Owner)
 	}
-	return fmt.Sprintf("%s at %s (%s)", owner, showAddrs(l.Attrs.PublicIP), l.Subnet)
+	return owner + " at " + showAddrs(l.Attrs.PublicIP)
 }

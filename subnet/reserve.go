@@ -20,6 +20,9 @@ type HeldError struct {
 
 // Error names the holder.
 func (e *HeldError) Error() string {
+	if e.Lease.Subnet == e.Wanted {
+		return fmt.Sprintf("%s is held by %s", e.Wanted, describeOwner(e.Lease))
+	}
 	return fmt.Sprintf("%s is held by %s", e.Wanted, describeLease(e.Lease))
 }
 

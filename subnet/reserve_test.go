@@ -49,9 +49,9 @@ func TestReserve(t *testing.T) {
 			key: "10.5.7.0-24", holder: node,
 		},
 
-		{name: "another node's", prior: []prior{{"10.5.7.0-24", attrs("c", "198.18.0.2"), day}}, key: "10.5.7.0-24", holder: both, err: "10.5.7.0/24 is held by node c at 198.18.0.2 (10.5.7.0/24)"},
-		{name: "another node's reservation", prior: []prior{{"10.5.7.0-24", attrs("c", "198.18.0.3"), 0}}, key: "10.5.7.0-24", holder: ip, err: "10.5.7.0/24 is held by node c at 198.18.0.3 (10.5.7.0/24)"},
-		{name: "flannel's, and no address is given", prior: []prior{{"10.5.7.0-24", attrs("", "198.18.0.2"), day}}, key: "10.5.7.0-24", holder: node, err: "10.5.7.0/24 is held by host at 198.18.0.2 (10.5.7.0/24)"},
+		{name: "another node's", prior: []prior{{"10.5.7.0-24", attrs("c", "198.18.0.2"), day}}, key: "10.5.7.0-24", holder: both, err: "10.5.7.0/24 is held by node c at 198.18.0.2"},
+		{name: "another node's reservation", prior: []prior{{"10.5.7.0-24", attrs("c", "198.18.0.3"), 0}}, key: "10.5.7.0-24", holder: ip, err: "10.5.7.0/24 is held by node c at 198.18.0.3"},
+		{name: "flannel's, and no address is given", prior: []prior{{"10.5.7.0-24", attrs("", "198.18.0.2"), day}}, key: "10.5.7.0-24", holder: node, err: "10.5.7.0/24 is held by host at 198.18.0.2"},
 		{name: "part of another's", prior: []prior{{"10.5.0.0-20", attrs("c", "198.18.0.3"), day}}, key: "10.5.7.0-24", holder: node, err: "10.5.7.0/24 is held by node c at 198.18.0.3 (10.5.0.0/20)"},
 		{
 			name: "its own, part of which is another's", prior: []prior{{"10.5.7.0-24", attrs("b", "198.18.0.2"), day}, {"10.5.7.128-25", attrs("c", "198.18.0.3"), day}},
