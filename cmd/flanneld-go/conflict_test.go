@@ -273,8 +273,8 @@ func TestKeep(t *testing.T) {
 		if diff := cmp.Diff(used, h.uses(former)); diff != "" || len(used) != 3 {
 			t.Errorf("in use (-before +after):\n%s", diff)
 		}
-		if s := h.board.Snapshot(); s.Ready || s.Lease.State != "conflict" {
-			t.Errorf("ready %t, lease %s; want not ready, conflict", s.Ready, s.Lease.State)
+		if s := h.board.Snapshot(); s.Ready || s.Lease.State != "conflict" || !s.Lease.Expires.IsZero() {
+			t.Errorf("ready %t, lease %+v; want not ready, conflict, no end of another's lease", s.Ready, s.Lease)
 		}
 		h.line("component=lease")
 		h.data.DeleteKey(key)

@@ -65,6 +65,10 @@ func (l *loop) release(ctx context.Context) {
 		log.Warn("stopped; the lease is not released, since not all that uses it could be withdrawn", "error", err, "cleanup", "flannelctl cleanup")
 		return
 	}
+	if l.lease.conflictAt != 0 {
+		log.Info("stopped; data path and files are withdrawn, the subnet is not ours to release")
+		return
+	}
 	if s.Reservation() {
 		log.Info("stopped; data path and files are withdrawn, the reservation stays")
 		return

@@ -134,6 +134,14 @@ func TestReleaseOnExitKeepsTheLease(t *testing.T) {
 			},
 		},
 		{
+			name: "another's, and kept", holder: "other", said: `msg="stopped; data path and files are withdrawn, the subnet is not ours to release"`,
+			before: func(h *testHost) { h.opts.onConflict = subnet.Keep },
+			running: func(h *testHost, _ string) {
+				h.lose()
+				h.eventually(promise, "in conflict", func() bool { return h.problem(status.ComponentLease).Blocking })
+			},
+		},
+		{
 			name: "still in use", holder: "me", said: `msg="stopped; the lease is not released, since not all that uses it could be withdrawn"`, used: 1,
 			running: func(h *testHost, _ string) { h.writeFile("state/docker.json", "{") },
 		},

@@ -281,8 +281,8 @@ func (l *loop) showLease(s *subnet.KeeperStatus) {
 		Subnet: s.Lease.Subnet.String(), State: s.State.String(), Since: s.Since, Reason: s.Why,
 		Reservation: s.Lease.Reservation(), TTLSeconds: s.Lease.TTL.Seconds(),
 	}
-	// The end of an unproven lease is over, or came from a file.
-	if s.Expires != 0 && s.State != subnet.StateUnproven {
+	// The end of any other lease is over, came from a file, or is none of ours.
+	if s.Expires != 0 && (s.State == subnet.StateValid || s.State == subnet.StateDegraded) {
 		shown.Expires = l.clock.Now().Add(s.Expires - l.clock.Uptime())
 	}
 	l.board.Update(func(st *status.Status) {
