@@ -45,7 +45,7 @@ var metricTable = [...]metric{
 	{"flanneld_etcd_received_bytes_total", "Bytes of messages received from etcd.", prometheus.CounterValue, "", func(s status.Status, put sample) { put(float64(s.Etcd.Traffic.BytesReceived)) }},
 	{"flanneld_bad_keys", "Keys in etcd that are no leases.", prometheus.GaugeValue, "", func(s status.Status, put sample) { put(float64(len(s.BadKeys))) }},
 	{"flanneld_shared_addresses", "Addresses that leases of several owners publish.", prometheus.GaugeValue, "", func(s status.Status, put sample) { put(float64(len(s.SharedAddresses))) }},
-	{"flanneld_lease_expiry_timestamp_seconds", "When our lease expires unless it is renewed; 0 for a reservation.", prometheus.GaugeValue, "", func(s status.Status, put sample) {
+	{"flanneld_lease_expiry_timestamp_seconds", "When our lease expires unless it is renewed; 0 for a reservation, and while the lease is neither valid nor degraded.", prometheus.GaugeValue, "", func(s status.Status, put sample) {
 		if s.Lease.Expires.IsZero() {
 			put(0)
 			return
