@@ -90,6 +90,10 @@ type watch struct {
 	at subnet.Revision
 	// identity is what the store must be; empty until it is known.
 	identity string
+	// witness is the last event; nil before the first one. A store that does
+	// not know of it has another past: one that was restored, and has been
+	// written to since until its revision was no longer behind ours.
+	witness *mvccpb.Event
 	// since is when there was a verified stream for the last time, or the
 	// beginning: the DialTimeout to have another counts from there.
 	since time.Time
@@ -254,18 +258,38 @@ func (w *watch) prove(ctx context.Context, stream pb.Watch_WatchClient) error {
 func (w *watch) verify(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, w.opts.DialTimeout)
 	defer cancel()
-	resp, err := w.client.Get(ctx, w.identityKey)
+	questions := []clientv3.Op{clientv3.OpGet(w.identityKey)}
+	if w.witness != nil {
+		questions = append(questions, clientv3.OpGet(string(w.witness.Kv.Key)))
+	}
+	resp, err := w.client.Txn(ctx).Then(questions...).Commit()
 	if err != nil {
 		return err
 	}
-	found := identityOf(resp.Kvs)
+	found := identityOf(answer(resp, 0))
 	if w.identity == "" {
 		w.identity = found
 	}
 	if found != w.identity || resp.Header.Revision < int64(w.at) {
 		return subnet.ErrStoreChanged
 	}
+	if w.witness != nil && contradicts(answer(resp, 1), w.witness) {
+		return subnet.ErrStoreChanged
+	}
 	return nil
+}
+
+// contradicts reports whether the key of an event, as it is now, cannot have come
+// of it: keys only go on from there. One that is absent was deleted since.
+func contradicts(now []*mvccpb.KeyValue, then *mvccpb.Event) bool {
+	switch {
+	case len(now) == 0:
+		return false
+	case then.Type == mvccpb.DELETE:
+		return now[0].CreateRevision <= then.Kv.ModRevision
+	default:
+		return now[0].ModRevision < then.Kv.ModRevision
+	}
 }
 
 // progress yields that the stream is alive. Answers to our requests may be ahead
@@ -329,7 +353,7 @@ func (w *watch) revision(rev subnet.Revision, events []*mvccpb.Event) error {
 			kvs = append(kvs, w.subnetOf(e.Kv))
 		}
 	}
-	w.at = rev
+	w.at, w.witness = rev, events[len(events)-1]
 	if b.Config == nil && len(b.Deleted)+len(kvs) == 0 {
 		return nil
 	}
