@@ -148,7 +148,7 @@ func NewKeeper(o KeeperOptions) *Keeper {
 		renewed: now, confirmed: true, do: doRenew,
 	}
 	if o.Cached {
-		m.state, m.confirmed, m.why = StateUnproven, false, errors.New("the lease comes from the cache")
+		m.state, m.confirmed, m.do, m.why = StateUnproven, false, doLook, errors.New("the lease comes from the cache")
 	}
 	k := &Keeper{
 		o: o, m: m, silent: map[Subnet]Revision{}, world: World{Identity: o.Identity},

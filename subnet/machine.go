@@ -249,9 +249,10 @@ func (m machine) woken(in input) machine {
 	switch m.state {
 	case StateValid, StateDegraded, StateUnproven:
 		m.do = doWait
-		if due {
-			m.do = doRenew
-		} else if in.kind == evWant && m.lease.Attrs != m.want {
+		switch {
+		case due:
+			m.do = m.proof()
+		case in.kind == evWant && m.confirmed && m.lease.Attrs != m.want:
 			m.do = doUpdate
 		}
 	case StateLost, StateConflict:
@@ -263,6 +264,16 @@ func (m machine) woken(in input) machine {
 		m.do = doStop
 	}
 	return m
+}
+
+// proof is the deed that tells whether the lease is ours. One of the cache may be
+// another machine's, of which this one is a copy, to the last revision: a renewal
+// would prove that the key is as it was, and not whose.
+func (m machine) proof() deed {
+	if m.confirmed {
+		return doRenew
+	}
+	return doLook
 }
 
 // holds takes in that the lease is ours.
@@ -315,6 +326,7 @@ func (m machine) lost(in input) machine {
 func (m machine) looked(in input) machine {
 	switch in.kind {
 	case evAbsent:
+		m = m.unheld(in.now)
 		m.do = doCreate
 	case evOurs:
 		in.lease.TTL = m.ttlOf(in.lease)
@@ -338,9 +350,17 @@ func (m machine) looked(in input) machine {
 		}
 	default: // evBlocked
 		m.why = in.err
-		return m.retry(in)
+		return m.unheld(in.now).retry(in)
 	}
 	return m
+}
+
+// unheld takes in that nobody holds the subnet, us included.
+func (m machine) unheld(now time.Duration) machine {
+	if m.state == StateConflict {
+		return m
+	}
+	return m.enter(StateLost, now, m.do)
 }
 
 // disputed takes in that the key has our node id and another address.
