@@ -2,6 +2,7 @@ package robustness
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -151,7 +152,7 @@ func (e *evidence) storeIdentity() []Violation {
 	for _, begin := range e.line.begins {
 		for _, host := range e.Hosts {
 			own := begin.before.of(ownerOf(host))
-			if len(own) != 1 {
+			if len(own) != 1 || !e.used(host, own[0].subnet, begin.earliest) {
 				continue
 			}
 			i := slices.IndexFunc(writes, func(w write) bool {
@@ -163,6 +164,16 @@ func (e *evidence) storeIdentity() []Violation {
 		}
 	}
 	return append(found, e.forgotten()...)
+}
+
+// used reports whether a host had a subnet, and no other, when it was last looked
+// at before a time. Its only key may be one that it has beside the lost one that
+// it uses.
+func (e *evidence) used(host Host, x subnet.Subnet, before time.Duration) bool {
+	s := e.sampleBefore(host.Name, before)
+	return s == nil || !slices.ContainsFunc(s.Own, func(p netip.Prefix) bool {
+		return !x[subnet.FamilyOf(p.Addr())].Contains(p.Addr())
+	})
 }
 
 // forgotten looks for peers that were dropped because etcd no longer knew them.

@@ -406,6 +406,22 @@ func TestStoreIdentity(t *testing.T) {
 			s.create("h1", home(7))
 			s.then(sec)
 		}, want: []string{"store-identity h1 20s"}},
+		{name: "to what it uses, not to a key beside", then: func(s *story) {
+			// A hook sees what etcd would make of it: this host has lost its own
+			// key a moment ago, and has a reservation elsewhere.
+			was := s.shown["h1"]
+			s.byOperator(func() { s.putBare(home(7), s.value("h1")) })
+			s.byOperator(func() { s.del(home(1)) })
+			s.hooks["h1"] = func(x *Sample) {
+				x.Own, x.SubnetEnv, x.DockerConfig, x.Status = was.Own, was.SubnetEnv, was.DockerConfig, nil
+			}
+			s.then(sec)
+			held(s, "h2", "h3")
+			s.wipe()
+			returned(s)
+			s.hooks["h1"], s.hooks["h2"], s.hooks["h3"] = nil, nil, nil
+			s.then(sec)
+		}},
 		{name: "to where another had been", then: func(s *story) {
 			s.wipe()
 			s.byOperator(func() { s.put("config", storyConfig) })
