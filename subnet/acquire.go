@@ -160,15 +160,18 @@ func (a *acquisition) sort() (keep *Lease, drop []Lease) {
 	return keep, drop
 }
 
-// rank orders leases of our own, the best first.
+// rank orders leases of our own, the best first: reservations, and among them as
+// among the others what this host had last.
 func (a *acquisition) rank(l Lease) int {
+	n := len(a.claim.Previous)
+	i := slices.Index(a.claim.Previous, l.Subnet)
+	if i < 0 {
+		i = n
+	}
 	if l.Reservation() {
-		return -1
+		i -= n + 1
 	}
-	if i := slices.Index(a.claim.Previous, l.Subnet); i >= 0 {
-		return i
-	}
-	return len(a.claim.Previous)
+	return i
 }
 
 // takeOver makes a lease of our own ours again: this instance's, with today's

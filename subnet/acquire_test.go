@@ -100,6 +100,12 @@ func TestAcquire(t *testing.T) {
 			want:  "10.5.8.0-24", left: []string{"10.5.8.0-24"}, bare: true,
 		},
 		{
+			name:  "the previous one of several reservations, all of which stay",
+			prior: []prior{{"10.5.7.0-24", attrs("me", "198.18.0.1"), 0}, {"10.5.8.0-24", attrs("me", "198.18.0.1"), 0}, {"10.5.9.0-24", attrs("me", "198.18.0.1"), day}},
+			claim: func(c *subnet.Claim) { c.Previous = previous("10.5.9.0-24", "10.5.8.0-24") },
+			want:  "10.5.8.0-24", left: []string{"10.5.7.0-24", "10.5.8.0-24"}, bare: true,
+		},
+		{
 			name:  "the previous one of several",
 			prior: []prior{{"10.5.7.0-24", attrs("me", "198.18.0.1"), day}, {"10.5.9.0-24", attrs("", "198.18.0.1"), day}},
 			claim: func(c *subnet.Claim) { c.Previous = previous("10.5.9.0-24") },
