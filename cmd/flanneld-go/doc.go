@@ -1,9 +1,9 @@
 // Flanneld-go leases a subnet for this host, joins it to its peers, and hands
 // the subnet to Docker.
 //
-//	options -> status socket, health -> node id -> uplink -> etcd (Load)
-//	   -> config -> backend -> Acquire -> first Apply -> firewall -> files
-//	   -> READY=1 -> the loop, until a signal
+//	options -> node id -> status socket, health -> etcd (Load), or the cache
+//	   -> config -> uplink -> backend -> Acquire -> first Apply -> firewall
+//	   -> files -> READY=1 -> the loop, until a signal -> depart
 //
 //	            leases, config   kernel drift   timers   lease state
 //	                   \              |           |         /
