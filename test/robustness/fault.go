@@ -78,6 +78,8 @@ func (t *trial) note(d deed) {
 }
 
 func (t *trial) log(format string, args ...any) {
+	t.telling.Lock()
+	defer t.telling.Unlock()
 	if t.Log != nil {
 		t.Log(format, args...)
 	}

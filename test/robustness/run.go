@@ -56,7 +56,7 @@ type trialOptions struct {
 	Steps             []Step
 	// Script, when set, is done in place of Steps.
 	Script func(context.Context, *trial) error
-	// Log is told what is done.
+	// Log, when set, is told what is done, by one goroutine at a time.
 	Log func(format string, args ...any)
 }
 
@@ -83,6 +83,8 @@ type trial struct {
 	docker sync.Mutex
 	// exclusive are held by faults that claim etcd, its config and the pool.
 	exclusive [3]sync.Mutex
+	// telling is held while Log is called.
+	telling sync.Mutex
 	// tasks are the hands of systemd and Docker; ctx ends them.
 	tasks *errgroup.Group
 	ctx   context.Context
