@@ -48,7 +48,8 @@ func (l *legal) pause(most time.Duration) {
 	l.then(time.Duration(rapid.IntRange(0, int(most/(100*time.Millisecond))).Draw(l.r, "pause")) * 100 * time.Millisecond)
 }
 
-// slowly lets hosts see nothing new for a while that is not too long.
+// slowly lets hosts see nothing new for a while that is not too long, and what
+// they missed after it: two such whiles in a row would be one that is.
 func (l *legal) slowly(f func(), hosts ...string) {
 	for _, h := range hosts {
 		l.frozen[h] = true
@@ -58,6 +59,7 @@ func (l *legal) slowly(f func(), hosts ...string) {
 	for _, h := range hosts {
 		l.frozen[h] = false
 	}
+	l.then(storySample)
 }
 
 func (l *legal) names() []string {
