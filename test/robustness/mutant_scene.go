@@ -15,7 +15,9 @@ type scene struct {
 	hosts []hostPlan
 	ttl   time.Duration
 	spare int
-	play  func(context.Context, *trial) error
+	// inTurn is the option of the trial's.
+	inTurn bool
+	play   func(context.Context, *trial) error
 }
 
 // sceneHosts are enough to have others beside those to whom something is done.
@@ -54,6 +56,8 @@ func rushed() scene {
 		err := t.performAll(ctx, all)
 		return errors.Join(err, each(t.hosts, func(h *host) error { return h.proxy.Heal() }))
 	})
+	// At the start they must not do what is to be seen later.
+	s.inTurn = true
 	for i, id := range neighbours(networkFor(sceneHosts+s.spare), sceneHosts) {
 		s.hosts[i].NodeID = id
 	}

@@ -151,7 +151,7 @@ var errVerdict = errors.New("the validators' verdict is not the one wanted")
 func (p *played) play(t *testing.T, self string) {
 	var text bytes.Buffer
 	p.err = execute(t.Context(), trialOptions{
-		Hosts: p.scene.hosts, TTL: p.scene.ttl, Members: 1, Spare: p.scene.spare,
+		Hosts: p.scene.hosts, TTL: p.scene.ttl, Members: 1, Spare: p.scene.spare, InTurn: p.scene.inTurn,
 		Daemon: p.daemon, Self: self, Script: p.scene.play,
 		Log: func(format string, args ...any) { fmt.Fprintf(&text, format+"\n", args...) },
 	}, func(r *Record) error {

@@ -51,7 +51,10 @@ type trialOptions struct {
 	TTL     time.Duration
 	Members int
 	// Spare is how many subnets the pool has beyond one for each host.
-	Spare             int
+	Spare int
+	// InTurn: a host starts when the one before it has its subnet. Otherwise all
+	// start at once.
+	InTurn            bool
 	Daemon, Self, Ctl string
 	Steps             []Step
 	// Script, when set, is done in place of Steps.
@@ -75,6 +78,8 @@ type trial struct {
 	hosts   []*host
 	network network
 	control control
+	// recording: the recorder was started, and not stopped.
+	recording bool
 	// begun is when the schedule did, on the recorder's clock.
 	begun time.Duration
 
@@ -119,6 +124,10 @@ func execute(ctx context.Context, o trialOptions, judge func(*Record) error) (er
 		t.end()
 		t.control.stop()
 		err = errors.Join(err, t.tasks.Wait())
+		if t.recording {
+			_, stopped := t.rec.stop(ctx)
+			err = errors.Join(err, stopped)
+		}
 		if err != nil {
 			l.KeepFiles()
 			err = fmt.Errorf("seed %d: %w\neverything that is left of it: %s", o.Seed, err, l.Dir)
@@ -161,11 +170,18 @@ func (t *trial) start(ctx context.Context) error {
 	if err := t.rec.start(ctx); err != nil {
 		return err
 	}
+	t.recording = true
 	if err := t.furnish(ctx); err != nil {
 		return err
 	}
 	for _, h := range t.hosts {
 		if err := h.release(); err != nil { //nolint:contextcheck // the recorder watches it for longer
+			return err
+		}
+		if !t.InTurn {
+			continue
+		}
+		if _, err := h.WaitSubnet(ctx); err != nil {
 			return err
 		}
 	}
@@ -260,6 +276,7 @@ func (t *trial) stop(ctx context.Context) (*Record, error) {
 	t.control.stop()
 	t.account(t.control.lost(t.rec.at))
 	record, stopped := t.rec.stop(ctx)
+	t.recording = false
 	if record != nil {
 		attribute(record, t.reserved)
 	}
