@@ -17,8 +17,10 @@ const (
 	// requestTimeout bounds one deed of the keeper and one Load of the view.
 	requestTimeout = 10 * time.Second
 	// leastTimeout is what a deed has at least when the lease's time ends,
-	// attempts how many there are to be time for until then.
+	// fairTimeout what it has if there is that much: a slow link is no dead one.
+	// attempts is how many there are to be time for until the end, where fair.
 	leastTimeout = time.Second
+	fairTimeout  = 2 * time.Second
 	attempts     = 3
 )
 
@@ -291,7 +293,7 @@ func (k *Keeper) patience(now time.Duration) time.Duration {
 		return requestTimeout + 2*ChallengeWait // There may be answers to wait for.
 	}
 	if at, ok := k.m.expiry(); ok && at > now {
-		return min(requestTimeout, max((at-now)/attempts, leastTimeout))
+		return min(requestTimeout, max((at-now)/attempts, min(at-now, fairTimeout), leastTimeout))
 	}
 	return requestTimeout
 }

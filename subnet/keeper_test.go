@@ -200,6 +200,20 @@ func TestKeeperAsksAnotherInTime(t *testing.T) {
 	}
 }
 
+// A slow link is no dead one.
+func TestKeeperOnASlowLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, newStore(config), func(o *subnet.KeeperOptions) {
+			o.Store, o.Claim.TTL = slowStore{o.Store, 800 * time.Millisecond}, 5*time.Second
+		})
+		for range 100 {
+			after(300 * time.Millisecond)
+			h.is(subnet.StateValid)
+		}
+		h.end()
+	})
+}
+
 // hangingStore does not answer so many renewals.
 type hangingStore struct {
 	subnet.Store
