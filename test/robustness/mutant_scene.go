@@ -44,14 +44,14 @@ func overwritten() scene {
 // rushed: several hosts, which all begin to look at the same place, need another
 // subnet at once, over links so slow that each reads before any has written.
 func rushed() scene {
-	s := plain(6*time.Second, func(ctx context.Context, t *trial) error {
-		const delay = 300 * time.Millisecond
+	s := plain(8*time.Second, func(ctx context.Context, t *trial) error {
+		const delay = 200 * time.Millisecond
 		for _, h := range t.hosts {
 			h.proxy.SetDelay(delay, delay)
 		}
 		var all []Step
 		for n := range t.hosts {
-			all = append(all, Step{Kind: FaultOverwrite, Variant: variantForeign, Hosts: []int{n + 1}, At: time.Second, For: 5 * time.Second})
+			all = append(all, Step{Kind: FaultOverwrite, Variant: variantForeign, Hosts: []int{n + 1}, At: time.Second, For: 7 * time.Second})
 		}
 		err := t.performAll(ctx, all)
 		return errors.Join(err, each(t.hosts, func(h *host) error { return h.proxy.Heal() }))
