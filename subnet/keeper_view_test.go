@@ -2,6 +2,7 @@ package subnet_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -71,6 +72,33 @@ func TestKeeperFromCache(t *testing.T) {
 		}
 		h.store.SetUnavailable(nil)
 		after(time.Second)
+		h.want(subnet.StateValid, home, "")
+		h.end()
+	})
+}
+
+// A store that takes no writes, for want of space say, still renews: a host that
+// starts from its cache keeps the key alive under its former instance.
+func TestKeeperWithoutWrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		former := claim("me", "198.18.0.1")
+		former.Instance = "me-0"
+		cached := acquire(t, data, former)
+		h := start(t, data, func(o *subnet.KeeperOptions) {
+			o.Lease, o.Cached, o.Identity = cached, true, load(t, data).Identity
+			o.Store.(*memstore.Store).SetUnavailable(errDown)
+		})
+		full := errors.New("no space")
+		h.fail.Store(&full)
+		h.store.SetUnavailable(nil)
+		after(3 * ttl)
+		h.is(subnet.StateDegraded)
+		if l, ok := stored(t, data.Open(memstore.Options{}), home); !ok || l.Attrs.Instance != "me-0" {
+			t.Errorf("the store holds %+v, want the key as it was", l)
+		}
+		h.fail.Store(nil)
+		after(time.Minute)
 		h.want(subnet.StateValid, home, "")
 		h.end()
 	})

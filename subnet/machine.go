@@ -17,8 +17,8 @@ const (
 	StateUnproven State = iota
 	// StateValid: the store confirmed the lease.
 	StateValid
-	// StateDegraded: the store cannot be asked, but the lease's time is not
-	// over.
+	// StateDegraded: the store cannot be asked or takes no writes, but the
+	// lease's time is not over.
 	StateDegraded
 	// StateLost: the key is not what it was, and is being looked at, taken
 	// back or created again.
@@ -279,15 +279,20 @@ func (m machine) proof() deed {
 // holds takes in that the lease is ours.
 func (m machine) holds(in input) machine {
 	in.lease.TTL = m.ttlOf(in.lease)
-	m.lease, m.confirmed, m.why, m.dispute = in.lease, true, nil, dispute{}
+	m.lease, m.confirmed, m.dispute = in.lease, true, dispute{}
+	if in.kind != evUpdated {
+		m.renewed = in.sent
+	}
 	if m.lease.Attrs == m.want {
 		// Otherwise an update that keeps failing would never slow down.
 		m.failures = 0
 	}
-	if in.kind != evUpdated {
-		m.renewed = in.sent
+	// A store that takes no writes still renews: the state stays that of the
+	// update that keeps failing.
+	if m.state != StateDegraded || m.lease.Attrs == m.want {
+		m.why = nil
+		m = m.enter(StateValid, in.now, doWait)
 	}
-	m = m.enter(StateValid, in.now, doWait)
 	m.next = in.sent + m.interval(in.random)
 	switch {
 	case m.lease.Attrs != m.want:
@@ -331,9 +336,10 @@ func (m machine) looked(in input) machine {
 	case evOurs:
 		in.lease.TTL = m.ttlOf(in.lease)
 		m.lease = in.lease
-		m.do = doUpdate
-		if m.lease.Attrs == m.want {
-			m.do = doRenew
+		// Its time first: a store may take no writes. A challenge has no time.
+		m.do = doRenew
+		if !m.lease.Attrs.Challenge.IsZero() {
+			m.do = doUpdate
 		}
 	case evDouble:
 		m.do = doSettle

@@ -149,9 +149,10 @@ created: valid wait 7h36m0s
 		},
 		{
 			name: "overwritten and taken back", start: held,
-			stages: []stage{{"lost", 0, lost}, {"ours", 0, event{kind: evOurs, lease: old}}, {"updated", 0, event{kind: evUpdated, lease: held}}, {"renewed", 0, renewed}},
+			stages: []stage{{"lost", 0, lost}, {"ours", 0, event{kind: evOurs, lease: old}}, {"renewed", 0, event{kind: evRenewed, lease: old}}, {"updated", 0, event{kind: evUpdated, lease: held}}, {"renewed", 0, renewed}},
 			want: `lost: lost look (lease was lost)
-ours: lost update (lease was lost)
+ours: lost renew (lease was lost)
+renewed: valid update
 updated: valid renew
 renewed: valid wait 7h36m0s
 `,
@@ -238,10 +239,10 @@ due: lost look (no network config)
 want: valid update
 failed: degraded wait 375ms (down)
 due: degraded renew (down)
-renewed: valid update
+renewed: degraded update (down)
 failed: degraded wait 750ms (down)
 due: degraded renew (down)
-renewed: valid update
+renewed: degraded update (down)
 updated: valid renew
 `,
 		},
