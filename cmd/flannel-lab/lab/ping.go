@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -10,6 +11,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // PingOptions say whom to ping and how. To is needed.
@@ -102,6 +105,11 @@ func (n *Node) StartPing(ctx context.Context, o PingOptions) (*Pinging, error) {
 		p.conn, err = net.ListenIP(p.proto.network, &net.IPAddr{IP: p.proto.any.AsSlice()})
 		return err
 	})
+	if err == nil {
+		if err = holdAnswers(p.conn); err != nil {
+			err = errors.Join(err, p.conn.Close())
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("ping %s from %s: %w", o.To, n.Name, err)
 	}
@@ -123,6 +131,24 @@ func (n *Node) StartPing(ctx context.Context, o PingOptions) (*Pinging, error) {
 	return p, nil
 }
 
+// answersHeld is the size of a series' receive buffer, in bytes as the kernel
+// counts them: the socket gets all of its namespace's ICMP packets, and those of
+// several seconds must wait there for a reader whom a busy machine gives no time.
+const answersHeld = 8 << 20
+
+// holdAnswers gives a socket that buffer.
+func holdAnswers(conn *net.IPConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var refused error
+	err = raw.Control(func(fd uintptr) {
+		refused = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, answersHeld)
+	})
+	return errors.Join(err, refused)
+}
+
 // Stop ends the series, waits for the last answers and returns the result.
 func (p *Pinging) Stop() PingResult {
 	p.stop()
@@ -130,14 +156,15 @@ func (p *Pinging) Stop() PingResult {
 	return p.result()
 }
 
-// LostAt returns when the requests were sent that had no answer within the
-// timeout. It is called after Stop.
+// LostAt returns when the requests were sent that were not answered. It is called
+// after Stop. An answer that came late is one: on a busy machine it may be only
+// its reader who was late.
 func (p *Pinging) LostAt() []time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var lost []time.Time
 	for i, rtt := range p.rtt {
-		if rtt == 0 || rtt > p.opts.Timeout {
+		if rtt == 0 {
 			lost = append(lost, p.sent[i])
 		}
 	}
