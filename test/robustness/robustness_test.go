@@ -108,7 +108,7 @@ type played struct {
 }
 
 // together is how many scenes run at once: they mostly wait.
-const together = 6
+const together = 4
 
 // Every mutant is caught by the validator meant for it, in a scene in which the
 // sound daemon does nothing wrong.
@@ -128,7 +128,11 @@ func TestBrokenVariants(t *testing.T) {
 		waiting.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			p.play(t, b.lab)
+			for range p.tries() {
+				if p.play(t, b.lab); !errors.Is(p.err, errVerdict) {
+					break
+				}
+			}
 		})
 	}
 	waiting.Wait()
@@ -144,6 +148,16 @@ func TestBrokenVariants(t *testing.T) {
 			}
 		})
 	}
+}
+
+// tries is how often a scene is played. Its bug shows only if the faults come in
+// their order, which a machine that is too busy may not manage; the sound daemon
+// must do nothing wrong in any order.
+func (p *played) tries() int {
+	if p.broken {
+		return 3
+	}
+	return 1
 }
 
 var errVerdict = errors.New("the validators' verdict is not the one wanted")
