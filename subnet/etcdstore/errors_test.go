@@ -23,7 +23,9 @@ import (
 
 const (
 	password = "hunter2-of-the-operator"
-	timeout  = 3 * time.Second
+	// timeout is what a call has to find out why it fails: on a busy machine a
+	// handshake alone takes seconds.
+	timeout = 10 * time.Second
 )
 
 // listen runs a server that does something to every connection.
@@ -187,7 +189,7 @@ func errorsTell(t *testing.T, binary string) {
 		wg.Go(func() { _, errs[i] = s.Load(ctx) })
 	}
 	wg.Wait()
-	if took := time.Since(begin); took > timeout+5*time.Second {
+	if took := time.Since(begin); took > timeout+20*time.Second {
 		t.Errorf("took %s with a deadline of %s", took, timeout)
 	}
 	quoted := quotes(t)
