@@ -114,13 +114,9 @@ func newHost(t *testing.T) *testHost {
 // newHostOn is one more host on the same data, at another address.
 func newHostOn(t *testing.T, data *memstore.Store, addr string) *testHost {
 	t.Helper()
-	h := &testHost{t: t, data: data, kernel: kerneltest.New(), dir: t.TempDir(), node: "me", instance: "i1", tools: noTools{}}
+	h := &testHost{t: t, data: data, dir: t.TempDir(), node: "me", instance: "i1", tools: noTools{}}
 	h.store = h.data.Open(memstore.Options{})
-	h.eth0 = h.kernel.Plug(kernel.Link{Name: "eth0", MTU: 1500}, netip.MustParsePrefix(addr))
-	gateway := kernel.Route{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("198.18.0.254"), Link: h.eth0.Index, Protocol: 16}
-	if err := h.kernel.Routes().Put(t.Context(), []kernel.Route{gateway}); err != nil {
-		t.Fatal(err)
-	}
+	h.kernel, h.eth0 = h.newKernel(addr)
 	h.opts = options{
 		etcd:           cli.Etcd{Endpoints: []string{"http://192.0.2.10:2379"}, Prefix: "/coreos.com/network"},
 		subnetFile:     h.path("run/subnet.env"),
@@ -132,6 +128,18 @@ func newHostOn(t *testing.T, data *memstore.Store, addr string) *testHost {
 		leaseTTL:       24 * time.Hour,
 	}
 	return h
+}
+
+// newKernel is a kernel just booted, with an uplink at addr.
+func (h *testHost) newKernel(addr string) (*kerneltest.Fake, kernel.Link) {
+	h.t.Helper()
+	k := kerneltest.New()
+	eth0 := k.Plug(kernel.Link{Name: "eth0", MTU: 1500}, netip.MustParsePrefix(addr))
+	gateway := kernel.Route{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("198.18.0.254"), Link: eth0.Index, Protocol: 16}
+	if err := k.Routes().Put(h.t.Context(), []kernel.Route{gateway}); err != nil {
+		h.t.Fatal(err)
+	}
+	return k, eth0
 }
 
 func (h *testHost) path(name string) string { return filepath.Join(h.dir, name) }

@@ -128,7 +128,22 @@ func (l *loop) standing(s *subnet.KeeperStatus) error {
 	return l.sharedByUs()
 }
 
-// firstLease acquires, or takes up the lease of the cache while etcd is silent.
+// cachedLease reports whether the cache holds a lease that was still ours, and
+// the config that it was leased by.
+func (l *loop) cachedLease() bool {
+	c := l.cache
+	return c.Identity != "" && c.Config.Modified != 0 && !c.Own.Subnet.IsZero() && c.Former == ""
+}
+
+// configLost reports whether etcd has lost the config that the cached lease was
+// leased by, and which still is in force here. The keeper finds out what became
+// of the lease.
+func (l *loop) configLost() bool {
+	return l.snap.Synced && l.snap.Config.Modified == 0 && l.cachedLease() && l.config.doc == l.cache.Config
+}
+
+// firstLease acquires, or takes up the lease of the cache while etcd is silent or
+// has lost the config.
 func (l *loop) firstLease(ctx context.Context) error {
 	claim, err := l.claim(ctx)
 	if err != nil {
@@ -139,7 +154,7 @@ func (l *loop) firstLease(ctx context.Context) error {
 		OnConflict: l.opts.onConflict, View: l.view, Log: l.log,
 	}
 	switch {
-	case l.snap.Synced:
+	case l.snap.Synced && !l.configLost():
 		world, err := l.freshWorld(ctx)
 		if err != nil {
 			return err

@@ -199,33 +199,156 @@ func TestWipe(t *testing.T) {
 	})
 }
 
-// A host restarted while etcd is empty waits with what it has, and gets it back.
+// reboot forgets what a reboot does: the kernel's state and /run.
+func (h *testHost) reboot() {
+	h.t.Helper()
+	h.kernel, h.eth0 = h.newKernel("198.18.0.1/24")
+	if err := os.RemoveAll(h.path("run")); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// A host restarted while etcd is empty goes on with what it has, says so, and gets
+// it back.
 func TestRestartAfterAWipe(t *testing.T) {
+	tests := []struct {
+		name string
+		// lose is what happens to etcd while the daemon is down.
+		lose func(h *testHost)
+		// reboot: the kernel and /run are new as well.
+		reboot bool
+		state  string
+	}{
+		{name: "wiped", lose: func(h *testHost) { h.data.Wipe() }, state: "lost"},
+		{name: "wiped, reboot", lose: func(h *testHost) { h.data.Wipe() }, reboot: true, state: "lost"},
+		{name: "config deleted", lose: func(h *testHost) { h.data.DeleteConfig() }, state: "valid"},
+		{name: "config deleted, reboot", lose: func(h *testHost) { h.data.DeleteConfig() }, reboot: true, state: "valid"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				// Short enough to end during the test if nobody renews it.
+				h.opts.leaseTTL = 5 * time.Minute
+				h.data.OverwriteConfig(networkConfig)
+				h.owned("10.5.125.0-24", "198.18.0.2", "other") // the host's first choice
+				h.start()
+				h.ready()
+				prefix, key := h.subnet()
+				env := h.file("run/subnet.env")
+				h.stop()
+				tt.lose(h)
+				if tt.reboot {
+					h.reboot()
+				}
+				h.start()
+				defer h.stop()
+				h.eventually(promise, "it works and says what is wrong", func() bool {
+					p := h.problem(status.ComponentConfig)
+					now, _ := h.subnet()
+					return now == prefix && len(h.routes()) == 1 && len(h.uses(prefix)) == 2 && h.file("run/subnet.env") == env &&
+						strings.HasPrefix(p.Message, "the network config is gone from /coreos.com/network/config at ") && strings.Contains(p.Message, "; keeping that of revision ") &&
+						strings.Contains(p.Hint, " put /coreos.com/network/config '") && !p.Blocking && h.board.Snapshot().Lease.State == tt.state
+				})
+				// Peers that etcd has lost stay for a TTL, and this one's lease for ever.
+				time.Sleep(4 * time.Minute)
+				if len(h.routes()) != 1 {
+					t.Errorf("routes %v, want the peer's", h.routes())
+				}
+				time.Sleep(6 * time.Minute)
+				_, stored := h.stored(key)
+				if now, _ := h.subnet(); now != prefix || len(h.uses(prefix)) != 2 || stored != (tt.state == "valid") || h.board.Snapshot().Ready != stored {
+					t.Errorf("subnet %s, in use %v, in etcd %t, ready %t", now, h.uses(prefix), stored, h.board.Snapshot().Ready)
+				}
+				h.data.OverwriteConfig(networkConfig)
+				h.eventually(soon, "its former subnet", func() bool {
+					l, ok := h.stored(key)
+					now, _ := h.subnet()
+					return ok && l.Attrs.Owner == "me" && now == prefix && h.board.Snapshot().Ready && h.problem(status.ComponentConfig) == status.Problem{}
+				})
+				if n := h.log.count("msg=renumbered"); n != 0 {
+					t.Errorf("renumbered %d times", n)
+				}
+			})
+		})
+	}
+}
+
+// A config that comes back for another network ends the process that went on
+// without: the next one starts by it.
+func TestRestartAfterAWipeIntoAnotherNetwork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t)
 		h.data.OverwriteConfig(networkConfig)
-		h.owned("10.5.125.0-24", "198.18.0.2", "other")
 		h.start()
 		h.ready()
 		prefix, _ := h.subnet()
-		routes := h.routes()
 		h.stop()
 		h.data.Wipe()
 		h.start()
-		defer h.stop()
-		h.eventually(promise, "waits for a config", func() bool {
-			return strings.HasPrefix(h.problem(status.ComponentConfig).Message, "no network config yet: waiting for key ")
+		h.eventually(promise, "it works without a config", func() bool {
+			return h.board.Snapshot().Lease.State == "lost" && len(h.uses(prefix)) == 2
 		})
-		time.Sleep(10 * time.Minute)
-		if n := len(h.uses(prefix)); n != 2 || len(h.routes()) != len(routes) {
-			t.Errorf("in use %v, routes %v; want what there was", h.uses(prefix), h.routes())
+		h.data.OverwriteConfig(strings.Replace(networkConfig, "10.5.", "10.6.", 1))
+		if err := h.end(); err == nil || !strings.HasSuffix(err.Error(), ", by a network config that only a restart can follow") {
+			t.Fatalf("ended with %v", err)
 		}
-		h.data.OverwriteConfig(networkConfig)
-		h.eventually(soon, "its former subnet", func() bool {
-			now, _ := h.subnet()
-			return now == prefix && h.board.Snapshot().Ready
-		})
+		h.start()
+		defer h.stop()
+		h.ready()
+		if now, _ := h.subnet(); !strings.HasPrefix(now, "10.6.") || len(h.uses(prefix)) != 0 {
+			t.Errorf("subnet %s; the former is in use by %v", now, h.uses(prefix))
+		}
 	})
+}
+
+// A host whose cache holds no subnet of its own has nothing to go on with.
+func TestStartWithoutConfigAndLease(t *testing.T) {
+	tests := []struct {
+		name string
+		// before is done to a host that ran and stopped.
+		before func(t *testing.T, h *testHost)
+	}{
+		{name: "no cache", before: func(t *testing.T, h *testHost) {
+			if err := os.Remove(h.path("state/cache.json")); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{name: "its subnet was another's", before: func(t *testing.T, h *testHost) {
+			c, err := statedir.Dir(h.opts.stateDir).LoadCache()
+			if err == nil {
+				c.Former = "it is another's"
+				err = statedir.Dir(h.opts.stateDir).SaveCache(c)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				h.data.OverwriteConfig(networkConfig)
+				h.start()
+				h.ready()
+				h.stop()
+				tt.before(t, h)
+				h.data.DeleteConfig()
+				h.start()
+				defer h.stop()
+				h.eventually(promise, "waits for a config", func() bool {
+					return strings.HasPrefix(h.problem(status.ComponentConfig).Message, "no network config yet: waiting for key ")
+				})
+				time.Sleep(10 * time.Minute)
+				if s := h.board.Snapshot(); s.Lease.Subnet != "" || s.Ready || s.State != status.StateWaiting {
+					t.Errorf("%s, ready %t; want it to wait without a lease", s.Line(), s.Ready)
+				}
+				h.data.OverwriteConfig(networkConfig)
+				h.ready()
+			})
+		})
+	}
 }
 
 // A cache that cannot be written, as on a full disk, is named and tried again,

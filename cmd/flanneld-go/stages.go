@@ -34,10 +34,13 @@ type configState struct {
 // else depends on that: a host with a lease goes on without.
 func (l *loop) followStore(ctx context.Context) error {
 	if l.view == nil {
+		// What the view starts from is judged first: it may be a config that
+		// the store has lost.
 		l.firstLoad = l.startView(ctx)
-		l.firstSnap = l.view.Snapshot()
+		l.snap = l.firstSnap
+	} else {
+		l.snap = l.view.Snapshot()
 	}
-	l.snap = l.view.Snapshot()
 	l.board.Update(func(s *status.Status) {
 		s.Etcd.Endpoints = l.store.Endpoints()
 		s.Etcd.Connected = l.snap.Synced
@@ -52,11 +55,15 @@ func (l *loop) followStore(ctx context.Context) error {
 	if l.snap != l.firstSnap {
 		err = errors.New(l.snap.Why)
 	}
+	if err == nil {
+		return nil // it answered, and has lost the config
+	}
 	return withHint(err, "%s endpoint health", l.opts.etcd.Etcdctl())
 }
 
 // startView loads everything once, for the view and for the lease. If etcd is
-// silent the view starts from the cache, or from nothing.
+// silent the view starts from the cache, or from nothing. From the cache as well
+// if etcd has lost the config: a host that ran on keeps what it has then.
 func (l *loop) startView(ctx context.Context) error {
 	// The view gets no log: what it would say is the problem of a stage, which
 	// is said once.
@@ -65,6 +72,9 @@ func (l *loop) startView(ctx context.Context) error {
 	defer cancel()
 	world, err := l.store.Load(loadCtx)
 	switch {
+	case err == nil && world.Config.Modified == 0 && l.cachedLease():
+		o.World, o.Cached = l.cache.World(), true
+		l.log.Warn("etcd holds no network config, starting from the cache", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers))
 	case err == nil:
 		o.World, l.world = world, &world
 	case l.cache.Identity != "":
@@ -72,6 +82,7 @@ func (l *loop) startView(ctx context.Context) error {
 		l.log.Warn("etcd is silent, starting from the cache", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers), "error", err)
 	}
 	l.view = subnet.NewView(o)
+	l.firstSnap = l.view.Snapshot()
 	l.group.Go(func() error { return l.view.Run(ctx) })
 	return err
 }
