@@ -6,13 +6,20 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 // noLoss looks at every ping that was not answered. Those without a pause between
 // them are one violation.
 func (e *evidence) noLoss() []Violation {
 	var found []Violation
+	waiting := map[string][]stretch{}
+	for _, h := range e.Hosts {
+		waiting[h.Name] = e.waiting(h)
+	}
 	for _, p := range e.Pairs {
+		waits := append(slices.Clone(waiting[p.From]), waiting[p.To]...)
 		var burst []time.Duration
 		report := func() {
 			if len(burst) > 0 {
@@ -22,7 +29,7 @@ func (e *evidence) noLoss() []Violation {
 			burst = nil
 		}
 		for _, at := range p.Lost {
-			if e.touched(p, at) {
+			if e.touched(p, at) || slices.ContainsFunc(waits, func(w stretch) bool { return e.costs(w, at) }) {
 				continue
 			}
 			if len(burst) > 0 && at-burst[len(burst)-1] > time.Second {
@@ -39,9 +46,41 @@ func (e *evidence) noLoss() []Violation {
 func (e *evidence) touched(p Pair, at time.Duration) bool {
 	return slices.ContainsFunc(e.Faults, func(f Fault) bool {
 		about := f.Every || slices.Contains(f.Hosts, p.From) || slices.Contains(f.Hosts, p.To)
-		over := e.healed(f)
-		return about && f.From-e.bounds.Transit <= at && (over == forever || at <= over+e.bounds.Grace)
+		return about && e.costs(stretch{f.From, e.healed(f)}, at)
 	})
+}
+
+// costs reports whether what happened in a stretch may cost a packet sent at a
+// time.
+func (e *evidence) costs(s stretch, at time.Duration) bool {
+	return s.from-e.bounds.Transit <= at && (s.until == forever || at <= s.until+e.bounds.Grace)
+}
+
+// waiting are the times in which a host had no lease and its policy made it wait
+// for the one that it had lost, which another owner has: peers send elsewhere, for
+// as long as that lasts.
+func (e *evidence) waiting(host Host) []stretch {
+	var out []stretch
+	var former *holding
+	since := forever
+	for _, m := range e.line.moments {
+		own := m.state.of(ownerOf(host))
+		waits := host.Policy != subnet.Renumber && len(own) == 0 && former != nil && !e.could(m.state, host, former)
+		if len(own) > 0 {
+			former = own[0]
+		}
+		switch {
+		case waits && since == forever:
+			since = m.earliest
+		case !waits && since != forever:
+			out = append(out, stretch{since, m.latest})
+			since = forever
+		}
+	}
+	if since != forever {
+		out = append(out, stretch{since, forever})
+	}
+	return out
 }
 
 func (e *evidence) boundedLoad() []Violation {

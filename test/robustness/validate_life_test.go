@@ -561,8 +561,22 @@ func TestNoLoss(t *testing.T) {
 		}
 	}
 	touched := Fault{Kind: "partition", Hosts: []string{"h2"}}
+	// Another owner has the second host's subnet from 20 s to 50 s.
+	taken := func(at ...time.Duration) func(*story) {
+		return func(s *story) {
+			s.byOperator(func() { s.putBare(home(2), stranger) })
+			s.hooks["h2"] = func(x *Sample) { x.Own = nil }
+			lost(at...)(s)
+			s.byOperator(func() { s.del(home(2)) })
+			s.create("h2", home(2))
+			s.hooks["h2"] = nil
+			s.then(30 * sec)
+		}
+	}
 	for _, c := range []tale{
 		{name: "none", then: lost()},
+		{name: "it waits for its subnet", begin: func(s *story) { s.Hosts[1].Policy = subnet.Fence }, then: taken(22*sec, 49*sec, 59*sec)},
+		{name: "it has its subnet again", begin: func(s *story) { s.Hosts[1].Policy = subnet.Fence }, then: taken(75 * sec), want: []string{"no-loss h1 1m15s"}},
 		{name: "one packet", then: lost(21 * sec), want: []string{"no-loss h1 21s"}},
 		{name: "two bursts", then: lost(21*sec, 21*sec+sec/50, 25*sec), want: []string{"no-loss h1 21s", "no-loss h1 25s"}},
 		{name: "other hosts' fault", then: during(Fault{Kind: "partition", Hosts: []string{"h3"}}, 22*sec), want: []string{"no-loss h1 22s"}},
