@@ -292,10 +292,14 @@ func (k *Keeper) patience(now time.Duration) time.Duration {
 	if k.m.do == doRenumber || k.m.do == doSettle {
 		return requestTimeout + 2*ChallengeWait // There may be answers to wait for.
 	}
-	if at, ok := k.m.expiry(); ok && at > now {
-		return min(requestTimeout, max((at-now)/attempts, min(at-now, fairTimeout), leastTimeout))
+	at, ok := k.m.expiry()
+	switch {
+	case !ok:
+		return requestTimeout
+	case at <= now: // Peers are about to let go of us: there is no less hurry.
+		return min(requestTimeout, max(k.m.ttlOr()/attempts, fairTimeout))
 	}
-	return requestTimeout
+	return min(requestTimeout, max((at-now)/attempts, min(at-now, fairTimeout), leastTimeout))
 }
 
 // stopped is the event of a context that ended. What a deed achieved before

@@ -155,7 +155,8 @@ func TestKeeperOutages(t *testing.T) {
 	})
 }
 
-// A request without an answer does not hide that the lease's time is over.
+// A request without an answer does not hide that the lease's time is over, and
+// after that another member is asked as soon as before.
 func TestKeeperWhoseRequestsHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hanging := &hangingStore{}
@@ -168,8 +169,9 @@ func TestKeeperWhoseRequestsHang(t *testing.T) {
 		h.is(subnet.StateDegraded)
 		after(time.Second + 200*time.Millisecond)
 		h.is(subnet.StateUnproven)
+		after(3 * time.Second)
 		hanging.hangs.Store(0)
-		after(12 * time.Second)
+		after(3 * time.Second)
 		h.want(subnet.StateValid, home, "")
 		h.end()
 	})
