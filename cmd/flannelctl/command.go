@@ -100,6 +100,10 @@ func run(ctx context.Context, s streams, args []string, env cli.Env) error {
 		}
 		return c.call(ctx, s, args[len(words):], env)
 	}
+	if strings.HasPrefix(args[0], "-") {
+		// Not quoted: it may be a password.
+		return cli.Usagef("flags come behind the command (see flannelctl help)")
+	}
 	words := args[:1]
 	if len(args) > 1 && !strings.HasPrefix(args[1], "-") {
 		words = args[:2]

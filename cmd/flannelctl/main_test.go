@@ -155,6 +155,7 @@ func TestUsageErrors(t *testing.T) {
 	s.refused(true, "which command?")
 	s.refused(true, `"stauts": no such command (see flannelctl help)`, "stauts", "--json")
 	s.refused(true, `"config put": no such command (see flannelctl help)`, "config", "put", "{}")
+	s.refused(true, "flags come behind the command (see flannelctl help)", "--etcd-password", "hunter2", "leases")
 	s.refused(true, `1 arguments given, must be 0: flannelctl status [flags]`, "status", "web-3")
 	s.refused(true, `0 arguments given, must be 1: flannelctl config set [flags] FILE|-|JSON`, "config", "set")
 	s.refused(true, "unknown flag: --jsno (see --help)", "status", "--jsno")

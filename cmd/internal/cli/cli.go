@@ -63,7 +63,7 @@ func Parse(fs *pflag.FlagSet, args []string, env Env) error {
 		if errors.Is(err, pflag.ErrHelp) {
 			return ErrHelp
 		}
-		return Usagef("%w (see --help)", err)
+		return Usagef("%w (see --help)", withoutValue(err))
 	}
 	var errs []error
 	fs.VisitAll(func(f *pflag.Flag) {
@@ -91,6 +91,17 @@ func Parse(fs *pflag.FlagSet, args []string, env Env) error {
 		return Usagef("environment: %w", errors.Join(errs...))
 	}
 	return nil
+}
+
+// withoutValue names an unknown flag that was given with one dash. pflag would
+// quote it with its value, and -etcd-pasword=VALUE is a slip of the finger.
+func withoutValue(err error) error {
+	unknown := new(pflag.NotExistError)
+	if errors.As(err, &unknown) && unknown.GetSpecifiedShortnames() != "" {
+		name, _, _ := strings.Cut(unknown.GetSpecifiedShortnames(), "=")
+		return fmt.Errorf("unknown flag: -%s", name)
+	}
+	return err
 }
 
 // credentialsDirectory is where systemd puts a service's credentials.

@@ -237,6 +237,9 @@ func TestPasswordIsNotShown(t *testing.T) {
 		t.Errorf("usage shows a default:\n%s", &out)
 	}
 	fmt.Fprint(&out, fs.Lookup("etcd-password").Value, Parse(fs, []string{"--etcd-password", password, "--wrong"}, EnvOf(nil)))
+	for _, slip := range []string{"-etcd-pasword=", "--etcd-pasword="} {
+		fmt.Fprint(&out, Parse(fs, []string{slip + password}, EnvOf(nil)))
+	}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
 		fmt.Fprintf(&out, verb+verb, e, &e)
 	}
