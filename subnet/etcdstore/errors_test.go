@@ -414,6 +414,7 @@ func TestNewRefuses(t *testing.T) {
 		{"no endpoint", Options{}, "--etcd-endpoints: must name at least one URL"},
 		{"no URL", Options{Endpoints: []string{"127.0.0.1"}}, `--etcd-endpoints: "127.0.0.1": must be a URL such as http://192.0.2.10:2379`},
 		{"no port", Options{Endpoints: []string{"http://127.0.0.1"}}, `--etcd-endpoints: "http://127.0.0.1": must be a URL such as http://192.0.2.10:2379`},
+		{"password in a URL", Options{Endpoints: []string{"http://host:" + password + "@127.0.0.1:1"}}, "--etcd-endpoints: must hold no user: give --etcd-username and --etcd-password-file"},
 		{"schemes mixed", Options{Endpoints: []string{ok[0], "http://127.0.0.1:1"}}, `--etcd-endpoints: "http://127.0.0.1:1": must be https like the others`},
 		{"no prefix", Options{Endpoints: ok, Prefix: "-"}, `--etcd-prefix: "/": must be a key such as /coreos.com/network`},
 		{"cafile missing", Options{Endpoints: ok, CAFile: missing}, "--etcd-cafile: open /nonexistent/file: no such file or directory"},

@@ -107,8 +107,12 @@ func (o *Options) validateEndpoints() error {
 	endpoints := make([]string, 0, len(o.Endpoints))
 	for _, e := range o.Endpoints {
 		e = strings.TrimRight(e, "/")
+		if strings.Contains(e, "@") {
+			// Not quoted: what stands before it may be a password.
+			return errors.New("--etcd-endpoints: must hold no user: give --etcd-username and --etcd-password-file")
+		}
 		u, err := url.Parse(e)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Port() == "" || u.User != nil || u.Path != "" {
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Port() == "" || u.Path != "" {
 			return fmt.Errorf("--etcd-endpoints: %q: must be a URL such as http://192.0.2.10:2379", e)
 		}
 		schemes, endpoints = append(schemes, u.Scheme), append(endpoints, e)
