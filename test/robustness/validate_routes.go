@@ -219,7 +219,7 @@ func (e *evidence) kept(s Sample, x netip.Prefix, via func(netip.Addr) bool, bef
 	if !ok || s.Status == nil || had == nil || had.From < run.From || !has(had) {
 		return true
 	}
-	if e.hosts[s.Host].Policy == subnet.Fence && !isReady(s.Status) {
+	if e.hosts[s.Host].Policy != subnet.Keep && !isReady(s.Status) && len(s.Own) == 0 {
 		return true
 	}
 	return has(&s)
