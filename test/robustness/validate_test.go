@@ -441,7 +441,7 @@ func TestUnreadable(t *testing.T) {
 			s.then(2 * sec)
 			s.byOperator(func() { s.put(home(2), stranger) })
 			s.hooks["h2"] = func(x *Sample) { x.Own, x.Routes = nil, nil }
-			s.then(4 * sec)
+			s.then(8 * sec)
 		}},
 		{name: "its peer restarts and never knew the path", then: func(s *story) {
 			renumber(s)
