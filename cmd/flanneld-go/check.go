@@ -20,6 +20,7 @@ const checkTimeout = 5 * time.Second
 // included.
 func (d *daemon) check(ctx context.Context, out io.Writer) (err error) {
 	defer func() { err = errors.Join(err, d.store.Close()) }()
+	d.warn()
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	host, err := kernel.Open(kernel.Options{})

@@ -113,9 +113,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	defer host.Close()
 	d.log.Info("started", "version", version.String(), "node", d.node, "etcd", d.opts.etcd.Where(),
 		"prefix", d.opts.etcd.Prefix, "docker", d.opts.docker())
-	for _, flag := range d.opts.ignored {
-		d.log.Warn("flag has no effect", "flag", flag)
-	}
+	d.warn()
 
 	group, ctx := errgroup.WithContext(ctx)
 	l := newLoop(d, host, group)
@@ -128,6 +126,16 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	}
 	l.depart(context.WithoutCancel(ctx), err)
 	return err
+}
+
+// warn says, once, which options do not do what their owner may think.
+func (d *daemon) warn() {
+	for _, flag := range d.opts.ignored {
+		d.log.Warn("flag has no effect", "flag", flag)
+	}
+	for _, risk := range d.opts.etcd.Risks() {
+		d.log.Warn("access to etcd is not safe", "risk", risk)
+	}
 }
 
 // announce tells systemd READY, the status line, and that we are alive.

@@ -122,6 +122,36 @@ func TestDaemonWaits(t *testing.T) {
 	}
 }
 
+// A password that everybody on the way can read is said once at the start, and
+// by --check.
+func TestRiskIsSaidOnce(t *testing.T) {
+	needRoot(t)
+	// This machine by an address that does not say so; nobody listens there.
+	args := append(flagsFor(t.TempDir(), "http://0.0.0.0:1"), "--etcd-username=host", "--etcd-password=hunter2")
+	const risk = `msg="access to etcd is not safe" risk="the password of user host goes over the network in plain text to http://0.0.0.0:1:`
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	log := &logBuffer{}
+	done := make(chan error, 1)
+	go func() { done <- run(ctx, args, cli.EnvOf(nil), &bytes.Buffer{}, log) }()
+	for end := time.Now().Add(20 * time.Second); log.count("component=etcd") == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the daemon does not get to its first round")
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("stopped with %v", err)
+	}
+	if n := log.count(risk); n != 1 || log.count("hunter2") != 0 {
+		t.Errorf("%d times, want once, and without the password:\n%s", n, log.buf.String())
+	}
+	log = &logBuffer{}
+	if err := run(t.Context(), append(args, "--check"), cli.EnvOf(nil), &bytes.Buffer{}, log); !strings.Contains(text(err), "connection refused") || log.count(risk) != 1 {
+		t.Errorf("--check: %v, log:\n%s", err, log.buf.String())
+	}
+}
+
 // --check says what a start would come to, and writes nothing.
 func TestCheck(t *testing.T) {
 	etcd := startEtcd(t)

@@ -179,6 +179,80 @@ func TestBadEnvironmentNamesTheVariable(t *testing.T) {
 	}
 }
 
+// What passes on the way to etcd in a way that others can use is said.
+func TestRisks(t *testing.T) {
+	user := []string{"--etcd-username=host", "--etcd-password-file=/secret"}
+	const srv = "--etcd-discovery-srv=example.com"
+	tests := []struct {
+		name string
+		args []string
+		user bool
+		want []string
+	}{
+		{name: "no password", args: []string{"--etcd-endpoints=http://192.0.2.1:2379"}},
+		{
+			name: "password in plain text", args: []string{"--etcd-endpoints=http://192.0.2.1:2379,http://127.0.0.1:2379,etcd.example:2379"}, user: true,
+			want: []string{"the password of user host goes over the network in plain text to http://192.0.2.1:2379,http://etcd.example:2379: use https:// in --etcd-endpoints, and --etcd-cafile"},
+		},
+		{name: "an authority does not help without TLS", args: []string{"--etcd-endpoints=http://[2001:db8::1]:2379", "--etcd-cafile=ca"}, user: true, want: []string{"the password of user host goes over the network in plain text to http://[2001:db8::1]:2379: use https:// in --etcd-endpoints, and --etcd-cafile"}},
+		{name: "password on this machine", args: []string{"--etcd-endpoints=http://127.0.0.1:4001,http://[::1]:2379,http://localhost:1"}, user: true},
+		{name: "password with TLS", args: []string{"--etcd-endpoints=https://192.0.2.1:2379"}, user: true},
+		{name: "discovery", args: []string{srv}, want: []string{"who forges the SRV records of example.com is taken for etcd: config and leases can be whoever's: give --etcd-cafile"}},
+		{
+			name: "discovery and password", args: []string{srv}, user: true,
+			want: []string{"who forges the SRV records of example.com is taken for etcd: config and leases can be whoever's, and the password of user host goes to them: give --etcd-cafile"},
+		},
+		{name: "discovery with an authority", args: []string{srv, "--etcd-cafile=ca"}, user: true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var e Etcd
+			fs := NewFlagSet("test", "usage", io.Discard)
+			e.Register(fs)
+			args := tt.args
+			if tt.user {
+				args = append(args, user...)
+			}
+			if err := Parse(fs, args, EnvOf(nil)); err != nil {
+				t.Fatal(err)
+			}
+			if err := e.Validate(); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, e.Risks()); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// However a password gets into the wrong flag, no error quotes it.
+func TestNoErrorQuotesUserInfo(t *testing.T) {
+	const part, rest = "hunter2", "of-the-operator"
+	for _, value := range []string{
+		"ftp://root:%s@192.0.2.1:2379", "http://root:%s@192.0.2.1:2379", "root:%s@192.0.2.1:2379", "://root:%s@192.0.2.1",
+		"htp://root:%s@a,http://b:1", "http://b:1,root:%s@a", "http://%s@", "http://root:%s@", "//%s@a",
+	} {
+		for _, flag := range []string{"etcd-endpoints", "etcd-discovery-srv"} {
+			for _, password := range []string{part + rest, part + "," + rest, part + "://" + rest, part + "@" + rest} {
+				var e Etcd
+				fs := NewFlagSet("test", "usage", io.Discard)
+				e.Register(fs)
+				if err := Parse(fs, []string{"--" + flag + "=" + fmt.Sprintf(value, password)}, EnvOf(nil)); err != nil {
+					t.Fatal(err)
+				}
+				err := e.Validate()
+				if want := "--" + flag + ": must hold no user: give --etcd-username and --etcd-password-file"; err == nil || err.Error() != want {
+					t.Errorf("--%s=%s: error %v, want %s", flag, fmt.Sprintf(value, password), err, want)
+				}
+				if strings.Contains(fmt.Sprint(err), part) || strings.Contains(fmt.Sprint(err), rest) {
+					t.Errorf("the password shows in %v", err)
+				}
+			}
+		}
+	}
+}
+
 // Options that reach etcd are checked first, and nothing is left out.
 func TestStoreOptions(t *testing.T) {
 	var e Etcd

@@ -1,6 +1,9 @@
 package cli
 
 import (
+	"fmt"
+	"net/netip"
+	"net/url"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -127,10 +130,49 @@ func (e *Etcd) Etcdctl() string {
 	return line
 }
 
+// Risks says what can go wrong with the password, or with whom we take for etcd,
+// on the way there: one line each, for the log. It is asked after Validate.
+func (e *Etcd) Risks() []string {
+	var risks []string
+	if open := e.inTheClear(); e.Username != "" && len(open) > 0 {
+		risks = append(risks, fmt.Sprintf("the password of user %s goes over the network in plain text to %s: use https:// in --etcd-endpoints, and --etcd-cafile",
+			e.Username, strings.Join(open, ",")))
+	}
+	if e.DiscoverySRV != "" && e.CAFile == "" {
+		what := "config and leases can be whoever's"
+		if e.Username != "" {
+			what += ", and the password of user " + e.Username + " goes to them"
+		}
+		risks = append(risks, fmt.Sprintf("who forges the SRV records of %s is taken for etcd: %s: give --etcd-cafile", e.DiscoverySRV, what))
+	}
+	return risks
+}
+
+// inTheClear are the endpoints without TLS that are not on this machine.
+func (e *Etcd) inTheClear() []string {
+	var open []string
+	for _, endpoint := range e.Endpoints {
+		u, err := url.Parse(endpoint)
+		if err != nil || u.Scheme != "http" || u.Hostname() == "localhost" {
+			continue
+		}
+		if addr, err := netip.ParseAddr(u.Hostname()); err == nil && addr.IsLoopback() {
+			continue
+		}
+		open = append(open, endpoint)
+	}
+	return open
+}
+
 func (e *Etcd) checkEndpoints() error {
 	e.Endpoints = nil
 	if e.DiscoverySRV != "" {
 		return nil
+	}
+	if strings.Contains(e.endpoints, "@") {
+		// Nothing of it is quoted: a password may hold a comma, and so stand in
+		// two parts.
+		return Usagef("--etcd-endpoints: must hold no user: give --etcd-username and --etcd-password-file")
 	}
 	for part := range strings.SplitSeq(e.endpoints, ",") {
 		part = strings.TrimSpace(part)
@@ -160,6 +202,8 @@ func (e *Etcd) checkDiscovery() error {
 		return nil
 	case e.Given("etcd-endpoints"):
 		return Usagef("--etcd-endpoints and --etcd-discovery-srv exclude each other")
+	case strings.Contains(e.DiscoverySRV, "@"):
+		return Usagef("--etcd-discovery-srv: must hold no user: give --etcd-username and --etcd-password-file")
 	case strings.ContainsAny(e.DiscoverySRV, ":/, "):
 		return Usagef("--etcd-discovery-srv: %q: must be a domain such as example.com", e.DiscoverySRV)
 	}
