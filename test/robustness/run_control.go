@@ -10,7 +10,8 @@ import (
 )
 
 const (
-	// faultMachine is none of ours: the machine itself lost packets.
+	// faultMachine is none of ours: the machine itself lost packets. It touches
+	// every pair, but only those packets that were under way with them.
 	faultMachine FaultKind = "machine"
 	// controlEvery is between two pings of the control, blip what is taken
 	// for one loss.

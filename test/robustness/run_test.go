@@ -167,3 +167,28 @@ func TestSummary(t *testing.T) {
 		}
 	}
 }
+
+// What the machine lost excuses what was under way then, and nothing later.
+func TestBlipsExcuseNothingLater(t *testing.T) {
+	b := DefaultBounds(time.Second)
+	at := 20 * time.Second
+	for name, tc := range map[string]struct {
+		lost time.Duration
+		want int
+	}{
+		"sent long before": {at - b.Transit - time.Millisecond, 1},
+		"sent before":      {at - b.Transit, 0},
+		"with it":          {at, 0},
+		"sent after":       {at + b.Transit, 0},
+		"sent much later":  {at + b.Transit + time.Millisecond, 1},
+	} {
+		r := &Record{
+			TTL: b.TTL, Duration: time.Minute, Hosts: []Host{{Name: "h1"}, {Name: "h2"}},
+			Faults: blips([]time.Duration{at}), Pairs: []Pair{{From: "h1", To: "h2", Sent: 9, Lost: []time.Duration{tc.lost}}},
+		}
+		found := newEvidence(r, b).noLoss()
+		if len(found) != tc.want {
+			t.Errorf("%s: %d violations, want %d: %v", name, len(found), tc.want, found)
+		}
+	}
+}

@@ -46,6 +46,9 @@ func (e *evidence) noLoss() []Violation {
 func (e *evidence) touched(p Pair, at time.Duration) bool {
 	return slices.ContainsFunc(e.Faults, func(f Fault) bool {
 		about := f.Every || slices.Contains(f.Hosts, p.From) || slices.Contains(f.Hosts, p.To)
+		if f.Kind == faultMachine { // Nobody has anything to mend after it.
+			return f.From-e.bounds.Transit <= at && at <= f.Until+e.bounds.Transit
+		}
 		return about && e.costs(stretch{f.From, e.healed(f)}, at)
 	})
 }
