@@ -22,8 +22,8 @@ const (
 	fixedSeed = 664
 	// leaseTTL is as short as lets a host fail twice in it.
 	leaseTTL = 5 * time.Second
-	// slice is how long the schedules of make test are.
-	slice = 30 * time.Second
+	// slice is how long each of the two schedules of make test is.
+	slice = time.Minute
 	// leastHosts and mostHosts are how many there may be.
 	leastHosts, mostHosts = 6, 16
 	// members of etcd, and how many subnets the pool has to spare.
@@ -74,7 +74,7 @@ func runSeed(t *testing.T, seed uint64) {
 	t.Logf("the same again: ROBUSTNESS_HOSTS=%d make robustness SEED=%d DURATION=%s", len(hosts), seed, duration)
 	err := execute(t.Context(), trialOptions{
 		Seed: seed, Hosts: hosts, TTL: leaseTTL, Members: members, Spare: spare,
-		Daemon: b.daemon, Self: b.lab, Ctl: b.ctl, Steps: schedule, Log: t.Logf,
+		Daemon: b.daemon, Self: b.lab, Ctl: b.ctl, Steps: schedule, Quiet: quiet(leaseTTL), Log: t.Logf,
 	}, func(r *Record) error {
 		found := Validate(r, Validators(DefaultBounds(r.TTL)))
 		var text bytes.Buffer

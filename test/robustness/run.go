@@ -57,6 +57,9 @@ type trialOptions struct {
 	InTurn            bool
 	Daemon, Self, Ctl string
 	Steps             []Step
+	// Quiet is how long the hosts are left alone and watched when the schedule
+	// is over; at least until they are measured.
+	Quiet time.Duration
 	// Script, when set, is done in place of Steps.
 	Script func(context.Context, *trial) error
 	// Log, when set, is told what is done, by one goroutine at a time.
@@ -265,7 +268,8 @@ func (t *trial) performAll(ctx context.Context, steps []Step) error {
 	return g.Wait()
 }
 
-// stop waits until the network is whole again, measures it and ends the record.
+// stop waits until the network is whole again, measures it, watches it for as
+// long as is wanted, and ends the record.
 func (t *trial) stop(ctx context.Context) (*Record, error) {
 	healed := t.rec.now()
 	err := t.tidy(ctx)
@@ -273,6 +277,8 @@ func (t *trial) stop(ctx context.Context) (*Record, error) {
 	// From here on nobody touches the lab.
 	t.end()
 	err = errors.Join(err, t.tasks.Wait(), t.rec.finish(ctx, healed, DefaultBounds(t.TTL)))
+	// A mesh that is whole does not yet say that nobody uses what is another's.
+	after(ctx, healed+t.Quiet-t.rec.now())
 	t.control.stop()
 	t.account(t.control.lost(t.rec.at))
 	record, stopped := t.rec.stop(ctx)

@@ -130,18 +130,35 @@ type scheduleOptions struct {
 	Kinds []FaultKind
 }
 
-// A round is a time in which faults begin, followed by one without any: what is
-// promised for the time after a fault can only be judged when there is one.
+// A round is a time in which faults begin, followed by a gap without any: what
+// is promised for the time after a fault can only be judged when there is one.
 const (
-	// window is how long faults begin, recovery how long there are none, both
-	// in TTLs.
-	window, recovery = 1.5, 2
+	// window is how long faults begin, in TTLs.
+	window = 1.5
+	// shortGap is the gap after which a round's faults meet hosts that still
+	// mend what the round before has done, in TTLs: all gaps of runs shorter
+	// than longRun, and one of oneInGaps of the others. The other gaps are as
+	// long as it takes to judge everything: see quiet.
+	shortGap  = 2
+	longRun   = 5 * time.Minute
+	oneInGaps = 4
+	// beyondQuiet is by how much those are longer: faults are healed a little
+	// later than planned, and two samples in a row are needed.
+	beyondQuiet = 2 * time.Second
 	// leastFaults and mostFaults are how many a round has.
 	leastFaults, mostFaults = 4, 9
 	// tries is how often a place is looked for where a fault does not exclude
 	// another.
 	tries = 10
 )
+
+// quiet is how long hosts must be left alone until all that they did wrong is
+// certain: they are able again after Heal, may hold on to what is gone for a TTL
+// after that, must follow within React, and the record may be Lag behind.
+func quiet(ttl time.Duration) time.Duration {
+	b := DefaultBounds(ttl)
+	return b.Heal + b.TTL + b.React + b.Lag
+}
 
 // newSchedule plans faults. It is a pure function: the same seed and options
 // give the same steps, in the order of their times.
@@ -155,9 +172,18 @@ func newSchedule(seed uint64, o scheduleOptions) []Step {
 		}
 		p.steps = append(p.steps, added...)
 		for _, s := range added {
-			from = max(from, s.until()+recovery*o.TTL)
+			from = max(from, s.until())
 		}
+		from += p.gap()
 	}
+}
+
+// gap is how long there are no faults after a round.
+func (p *planner) gap() time.Duration {
+	if p.opts.Duration < longRun || p.random.IntN(oneInGaps) == 0 {
+		return shortGap * p.opts.TTL
+	}
+	return quiet(p.opts.TTL) + beyondQuiet
 }
 
 // planner is a schedule in the making.

@@ -60,11 +60,36 @@ func TestScheduleKeepsItsRules(t *testing.T) {
 			ends[s.Round] = max(ends[s.Round], s.until())
 		}
 		for _, s := range steps {
-			if end, ok := ends[s.Round-1]; ok && s.At < end+recovery*o.TTL {
+			if end, ok := ends[s.Round-1]; ok && s.At < end+shortGap*o.TTL {
 				t.Errorf("%s: round %d ended at %s", s, s.Round-1, end)
 			}
 		}
 	})
+}
+
+// Most rounds of a long run leave the time in which everything is judged, some
+// do not.
+func TestScheduleLeavesTimeToJudge(t *testing.T) {
+	o := scheduleOptions{Hosts: 8, TTL: leaseTTL, Duration: 10 * time.Minute, Small: []int{5, 6}}
+	short, all := 0, 0
+	for seed := range uint64(50) {
+		var begins, ends []time.Duration
+		for _, s := range newSchedule(seed, o) {
+			if s.Round == len(begins) {
+				begins, ends = append(begins, s.At), append(ends, 0)
+			}
+			ends[s.Round] = max(ends[s.Round], s.until())
+		}
+		for i, end := range ends[:len(ends)-1] {
+			all++
+			if begins[i+1]-end < quiet(o.TTL)+beyondQuiet {
+				short++
+			}
+		}
+	}
+	if short*oneInGaps < all/2 || short*oneInGaps > all*2 {
+		t.Errorf("%d of %d gaps are short, want one of %d", short, all, oneInGaps)
+	}
 }
 
 func TestExclusive(t *testing.T) {
