@@ -98,6 +98,7 @@ func NewView(o ViewOptions) *View {
 	s := &Snapshot{Since: o.Clock.Now(), Why: "the store has not been read yet", changed: make(chan struct{})}
 	if o.World.Identity != "" {
 		v.p.load(o.World, o.Clock.Uptime())
+		v.p.partial = o.Cached
 		s = v.p.snapshot()
 		s.Synced, s.Since, s.changed = !o.Cached, o.Clock.Now(), make(chan struct{})
 		if o.Cached {
@@ -148,7 +149,7 @@ func (v *View) load(ctx context.Context) error {
 	defer cancel()
 	w, err := v.o.Store.Load(ctx)
 	if err != nil {
-		return fmt.Errorf("load leases: %w", err)
+		return err // it says that this was the load
 	}
 	v.publish(volumeOf(v.p.load(w, v.o.Clock.Uptime())))
 	return nil
@@ -205,7 +206,7 @@ func (v *View) follow(ctx context.Context) error {
 func (v *View) watch(ctx context.Context, after Revision, to chan<- Batch) error {
 	for b, err := range v.o.Store.Watch(ctx, after) {
 		if err != nil {
-			return fmt.Errorf("watch leases: %w", err)
+			return err
 		}
 		select {
 		case to <- b:
