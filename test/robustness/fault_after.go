@@ -35,9 +35,11 @@ const (
 const takenBackWithin = 1500 * time.Millisecond
 
 // consequences are the times in which hosts were touched by several faults of
-// which each alone would have touched nobody. A host whose daemon is down, or cut
-// off, keeps its traffic for as long as its lease lives: one that was renewed at
-// least every third of its TTL lives half of it longer for certain.
+// which each alone would have touched nobody, or not at once. A host whose daemon
+// is down, or cut off, keeps its traffic for as long as its lease lives. It was
+// renewed a third of its TTL before the silence at the most, and a slow request
+// ago, so that it lives half of its TTL into the silence for certain. From then on
+// another host may have the subnet, and nobody holds on to it any more.
 func consequences(deeds []deed, hosts []string, ttl time.Duration) []Fault {
 	var out []Fault
 	touched := func(kind FaultKind, host string, from, until time.Duration, detail string) {
@@ -47,10 +49,13 @@ func consequences(deeds []deed, hosts []string, ttl time.Duration) []Fault {
 	for _, host := range hosts {
 		for _, s := range merge(silences(deeds, host), ttl/3) {
 			if d := s.until - s.from; d > ttl/2 {
-				touched(faultSilence, host, s.from, s.until, fmt.Sprintf(" could not renew for %s", d.Round(time.Millisecond)))
+				touched(faultSilence, host, s.from+ttl/2, s.until, fmt.Sprintf(" could not renew for %s", d.Round(time.Millisecond)))
 			}
 		}
-		for _, l := range losses(deeds, host, ttl) {
+		for _, l := range forgotten(deeds, host, ttl) {
+			touched(faultLoss, host, l.from, l.until, " had no key when its peers let go of it")
+		}
+		for _, l := range losses(deeds, host) {
 			for _, s := range l.stuck {
 				if s.until > l.from && s.from <= l.until {
 					touched(faultLoss, host, l.from, max(l.from, s.until), " could not have its key back")
@@ -115,20 +120,33 @@ type loss struct {
 	stuck []stretch
 }
 
+// forgotten are the times after wipes in which a host may have been without a
+// key when its peers let go of it. They hold on for a TTL from when they see that
+// all is gone, which is when etcd is emptied at the earliest; it can have its key
+// again from when there is a config.
+func forgotten(deeds []deed, host string, ttl time.Duration) []stretch {
+	var out []stretch
+	for i, d := range deeds {
+		if d.Kind != FaultWipe {
+			continue
+		}
+		back := prolonged(d.Until, stuck(others(deeds, i), host)) + takenBackWithin
+		if gone := d.From + ttl; back > gone {
+			out = append(out, stretch{gone, back})
+		}
+	}
+	return out
+}
+
 // losses are those of one host.
-func losses(deeds []deed, host string, ttl time.Duration) []loss {
+func losses(deeds []deed, host string) []loss {
 	var out []loss
 	for i, d := range deeds {
 		switch {
-		case d.Kind == FaultWipe:
-			// Peers hold on for a TTL after the config is there again.
-			late := d.Until + ttl/2
-			out = append(out, loss{stretch{late, late + takenBackWithin}, stuck(deeds, host)})
 		case d.Kind == FaultMemberPause && d.variant == variantLeader:
 			// One that wakes up revokes what it believes to have expired before
 			// it learns that it leads no more.
-			others := slices.Concat(deeds[:i], deeds[i+1:])
-			out = append(out, loss{stretch{d.From, d.Until + takenBackWithin}, stuck(others, host)})
+			out = append(out, loss{stretch{d.From, d.Until + takenBackWithin}, stuck(others(deeds, i), host)})
 		case !slices.Contains(d.to, host):
 		case d.Kind == FaultDelete || d.Kind == FaultRevoke:
 			out = append(out, loss{stretch{d.From, d.From + takenBackWithin}, stuck(deeds, host)})
@@ -141,6 +159,9 @@ func losses(deeds []deed, host string, ttl time.Duration) []loss {
 	}
 	return out
 }
+
+// others are all deeds but one.
+func others(deeds []deed, but int) []deed { return slices.Concat(deeds[:but], deeds[but+1:]) }
 
 // ranges are the times in which the config had another range.
 func ranges(deeds []deed) []stretch {
@@ -159,9 +180,7 @@ func stuck(deeds []deed, host string) []stretch {
 	out := ranges(deeds)
 	for _, d := range deeds {
 		switch d.Kind {
-		case FaultWipe:
-			// What it takes away can be had again from its end on.
-		case FaultNoConfig, FaultExhaust:
+		case FaultNoConfig, FaultExhaust, FaultWipe:
 			out = append(out, d.stretch())
 		case FaultConfig:
 			if d.variant == variantInvalid {

@@ -95,10 +95,7 @@ func (t *trial) beginData(ctx context.Context, s Step, f *deed) (healing, error)
 		return disarm, t.alarm(ctx, pb.AlarmRequest_ACTIVATE)
 	case FaultWipe:
 		f.Unreachable = t.everybody()
-		if s.For > t.TTL/2 {
-			// Peers wait for a TTL until they believe that a lease is gone.
-			f.Every = true
-		}
+		// Whom it touches when it lasts is a consequence: see forgotten.
 		f.Hosts = t.misfits(t.hosts)
 		return t.putConfig, t.replaceData(ctx, whyWipe)
 	default: // FaultRestore
