@@ -150,7 +150,8 @@ const (
 )
 
 // openStore opens etcd. What neither flags nor environment say, the daemon on
-// this host knows.
+// this host knows. Where none runs, flannel's defaults are asked, and said: they
+// need not be what the daemon would use.
 func (inv *invocation) openStore(ctx context.Context, a access) (*etcdstore.Store, error) {
 	opts, err := inv.etcd.StoreOptions()
 	if err != nil {
@@ -160,21 +161,39 @@ func (inv *invocation) openStore(ctx context.Context, a access) (*etcdstore.Stor
 	if inv.etcd.Given("etcd-endpoints") || opts.DiscoverySRV != "" {
 		return etcdstore.New(opts)
 	}
-	if s, err := fetchStatus(ctx, inv.socket); err == nil {
-		if opts.Endpoints = s.Etcd.Endpoints; len(opts.Endpoints) == 0 {
-			return nil, cli.Usagef("the daemon knows no etcd endpoints yet: give --etcd-endpoints or --etcd-discovery-srv")
-		}
-		if !inv.etcd.Given("etcd-prefix") {
-			opts.Prefix = s.Etcd.Prefix
-		}
-		if opts.CAFile == "" && opts.CertFile == "" {
-			opts.CAFile, opts.CertFile, opts.KeyFile = s.Etcd.CAFile, s.Etcd.CertFile, s.Etcd.KeyFile
-		}
-		if opts.Username == "" && s.Etcd.Username != "" {
-			return nil, cli.Usagef("etcd wants user %s: give --etcd-username and --etcd-password-file", s.Etcd.Username)
-		}
+	s, err := fetchStatus(ctx, inv.socket)
+	switch {
+	case err == nil:
+		err = inv.learn(&opts, s.Etcd)
+	case isRefused(err) || errors.Is(err, os.ErrNotExist):
+		fmt.Fprintf(inv.err, "flannelctl: %v; asking etcd at %s, prefix %s (--etcd-endpoints and --etcd-prefix say otherwise)\n",
+			err, strings.Join(opts.Endpoints, ","), opts.Prefix)
+		err = nil
+	default:
+		// One runs, and only it knows which etcd it uses.
+		err = fmt.Errorf("where is etcd? %w; or give --etcd-endpoints", err)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return etcdstore.New(opts)
+}
+
+// learn takes over what the daemon knows of its etcd, where nothing else is said.
+func (inv *invocation) learn(opts *etcdstore.Options, known status.Etcd) error {
+	if opts.Endpoints = known.Endpoints; len(opts.Endpoints) == 0 {
+		return cli.Usagef("the daemon knows no etcd endpoints yet: give --etcd-endpoints or --etcd-discovery-srv")
+	}
+	if !inv.etcd.Given("etcd-prefix") {
+		opts.Prefix = known.Prefix
+	}
+	if opts.CAFile == "" && opts.CertFile == "" {
+		opts.CAFile, opts.CertFile, opts.KeyFile = known.CAFile, known.CertFile, known.KeyFile
+	}
+	if opts.Username == "" && known.Username != "" {
+		return cli.Usagef("etcd wants user %s: give --etcd-username and --etcd-password-file", known.Username)
+	}
+	return nil
 }
 
 // inWorld opens etcd, reads everything at once, and calls do, all within the
@@ -203,16 +222,28 @@ func fetchStatus(ctx context.Context, socket string) (status.Status, error) {
 	return s, nil
 }
 
+// socketError is a socket that does not answer, in words of its own.
+type socketError struct {
+	text  string
+	cause error
+}
+
+// Error returns the words.
+func (e *socketError) Error() string { return e.text }
+
+// Unwrap returns the cause.
+func (e *socketError) Unwrap() error { return e.cause }
+
 // explainSocket says what an operator can do about a socket that does not
 // answer.
 func explainSocket(socket string, err error) error {
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("no daemon here: %s does not exist: systemctl status flanneld-go, or give --socket", socket)
+		return &socketError{fmt.Sprintf("no daemon here: %s does not exist: systemctl status flanneld-go, or give --socket", socket), err}
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%s is for root only: run flannelctl as root", socket)
+		return &socketError{fmt.Sprintf("%s is for root only: run flannelctl as root", socket), err}
 	case isRefused(err):
-		return fmt.Errorf("the daemon is gone: nobody answers on %s: systemctl status flanneld-go", socket)
+		return &socketError{fmt.Sprintf("the daemon is gone: nobody answers on %s: systemctl status flanneld-go", socket), err}
 	}
 	return fmt.Errorf("%s: %w", socket, err)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 )
 
@@ -205,4 +207,53 @@ func TestWhereEtcdIs(t *testing.T) {
 	known.Etcd.Username = "flannel"
 	secured.daemon(known)
 	secured.refused(true, "etcd wants user flannel: give --etcd-username and --etcd-password-file", "config", "get")
+}
+
+// Where etcd is asked that nobody named, that is said; where a daemon runs that
+// does not tell, its etcd can be anywhere.
+func TestEtcdOfNobody(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path("dead"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	if err := os.Symlink("loop", path("loop")); err != nil {
+		t.Fatal(err)
+	}
+	const asking = "; asking etcd at http://127.0.0.1:4001,http://127.0.0.1:2379, prefix /env (--etcd-endpoints and --etcd-prefix say otherwise)\n"
+	for _, tt := range []struct{ name, socket, flag, said, err string }{
+		{name: "no daemon", socket: "none", said: "flannelctl: no daemon here: " + path("none") + " does not exist: systemctl status flanneld-go, or give --socket" + asking},
+		{name: "daemon stopped", socket: "dead", said: "flannelctl: the daemon is gone: nobody answers on " + path("dead") + ": systemctl status flanneld-go" + asking},
+		{name: "endpoints given", socket: "none", flag: "--etcd-endpoints=http://192.0.2.1:2379"},
+		{name: "daemon does not tell", socket: "loop", err: "where is etcd? " + path("loop") + ": ask daemon: Get \"http://flanneld-go/v1/status\": dial unix " + path("loop") +
+			": connect: too many levels of symbolic links; or give --etcd-endpoints"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var said bytes.Buffer
+			inv := &invocation{streams: streams{err: &said}, socket: path(tt.socket)}
+			fs := cli.NewFlagSet("test", "usage", io.Discard)
+			inv.etcd.Register(fs)
+			args := []string{}
+			if tt.flag != "" {
+				args = append(args, tt.flag)
+			}
+			if err := cli.Parse(fs, args, cli.EnvOf([]string{"FLANNELD_ETCD_PREFIX=/env"})); err != nil {
+				t.Fatal(err)
+			}
+			store, err := inv.openStore(t.Context(), readOnly)
+			if store != nil {
+				store.Close()
+			}
+			got := ""
+			if err != nil {
+				got = err.Error()
+			}
+			if diff := cmp.Diff([]string{tt.said, tt.err}, []string{said.String(), got}); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
 }

@@ -39,7 +39,9 @@ func newShell(t *testing.T, env ...string) *shell {
 // result is what a command left on the screen.
 type result struct {
 	out, err string
-	usage    bool
+	// said is what stands on standard error beside the error.
+	said  string
+	usage bool
 }
 
 func (s *shell) run(args ...string) result {
@@ -49,7 +51,7 @@ func (s *shell) run(args ...string) result {
 	}
 	var out, stderr bytes.Buffer
 	err := run(s.t.Context(), streams{strings.NewReader(s.in), &out, &stderr}, args, cli.EnvOf(s.env))
-	r := result{out: out.String()}
+	r := result{out: out.String(), said: stderr.String()}
 	if err != nil {
 		var usage *cli.UsageError
 		r.err, r.usage = err.Error(), errors.As(err, &usage)
@@ -60,8 +62,8 @@ func (s *shell) run(args ...string) result {
 // want runs a command that must succeed, and compares what it prints.
 func (s *shell) want(out string, args ...string) {
 	s.t.Helper()
-	if r := s.run(args...); r.err != "" || r.out != out {
-		s.t.Errorf("flannelctl %s: %q, error %q\nwant %q", strings.Join(args, " "), r.out, r.err, out)
+	if r := s.run(args...); r != (result{out: out}) {
+		s.t.Errorf("flannelctl %s: %+v\nwant %q", strings.Join(args, " "), r, out)
 	}
 }
 
