@@ -28,7 +28,7 @@ func (t *trial) perform(ctx context.Context, s Step) error {
 		return nil
 	}
 	defer t.only(s)()
-	f := &deed{Fault: Fault{Kind: s.Kind, From: t.rec.now(), Detail: s.what()}, variant: s.Variant, to: t.names(s.Hosts)}
+	f := &deed{Fault: Fault{Kind: s.Kind, From: t.rec.now(), Detail: s.what(), To: t.names(s.Hosts)}, variant: s.Variant}
 	t.log("%s", s)
 	heal, err := t.begin(ctx, s, f)
 	f.Until = t.rec.now()

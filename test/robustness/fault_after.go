@@ -10,7 +10,6 @@ import (
 type deed struct {
 	Fault
 	variant string
-	to      []string
 }
 
 // stretch is its time.
@@ -18,7 +17,7 @@ func (d deed) stretch() stretch { return stretch{d.From, d.Until} }
 
 // hits reports whether it was done to a host.
 func (d deed) hits(host string) bool {
-	return slices.Contains(d.to, host) || slices.Contains(d.Unreachable, host)
+	return slices.Contains(d.To, host) || slices.Contains(d.Unreachable, host)
 }
 
 // What follows from faults that overlap.
@@ -147,7 +146,7 @@ func losses(deeds []deed, host string) []loss {
 			// One that wakes up revokes what it believes to have expired before
 			// it learns that it leads no more.
 			out = append(out, loss{stretch{d.From, d.Until + takenBackWithin}, stuck(others(deeds, i), host)})
-		case !slices.Contains(d.to, host):
+		case !slices.Contains(d.To, host):
 		case d.Kind == FaultDelete || d.Kind == FaultRevoke:
 			out = append(out, loss{stretch{d.From, d.From + takenBackWithin}, stuck(deeds, host)})
 		case d.Kind == FaultOverwrite || d.Kind == FaultExhaust:
@@ -188,7 +187,7 @@ func stuck(deeds []deed, host string) []stretch {
 			}
 		default:
 			down := d.Kind == FaultKill || d.Kind == FaultStop
-			if slices.Contains(d.Unreachable, host) || down && slices.Contains(d.to, host) {
+			if slices.Contains(d.Unreachable, host) || down && slices.Contains(d.To, host) {
 				out = append(out, d.stretch())
 			}
 		}

@@ -13,8 +13,7 @@ func TestConsequences(t *testing.T) {
 	const ttl = 6 * time.Second
 	at := func(kind FaultKind, from, until float64, to ...string) deed {
 		return deed{
-			Fault: Fault{Kind: kind, From: time.Duration(from * float64(time.Second)), Until: time.Duration(until * float64(time.Second))},
-			to:    to,
+			Fault: Fault{Kind: kind, From: time.Duration(from * float64(time.Second)), Until: time.Duration(until * float64(time.Second)), To: to},
 		}
 	}
 	off := func(d deed, hosts ...string) deed {

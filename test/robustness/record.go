@@ -83,6 +83,9 @@ type Fault struct {
 	// there is nothing to heal (a kill, a deleted key). Until is 0 where it
 	// never was.
 	From, Until time.Duration
+	// To are the names of those it was done to, by the schedule; not all of them
+	// need notice.
+	To []string
 	// Hosts are the names of those touched: traffic from and to them may
 	// suffer. Every: all of them.
 	Hosts []string

@@ -53,6 +53,7 @@ const (
 	OneOwner           = "one-owner"
 	LostWrite          = "lost-write"
 	SilentRenewal      = "silent-renewal"
+	KeptLease          = "kept-lease"
 	LastingReservation = "lasting-reservation"
 	Allocation         = "allocation"
 	Unreadable         = "unreadable-occupies"
@@ -78,6 +79,7 @@ const (
 	CatchesMortalReservation    = LastingReservation
 	CatchesIgnoredCompaction    = RouteFollows
 	CatchesNoIdentity           = StoreIdentity
+	CatchesNoKeepAlive          = KeptLease
 )
 
 // Validators are all of them, judging by b.
@@ -96,6 +98,7 @@ func Validators(b Bounds) []Validator {
 		v(OneOwner, "At no revision do two owners hold overlapping subnets, unless an operator wrote one when the other could not yet see it.", (*evidence).oneOwner),
 		v(LostWrite, "A daemon writes only keys that are free or its own: never over another owner's, never for a process that was superseded, and another address's only after a challenge.", (*evidence).lostWrite),
 		v(SilentRenewal, "A renewal writes nothing: every put of a key that exists changes its value.", (*evidence).silentRenewal),
+		v(KeptLease, "The leased key of an able host goes away only by an operator's hand or the daemon's own: its lease is kept alive.", (*evidence).keptLease),
 		v(LastingReservation, "A reservation never gets a TTL nor another owner, and no daemon deletes or makes one.", (*evidence).lastingReservation),
 		v(Allocation, "A created subnet belongs to the pool of the config in force (length, boundary, SubnetMin to SubnetMax) and overlaps no route that the host had.", (*evidence).allocation),
 		v(Unreadable, "A key that cannot be read occupies its subnet, and peers keep its last known path.", (*evidence).unreadable),
