@@ -146,12 +146,16 @@ func TestLeases(t *testing.T) {
 	put(t, client, "/n/subnets/10.5.1.0-24", `{"PublicIP":"198.18.0.1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"5e:ca:ce:aa:6f:af"},"Owner":"web-1"}`, grant.ID)
 	put(t, client, "/n/subnets/10.5.2.0-24", `{"PublicIP":"198.18.0.2"}`, 0)
 	put(t, client, "/n/subnets/10.5.3.0-24", `not json`, 0)
+	put(t, client, "/n/subnets/10.5.4.0-24", `{"PublicIP":"198.18.0.4","Owner":"web-4","Instance":"i4"}`, 0)
+	put(t, client, "/n/subnets/10.5.5.0-24", `{"PublicIP":"198.18.0.5"}`, grant.ID)
 
 	r := s.run("leases")
 	remaining := regexp.MustCompile(`(24h0m0s|23h59m\d+s) +`)
 	want := "SUBNET PUBLIC IP BACKEND REMAINING OWNER\n" +
 		"10.5.1.0/24 198.18.0.1 vxlan TIME web-1\n" +
-		"10.5.2.0/24 198.18.0.2 udp reserved -\n"
+		"10.5.2.0/24 198.18.0.2 - reserved -\n" +
+		"10.5.4.0/24 198.18.0.4 udp reserved web-4\n" +
+		"10.5.5.0/24 198.18.0.5 udp TIME -\n"
 	got := regexp.MustCompile(` +`).ReplaceAllString(remaining.ReplaceAllString(r.out, "TIME "), " ")
 	if r.err != "" || !strings.HasPrefix(got, want) {
 		t.Errorf("error %q (-want +got):\n%s", r.err, cmp.Diff(want, got))
@@ -161,19 +165,21 @@ func TestLeases(t *testing.T) {
 	}
 
 	var rows []leaseRow
-	if r := s.run("leases", "--json"); r.err != "" || json.Unmarshal([]byte(r.out), &rows) != nil || len(rows) != 3 {
+	if r := s.run("leases", "--json"); r.err != "" || json.Unmarshal([]byte(r.out), &rows) != nil || len(rows) != 5 {
 		t.Fatalf("%s, error %q", r.out, r.err)
 	}
 	if left := rows[0].RemainingSeconds; left == nil || *left > 86400 || *left < 86000 {
 		t.Errorf("remaining %v", left)
 	}
-	if rows[2].Error == "" {
+	if rows[4].Error == "" {
 		t.Error("the key that cannot be read has no error")
 	}
-	rows[0].RemainingSeconds, rows[2].Error = nil, ""
+	rows[0].RemainingSeconds, rows[3].RemainingSeconds, rows[4].Error = nil, nil, ""
 	wantRows := []leaseRow{
 		{Subnet: "10.5.1.0/24", PublicIP: "198.18.0.1", Backend: "vxlan", Owner: "web-1"},
-		{Subnet: "10.5.2.0/24", PublicIP: "198.18.0.2", Backend: "udp", Reservation: true},
+		{Subnet: "10.5.2.0/24", PublicIP: "198.18.0.2", Reservation: true},
+		{Subnet: "10.5.4.0/24", PublicIP: "198.18.0.4", Backend: "udp", Owner: "web-4", Reservation: true},
+		{Subnet: "10.5.5.0/24", PublicIP: "198.18.0.5", Backend: "udp"},
 		{Subnet: "10.5.3.0-24"},
 	}
 	if diff := cmp.Diff(wantRows, rows); diff != "" {

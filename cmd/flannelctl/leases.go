@@ -17,8 +17,9 @@ const concurrentTTLs = 32
 
 // leaseRow is one lease as it is printed.
 type leaseRow struct {
-	Subnet      string `json:"subnet"`
-	PublicIP    string `json:"public_ip"`
+	Subnet   string `json:"subnet"`
+	PublicIP string `json:"public_ip"`
+	// Backend is empty for a reservation that nobody has taken up.
 	Backend     string `json:"backend"`
 	Owner       string `json:"owner,omitempty"`
 	Reservation bool   `json:"reservation"`
@@ -76,7 +77,10 @@ func runLeases(ctx context.Context, inv *invocation) error {
 
 func newLeaseRow(l subnet.Lease) leaseRow {
 	row := leaseRow{Subnet: l.Subnet.String(), Owner: string(l.Attrs.Owner), Backend: l.Attrs.BackendType, Reservation: l.Reservation()}
-	if row.Backend == "" {
+	// A process of ours leaves its name in a lease, and flannel makes an ordinary
+	// lease of a reservation: this one nobody has taken up.
+	untaken := l.Reservation() && l.Attrs.Instance == ""
+	if row.Backend == "" && !untaken {
 		row.Backend = "udp"
 	}
 	for _, addr := range l.Attrs.PublicIP {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -32,7 +33,11 @@ func runStatus(ctx context.Context, inv *invocation) error {
 }
 
 // maxPeers is how many peers fit the screen; those without a path come first.
-const maxPeers = 20
+// maxOddities is how many rows about etcd's keys do.
+const (
+	maxPeers    = 20
+	maxOddities = 10
+)
 
 // printStatus writes one screen: first what is wrong and what to type, then
 // what is.
@@ -58,16 +63,59 @@ func printStatus(out io.Writer, s status.Status, now time.Time) error {
 	row("network", "%s", known(s.Config.BackendType, "%s, backend %s, config revision %d", strings.Join(s.Config.Networks, ", "), s.Config.BackendType, s.Config.Revision))
 	row("subnet", "%s", leaseLine(s.Lease, now))
 	row("uplink", "%s", known(s.Uplink.Name, "%s, %s, mtu %d", s.Uplink.Name, orDash(strings.Join(s.Uplink.Public, ", ")), s.Uplink.MTU))
-	row("data path", "%s", known(s.Backend.Type, "%s, mtu %d", strings.TrimSpace(s.Backend.Type+" "+strings.Join(s.Backend.Devices, ",")), s.Backend.MTU))
+	row("data path", "%s", known(s.Backend.Type, "%s, mtu %d%s", strings.TrimSpace(s.Backend.Type+" "+strings.Join(s.Backend.Devices, ",")), s.Backend.MTU, pathNote(s.Backend)))
 	row("loop", "%d rounds, %d failed; last %s ago in %s", s.Sync.Runs, s.Sync.Failures, age(now, s.Sync.LastRun), time.Duration(s.Sync.LastSeconds*float64(time.Second)).Round(time.Millisecond))
 	for _, f := range s.Files {
 		row("file", "%s", strings.TrimSpace(f.Path+" "+f.State+" "+f.Error))
 	}
-	row("peers", "%d", len(s.Peers))
+	for _, r := range oddities(s) {
+		row(r[0], "%s", r[1])
+	}
+	row("peers", "%s", peersLine(s))
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	return printPeers(out, s.Peers)
+}
+
+// pathNote says when the data path is not what its line promises.
+func pathNote(b status.Backend) string {
+	switch b.DataPath {
+	case status.PathApplied:
+	case status.PathWithdrawn:
+		return ", WITHDRAWN"
+	case status.PathPending:
+		return ", not set up yet"
+	}
+	return "" // a daemon that does not say
+}
+
+func peersLine(s status.Status) string {
+	line := strconv.Itoa(len(s.Peers))
+	if len(s.Peers) > 0 && s.Backend.DataPath == status.PathWithdrawn {
+		line += ", none with a path from here"
+	}
+	return line
+}
+
+// oddities are rows about what stands in etcd and should not: which key and why,
+// which address and who publishes it. A problem says what to type.
+func oddities(s status.Status) [][2]string {
+	var rows [][2]string
+	for _, b := range s.BadKeys {
+		rows = append(rows, [2]string{"bad key", fmt.Sprintf("%s/subnets/%s: %s", s.Etcd.Prefix, b.Key, b.Error)})
+	}
+	for _, a := range s.SharedAddresses {
+		var holders []string
+		for _, h := range a.Holders {
+			holders = append(holders, h.Subnet+" of node "+h.Node)
+		}
+		rows = append(rows, [2]string{"shared", a.PublicIP + ": " + strings.Join(holders, " and ")})
+	}
+	if more := len(rows) - maxOddities; more > 0 {
+		rows = append(rows[:maxOddities], [2]string{"", fmt.Sprintf("and %d more: flannelctl status --json", more)})
+	}
+	return rows
 }
 
 func printPeers(out io.Writer, peers []status.Peer) error {

@@ -29,7 +29,7 @@ func running() status.Status {
 		Config:  status.Config{Revision: 12, Networks: []string{"10.5.0.0/16", "fd05::/48"}, BackendType: "vxlan"},
 		Uplink:  status.Uplink{Name: "eth0", MTU: 1500, Public: []string{"198.18.0.1", "2001:db8::1"}},
 		Lease:   status.Lease{Subnet: "10.5.72.0/24", State: "valid", Since: now().Add(-47 * time.Hour), TTLSeconds: 86400, Expires: now().Add(16*time.Hour + 30*time.Minute)},
-		Backend: status.Backend{Type: "vxlan", Devices: []string{"flannel.1", "flannel-v6.1"}, MTU: 1430},
+		Backend: status.Backend{Type: "vxlan", DataPath: status.PathApplied, Devices: []string{"flannel.1", "flannel-v6.1"}, MTU: 1430},
 		Peers:   []status.Peer{{Subnet: "10.5.9.0/24", PublicIP: "198.18.0.2"}, {Subnet: "10.5.10.0/24", PublicIP: "198.18.0.3"}},
 		Sync:    status.Sync{LastRun: now().Add(-4 * time.Second), LastSeconds: 0.0123, Runs: 36005, Failures: 2},
 		Files:   []status.File{{Path: "/run/flannel/subnet.env", State: "written"}, {Path: "/etc/docker/daemon.json", State: "written"}},
@@ -57,6 +57,26 @@ func TestStatusScreens(t *testing.T) {
 				Problems: []status.Problem{{Component: "config", Since: now().Add(-7 * time.Second), Message: "no network config yet: waiting for key /coreos.com/network/config", Hint: "etcdctl put ..", Blocking: true}},
 				Sync:     status.Sync{LastRun: now(), Runs: 6, Failures: 6},
 			}
+		},
+		"fenced": func(s *status.Status) {
+			s.State, s.Ready, s.Backend.DataPath = status.StateWaiting, false, status.PathWithdrawn
+			s.Lease.State, s.Lease.Since, s.Lease.Expires, s.Lease.Reason = "conflict", now().Add(-5*time.Minute), time.Time{}, "node db-3 at 198.18.0.9 holds it"
+			s.Problems = []status.Problem{{Component: "lease", Since: now().Add(-5 * time.Minute), Message: "lease of 10.5.72.0/24 is in conflict, data path and files are withdrawn: node db-3 at 198.18.0.9 holds it", Hint: "flannelctl leases", Blocking: true}}
+			for i := range s.Files {
+				s.Files[i].State = "withdrawn"
+			}
+		},
+		"oddities": func(s *status.Status) {
+			s.State = status.StateDegraded
+			s.BadKeys = []status.BadKey{{Key: "10.5.3.0-24", Error: "invalid character 'n' in literal"}, {Key: "README", Error: "is no subnet"}}
+			s.SharedAddresses = []status.SharedAddress{{PublicIP: "198.18.0.2", Holders: []status.Holder{{Subnet: "10.5.9.0/24", Node: "web-2"}, {Subnet: "10.5.11.0/24", Node: "web-9"}}}}
+		},
+		"many_oddities": func(s *status.Status) {
+			s.State = status.StateDegraded
+			for i := range 12 {
+				s.BadKeys = append(s.BadKeys, status.BadKey{Key: fmt.Sprintf("10.5.%d.0-24", i), Error: "is not JSON"})
+			}
+			s.SharedAddresses = []status.SharedAddress{{PublicIP: "198.18.0.2"}}
 		},
 		"many_peers": func(s *status.Status) {
 			s.Peers = nil

@@ -186,6 +186,7 @@ func TestFence(t *testing.T) {
 					return [3]string{h.file("run/subnet.env"), h.file("docker/daemon.json"), h.file("run/docker")}
 				}
 				before := files()
+				paths := []status.DataPath{h.board.Snapshot().Backend.DataPath}
 				former, key := h.lose()
 				h.eventually(promise, "all of it is withdrawn", func() bool {
 					_, err := h.kernel.LinkByName(t.Context(), "flannel.1")
@@ -198,6 +199,7 @@ func TestFence(t *testing.T) {
 				if s.Ready || s.State != status.StateWaiting || !strings.HasPrefix(h.problem(status.ComponentLease).Message, "lease of "+former+" is in conflict, data path and files are withdrawn: node other at 198.18.0.9") {
 					t.Errorf("%s, ready %t", s.Line(), s.Ready)
 				}
+				paths = append(paths, s.Backend.DataPath)
 				for _, f := range s.Files {
 					if f.State != fileWithdrawn {
 						t.Errorf("file %+v, want it withdrawn", f)
@@ -216,6 +218,10 @@ func TestFence(t *testing.T) {
 				})
 				if diff := cmp.Diff(before, files()); diff != "" {
 					t.Errorf("files (-before +after):\n%s", diff)
+				}
+				paths = append(paths, h.board.Snapshot().Backend.DataPath)
+				if diff := cmp.Diff([]status.DataPath{status.PathApplied, status.PathWithdrawn, status.PathApplied}, paths); diff != "" {
+					t.Errorf("how the data path is said to stand (-want +got):\n%s", diff)
 				}
 			})
 		})
@@ -243,6 +249,9 @@ func TestFencedStartWithoutEtcd(t *testing.T) {
 		time.Sleep(time.Minute)
 		if by := h.uses(former); len(by) > 0 {
 			t.Errorf("in use: %v", by)
+		}
+		if path := h.board.Snapshot().Backend.DataPath; path != status.PathPending {
+			t.Errorf("data path %s, want %s", path, status.PathPending)
 		}
 		h.data.DeleteKey(key)
 		h.store.SetUnavailable(nil)

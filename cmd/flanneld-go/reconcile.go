@@ -220,7 +220,7 @@ func (l *loop) round(ctx context.Context, stages []stage) (complete bool, _ erro
 		counters = c.Counters()
 	}
 	l.board.Update(func(s *status.Status) {
-		s.Backend.Counters = counters
+		s.Backend.Counters, s.Backend.DataPath = counters, l.dataPath()
 		s.Sync.Runs++
 		s.Sync.LastRun = l.clock.Now()
 		s.Sync.LastSeconds = took.Seconds()
@@ -234,6 +234,17 @@ func (l *loop) round(ctx context.Context, stages []stage) (complete bool, _ erro
 		s.Ready = ready
 	})
 	return complete, nil
+}
+
+// dataPath says how it stands.
+func (l *loop) dataPath() status.DataPath {
+	switch {
+	case l.path.applied:
+		return status.PathApplied
+	case l.lease.withdrawn:
+		return status.PathWithdrawn
+	}
+	return status.PathPending
 }
 
 // report puts a stage's outcome on the board, and into the log if that has not

@@ -141,9 +141,22 @@ type Lease struct {
 	Expires     time.Time `json:"expires,omitzero"`
 }
 
+// DataPath is how the data path stands.
+type DataPath string
+
+// The states of the data path. It is pending until this process has applied it,
+// though what an earlier one left may carry traffic; withdrawn as long as the
+// subnet is another's.
+const (
+	PathPending   DataPath = "pending"
+	PathApplied   DataPath = "applied"
+	PathWithdrawn DataPath = "withdrawn"
+)
+
 // Backend is the encapsulation in use.
 type Backend struct {
 	Type     string            `json:"type"`
+	DataPath DataPath          `json:"data_path,omitempty"`
 	Devices  []string          `json:"devices"`
 	MTU      int               `json:"mtu"`
 	Port     int               `json:"port"`
