@@ -4,20 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"syscall"
 )
 
 // faultBackup is the first half of FaultRestore in a record.
 const faultBackup FaultKind = "backup"
-
-// refusedError is a fault that could not be done because of another one: etcd did
-// not answer, or the key was gone. The run goes on.
-type refusedError struct{ err error }
-
-func (e *refusedError) Error() string { return e.err.Error() }
-
-func (e *refusedError) Unwrap() error { return e.err }
 
 // healing undoes a fault. It may change what is noted of it.
 type healing func(context.Context, *deed) error
@@ -32,6 +26,7 @@ func (t *trial) perform(ctx context.Context, s Step) error {
 	t.log("%s", s)
 	heal, err := t.begin(ctx, s, f)
 	f.Until = t.rec.now()
+	refused, err := refusals(err)
 	if heal != nil {
 		// What has begun is healed although the trial is given up.
 		after(ctx, t.begun+s.until()-t.rec.now())
@@ -40,15 +35,68 @@ func (t *trial) perform(ctx context.Context, s Step) error {
 		err = errors.Join(err, heal(healCtx, f))
 		f.Until = max(f.Until, t.rec.now())
 	}
-	if refused := (*refusedError)(nil); errors.As(err, &refused) {
-		f.Err, err = err.Error(), nil
-		t.log("  refused: %s: %v", f.Detail, refused)
+	f.refuse(refused)
+	if f.Err != "" {
+		t.log("  refused: %s: %s", f.Detail, f.Err)
 	}
 	t.note(*f)
+	t.count(s.Kind, f.void)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.what(), err)
 	}
 	return nil
+}
+
+// refuse notes why a fault could not be done. One of which nothing was done, and
+// nothing may be done yet, touches nobody.
+func (d *deed) refuse(refused []*refusedError) {
+	d.void = len(refused) > 0 && !d.partly
+	var errs []error
+	for _, r := range refused {
+		errs = append(errs, r)
+		d.void = d.void && !r.open
+	}
+	if err := errors.Join(errs...); err != nil {
+		d.Err = err.Error()
+	}
+	if d.void {
+		d.Hosts, d.Every, d.Unreachable, d.To = nil, false, nil, nil
+	}
+}
+
+// count counts what was tried of a kind.
+func (t *trial) count(kind FaultKind, void bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.tried == nil {
+		t.tried = map[FaultKind]attempts{}
+	}
+	a := t.tried[kind]
+	a.all++
+	a.void += btoi(void)
+	t.tried[kind] = a
+}
+
+// attempts are how often a fault was tried, and how often nothing came of it.
+type attempts struct{ all, void int }
+
+// severalTimes is how often in vain is no accident.
+const severalTimes = 3
+
+// errFutile: the run did not do what it was to do.
+var errFutile = errors.New("a fault was refused every time")
+
+// futile names the faults that were tried several times, and never done.
+func (t *trial) futile() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var errs []error
+	for _, kind := range slices.Sorted(maps.Keys(t.tried)) {
+		if a := t.tried[kind]; a.all >= severalTimes && a.void == a.all {
+			errs = append(errs, fmt.Errorf("%w: %s, %d times", errFutile, kind, a.all))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // only waits until nobody else changes what a step changes of etcd as a whole,

@@ -10,6 +10,15 @@ import (
 type deed struct {
 	Fault
 	variant string
+	// partly: something was done, whatever was refused. void: nothing was, and
+	// nothing will be.
+	partly, void bool
+}
+
+// spare takes a host out to whom it could not be done.
+func (d *deed) spare(host string) {
+	it := func(name string) bool { return name == host }
+	d.To, d.Hosts = slices.DeleteFunc(d.To, it), slices.DeleteFunc(d.Hosts, it)
 }
 
 // stretch is its time.
@@ -41,6 +50,7 @@ const takenBackWithin = 1500 * time.Millisecond
 // another host may have the subnet, and nobody holds on to it any more.
 func consequences(deeds []deed, hosts []string, ttl time.Duration) []Fault {
 	var out []Fault
+	deeds = slices.DeleteFunc(slices.Clone(deeds), func(d deed) bool { return d.void })
 	touched := func(kind FaultKind, host string, from, until time.Duration, detail string) {
 		until = prolonged(until, stuck(deeds, host))
 		out = append(out, Fault{Kind: kind, From: from, Until: until, Hosts: []string{host}, Detail: host + detail})

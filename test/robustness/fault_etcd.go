@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
 )
@@ -116,6 +117,9 @@ func (t *trial) compact(ctx context.Context) error {
 			return err
 		}
 		_, err = t.cluster.Client().Compact(ctx, resp.Header.Revision)
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			return nil // Nothing was written since the last time.
+		}
 		return err
 	})
 }

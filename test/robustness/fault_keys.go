@@ -1,6 +1,7 @@
 package robustness
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,11 +20,6 @@ import (
 )
 
 const (
-	// operateWithin is how long the operator tries what etcd does not do at
-	// once.
-	operateWithin = 5 * time.Second
-	// requestWithin bounds one request of the operator's.
-	requestWithin = 2 * time.Second
 	// ghostTTL is that of the leases of invented owners: longer than any run.
 	ghostTTL = 24 * time.Hour
 	// ghostOwner begins their node ids, garbage the values that are none.
@@ -33,51 +29,6 @@ const (
 	// it is nothing, and no daemon writes it.
 	byHand = "\n"
 )
-
-// Why an operator's deed was not done.
-var (
-	errNoKey   = errors.New("the host has no key in etcd")
-	errNoLease = errors.New("the key hangs on no lease")
-	errRaced   = errors.New("the key changed meanwhile")
-	// errNoConfig: the operator has not put it again yet.
-	errNoConfig = errors.New("there is no config yet")
-)
-
-// operate tries something until it works; in vain, it is refused.
-func (t *trial) operate(ctx context.Context, try func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, operateWithin)
-	defer cancel()
-	return t.insist(ctx, try)
-}
-
-// insist is operate for as long as ctx lasts.
-func (t *trial) insist(ctx context.Context, try func(context.Context) error) error {
-	var last error
-	err := poll(ctx, func() bool {
-		ctx, cancel := context.WithTimeout(ctx, requestWithin)
-		defer cancel()
-		last = try(ctx)
-		return last == nil || errors.Is(last, errNoKey) || errors.Is(last, errNoLease)
-	})
-	if last == nil {
-		return nil
-	}
-	return &refusedError{errors.Join(err, last)}
-}
-
-// commit is one transaction of the operator's. One whose answer got lost is told
-// by attribute.
-func (t *trial) commit(ctx context.Context, cmps []clientv3.Cmp, ops ...clientv3.Op) error {
-	resp, err := t.cluster.Client().Txn(ctx).If(cmps...).Then(ops...).Commit()
-	if err != nil {
-		return err
-	}
-	if !resp.Succeeded {
-		return errRaced
-	}
-	t.rec.operator(resp.Header.Revision)
-	return nil
-}
 
 // lease is an etcd lease.
 func (t *trial) lease(ctx context.Context, ttl time.Duration) (clientv3.OpOption, error) {
@@ -166,18 +117,33 @@ func (t *trial) beginKeys(ctx context.Context, s Step, f *deed) (healing, error)
 	switch s.Kind {
 	case FaultRevoke:
 		f.Hosts = t.misfits(t.chosen(s))
-		return nil, each(t.chosen(s), func(h *host) error { return t.change(ctx, h, t.revoke) })
+		return nil, t.eachKey(ctx, s, f, t.revoke)
 	case FaultDelete:
 		f.Hosts = t.misfits(t.chosen(s))
-		return nil, each(t.chosen(s), func(h *host) error { return t.change(ctx, h, t.remove) })
+		return nil, t.eachKey(ctx, s, f, t.remove)
 	case FaultReserve:
 		return nil, each(t.chosen(s), func(h *host) error { return t.reserve(ctx, h) })
 	case FaultExhaust:
-		f.Hosts = t.names(s.Hosts)
-		return t.exhaust(ctx, t.chosen(s)[0])
+		return t.exhaust(ctx, t.chosen(s)[0], f)
 	default: // FaultOverwrite
 		return t.overwrite(ctx, t.chosen(s)[0], s.Variant, f)
 	}
+}
+
+// eachKey does something to the key of every host of a step. Those that refuse
+// are not touched.
+func (t *trial) eachKey(ctx context.Context, s Step, f *deed, do func(context.Context, *mvccpb.KeyValue) error) error {
+	return each(t.chosen(s), func(h *host) error {
+		err := t.change(ctx, h, do)
+		var refused *refusedError
+		switch {
+		case errors.As(err, &refused) && !refused.open:
+			f.spare(h.name)
+		case err == nil:
+			f.partly = true
+		}
+		return err
+	})
 }
 
 func (t *trial) revoke(ctx context.Context, kv *mvccpb.KeyValue) error {
@@ -185,10 +151,11 @@ func (t *trial) revoke(ctx context.Context, kv *mvccpb.KeyValue) error {
 		return errNoLease
 	}
 	resp, err := t.cluster.Client().Revoke(ctx, clientv3.LeaseID(kv.Lease))
-	if err == nil {
-		t.rec.operator(resp.Header.Revision)
+	if err != nil {
+		return lost(err)
 	}
-	return err
+	t.rec.operator(resp.Header.Revision)
+	return nil
 }
 
 func (t *trial) remove(ctx context.Context, kv *mvccpb.KeyValue) error {
@@ -200,7 +167,8 @@ func (t *trial) detach(ctx context.Context, kv *mvccpb.KeyValue) error {
 	return t.commit(ctx, unchanged(kv), clientv3.OpPut(string(kv.Key), strings.TrimSuffix(string(kv.Value), byHand)+byHand))
 }
 
-// reserve has flannelctl make a host's lease a reservation.
+// reserve has flannelctl make a host's lease a reservation. It must manage that
+// where the operator's own requests are served.
 func (t *trial) reserve(ctx context.Context, h *host) error {
 	return t.change(ctx, h, func(ctx context.Context, kv *mvccpb.KeyValue) error {
 		if kv.Lease == 0 {
@@ -210,13 +178,46 @@ func (t *trial) reserve(ctx context.Context, h *host) error {
 		if err != nil {
 			return err
 		}
-		t.mu.Lock()
-		t.reserved = append(t.reserved, reserved{keySubnets + s.Key(), t.rec.now()})
-		t.mu.Unlock()
+		if err := t.serves(ctx); err != nil {
+			return err
+		}
+		t.announce(keySubnets + s.Key())
 		_, err = t.lab.Switch.Run(ctx, t.Ctl, "reserve", s.String(), "--node="+h.node(),
 			"--etcd-endpoints="+t.lab.EtcdURL(), "--etcd-prefix="+lab.Prefix)
-		return err
+		if err == nil {
+			return nil
+		}
+		return lost(cmp.Or(ctx.Err(), t.serves(ctx), t.raced(ctx, kv), err))
 	})
+}
+
+// serves asks etcd for something that it must write down.
+func (t *trial) serves(ctx context.Context) error {
+	_, err := t.lease(ctx, t.TTL)
+	return err
+}
+
+// raced reports whether a key is not what it was.
+func (t *trial) raced(ctx context.Context, kv *mvccpb.KeyValue) error {
+	resp, err := t.cluster.Client().Get(ctx, string(kv.Key))
+	if err == nil && (len(resp.Kvs) == 0 || resp.Kvs[0].ModRevision != kv.ModRevision) {
+		err = errRaced
+	}
+	return err
+}
+
+// announce notes what flannelctl is asked to do. Asked again for the same it
+// does one deed, not two.
+func (t *trial) announce(key string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.rec.now()
+	for _, r := range t.reserved {
+		if r.key == key && now <= r.at+reserveWithin {
+			return
+		}
+	}
+	t.reserved = append(t.reserved, reserved{key, now})
 }
 
 // reserved is a deed of flannelctl's: it does not say at which revision, and may
@@ -227,7 +228,7 @@ type reserved struct {
 }
 
 // reserveWithin is how long after its start such a deed may show in the record.
-const reserveWithin = operateWithin + 5*time.Second
+const reserveWithin = operateWithin + 5*time.Second // what was asked for may be done later
 
 // did reports whether an event may be the deed: the key hangs on no lease then.
 func (r reserved) did(e Event) bool {
@@ -345,7 +346,7 @@ func (t *trial) vacant() []netip.Prefix {
 
 // exhaust lets ghosts have every free subnet of the pool and that of the host. It
 // is healed by freeing one, and the others later.
-func (t *trial) exhaust(ctx context.Context, h *host) (healing, error) {
+func (t *trial) exhaust(ctx context.Context, h *host, f *deed) (healing, error) {
 	var last string
 	err := t.operate(ctx, func(ctx context.Context) error {
 		since, err := t.configSince(ctx)
@@ -364,14 +365,15 @@ func (t *trial) exhaust(ctx context.Context, h *host) (healing, error) {
 				return err
 			}
 			if err == nil {
-				last = value
+				last, f.partly = value, true
 			}
 		}
 		return nil
 	})
 	if err == nil {
+		f.Hosts = []string{h.name}
 		value := t.ghost()
-		err = t.change(ctx, h, func(ctx context.Context, kv *mvccpb.KeyValue) error { return t.haunt(ctx, kv, value) })
+		err = t.eachKey(ctx, Step{Hosts: []int{h.Number}}, f, func(ctx context.Context, kv *mvccpb.KeyValue) error { return t.haunt(ctx, kv, value) })
 	}
 	return func(ctx context.Context, f *deed) error {
 		// From here on no ghost may come that was called before.

@@ -101,8 +101,9 @@ type trial struct {
 	mu sync.Mutex
 	// The fields below are guarded by mu.
 
-	// done are the faults so far.
-	done []deed
+	// done are the faults so far, tried how often which was to be done.
+	done  []deed
+	tried map[FaultKind]attempts
 	// ghosts is how many owners were invented.
 	ghosts int
 	// reserved is what flannelctl was asked to do.
@@ -140,7 +141,7 @@ func execute(ctx context.Context, o trialOptions, judge func(*Record) error) (er
 	if err := t.start(ctx); err != nil {
 		return fmt.Errorf("start the network: %w", err)
 	}
-	err = t.disturb(running)
+	err = errors.Join(t.disturb(running), t.futile())
 	if ctx.Err() != nil {
 		return errors.Join(err, context.Cause(ctx))
 	}
