@@ -19,6 +19,12 @@
 //     of our own hosts can never hold overlapping subnets: both decided on a
 //     config and a list of leases read at one revision, and the store compared
 //     that config again in the transaction that created the key.
+//   - A store that was restored from an older snapshot keeps its identity. Who
+//     follows it learns that from its revision, or from a key that the store does
+//     not know any more; who was away, from what a full load says of revisions
+//     that it had seen: see [View]. Nobody tells the others, by writing another
+//     identity say: one host that is mistaken would disturb all, while what each
+//     has seen itself costs no request, and does not mislead.
 //   - A host is its node id. A lease with our node id and another's address is
 //     challenged before it is taken: see [Acquire] and [Keeper].
 //   - Nothing here knows a kernel or etcd. The package imports the standard

@@ -95,6 +95,9 @@ type projection struct {
 	// counts how often it had.
 	distrusted bool
 	lives      int
+	// partial: what is known comes from a file, which holds what a host works
+	// with, and not all that was in the store.
+	partial bool
 }
 
 func newProjection(node NodeID, hold, ttl time.Duration) projection {
@@ -121,7 +124,7 @@ func (p *projection) patience() time.Duration {
 // changed. What w lacks is treated as deleted at this moment.
 func (p *projection) load(w World, now time.Duration) bool {
 	before := *p
-	if p.identity != "" && (w.Identity != p.identity || w.Revision < p.revision) {
+	if p.identity != "" && (w.Identity != p.identity || w.Revision < p.revision || p.contradicts(w)) {
 		p.distrusted = true
 	}
 	if p.distrusted {
@@ -129,7 +132,7 @@ func (p *projection) load(w World, now time.Duration) bool {
 	}
 	p.revision, p.identity, p.config = w.Revision, w.Identity, w.Config
 	patience := p.patience()
-	p.distrusted = false
+	p.distrusted, p.partial = false, false
 
 	entries := make(map[Subnet]*entry, max(p.leases.len, len(w.Leases)))
 	for e := range p.leases.all() {
@@ -154,6 +157,53 @@ func (p *projection) load(w World, now time.Duration) bool {
 	}
 	p.rebuild(entries, index)
 	return !p.shows(before)
+}
+
+// contradicts reports whether w, of the same identity and no earlier revision,
+// cannot have come of what is known. An older snapshot that was restored, and
+// written to since until its revision was no longer behind, looks like that: what
+// w says of revisions up to ours must be what we know of them, to the letter.
+//
+// A restored store that merely lacks keys, and all of whose later writes are of
+// revisions that we have not seen, contradicts nothing: it is what a store would be
+// in which they were deleted. Their owners, who followed them, know better.
+func (p *projection) contradicts(w World) bool {
+	if w.Config.Modified != 0 && w.Config != p.config && w.Config.Modified <= p.seen(p.config.Modified) {
+		return true
+	}
+	for _, b := range w.Bad {
+		then, known := p.bad[b.Key]
+		if !p.partial && b.Modified <= p.revision && (!known || then.Modified != b.Modified) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(w.Leases, p.denies)
+}
+
+// denies reports whether l, as a store reads that has no other past than ours,
+// cannot have come of what is known of its key.
+func (p *projection) denies(l Lease) bool {
+	e := p.leases.get(l.Subnet)
+	bad, unreadable := p.bad[l.Subnet.Key()]
+	switch {
+	case unreadable: // When it was created is not known.
+		return l.Modified <= p.revision || l.Created > bad.Modified && l.Created <= p.revision
+	case e == nil || e.gone:
+		return !p.partial && l.Created <= p.revision
+	case l.Modified <= p.seen(e.lease.Modified):
+		then := e.lease
+		return l.Modified != then.Modified || l.Created != then.Created || l.ID != then.ID || !p.partial && l.Attrs != then.Attrs
+	}
+	return l.Created != e.lease.Created && l.Created <= p.seen(e.lease.Modified)
+}
+
+// seen is up to which revision all is known of a key that was last known to change
+// at modified.
+func (p *projection) seen(modified Revision) Revision {
+	if p.partial {
+		return modified
+	}
+	return p.revision
 }
 
 // shows reports whether p shows the same as another projection.

@@ -110,6 +110,19 @@ func TestViewAfterDisaster(t *testing.T) {
 				w.data.OverwriteConfig(config)
 			}
 		}},
+		// Nothing but what the keys say gives this one away.
+		{"restored while it was away, and past its old revision already", func(w *watcher, empty memstore.Snapshot) {
+			w.store.SetUnavailable(errDown)
+			synctest.Wait()
+			w.data.Restore(empty)
+			if _, err := w.data.Put("readme", "", 0); err != nil {
+				w.t.Error(err)
+			}
+			for range 50 {
+				w.data.OverwriteConfig(config)
+			}
+			w.store.SetUnavailable(nil)
+		}},
 		{"another identity", func(w *watcher, _ memstore.Snapshot) {
 			w.store.SetUnavailable(errDown)
 			synctest.Wait()
