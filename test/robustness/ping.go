@@ -121,6 +121,7 @@ func (p *pings) retarget(ctx context.Context, w *watched) error {
 func (p *pings) begin(ctx context.Context, b between, from, to *lab.Container) error {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	options := lab.PingOptions{To: to.Addr(), Interval: p.every, Timeout: lostAfter}
+	began := time.Now()
 	first, err := from.StartPing(ctx, options)
 	if err != nil {
 		cancel()
@@ -131,8 +132,9 @@ func (p *pings) begin(ctx context.Context, b between, from, to *lab.Container) e
 	go func() {
 		defer close(running.done)
 		defer cancel()
-		pair := Pair{From: p.hosts[b.from].Name, To: p.hosts[b.to].Name, Interval: p.every}
+		pair := Pair{From: p.hosts[b.from].Name, To: p.hosts[b.to].Name, Began: p.at(began), Interval: p.every}
 		err := p.follow(ctx, &pair, first, func() (*lab.Pinging, error) { return from.StartPing(ctx, options) })
+		pair.Ended = p.at(time.Now())
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.pairs = append(p.pairs, pair)

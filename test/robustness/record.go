@@ -107,8 +107,11 @@ type Run struct {
 	// From is when it was started, Until when it had ended; 0: it outlived
 	// the record.
 	From, Until time.Duration
-	// Killed: it was the schedule that ended it. Status is its exit status.
+	// Killed: it was the schedule that ended it. Asked is when it did so by a
+	// signal that a daemon can answer, SIGTERM; 0: it did not.
 	Killed bool
+	Asked  time.Duration
+	// Status is its exit status, -1 where a signal ended it.
 	Status int
 	// Tail is the end of its log when nobody had asked it to end.
 	Tail string
@@ -166,8 +169,9 @@ type HostStatus struct {
 // Pair is traffic between two containers: requests at a fixed interval.
 type Pair struct {
 	From, To string
-	Interval time.Duration
-	Sent     int
+	// Began and Ended enclose the requests, all of them.
+	Began, Ended, Interval time.Duration
+	Sent                   int
 	// Lost are the times at which the lost requests were sent.
 	Lost []time.Duration
 }
@@ -192,6 +196,16 @@ type Load struct {
 	Host string
 	// Requests are those to etcd, streams' messages included. They and the CPU
 	// are from the last sample of each process.
+	Requests int
+	CPU      time.Duration
+	LogLines int
+	// Course is how that came to be, about once a second.
+	Course []Cost
+}
+
+// Cost is what a host's daemon had cost by a time, all its processes together.
+type Cost struct {
+	At       time.Duration
 	Requests int
 	CPU      time.Duration
 	LogLines int

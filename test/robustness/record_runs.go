@@ -20,6 +20,8 @@ import (
 const (
 	// tailLines is how much is kept of the log of a daemon that ended unasked.
 	tailLines = 20
+	// meterEvery is between two looks at what a host has cost.
+	meterEvery = time.Second
 	// userHertz is the unit of /proc/<pid>/stat, the same on every Linux that
 	// Go runs on.
 	userHertz = 100
@@ -35,8 +37,11 @@ type watched struct {
 	waiting sync.WaitGroup
 
 	mu sync.Mutex
-	// runs are guarded by mu.
-	runs []*process
+	// The fields below are guarded by mu.
+
+	runs   []*process
+	log    lineCounter
+	course []Cost
 }
 
 // process is one run and what it has cost.
@@ -76,11 +81,15 @@ func (w *watched) await(r *process) {
 
 // killed notes that the present process is about to be ended. One that has ended
 // already did so by itself.
-func (w *watched) killed() {
+func (w *watched) killed(s syscall.Signal) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if r := w.latest(); r != nil && r.daemon.Running() {
-		r.Killed = true
+	r := w.latest()
+	if r == nil || !r.daemon.Running() {
+		return
+	}
+	if r.Killed = true; s == syscall.SIGTERM {
+		r.Asked = w.now()
 	}
 }
 
@@ -147,6 +156,34 @@ func parseStat(text string) (procStat, error) {
 	return procStat{state: fields[0], cpu: time.Duration(user+system) * time.Second / userHertz}, nil
 }
 
+// meter notes what all processes have cost until now, unless it did so just now.
+func (w *watched) meter() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := w.now()
+	if n := len(w.course); n > 0 && now-w.course[n-1].At < meterEvery || w.latest() == nil {
+		return nil
+	}
+	cost, err := w.cost()
+	cost.At = now
+	w.course = append(w.course, cost)
+	return err
+}
+
+// cost is what all processes have cost, as far as they were looked at. mu is held.
+func (w *watched) cost() (Cost, error) {
+	var c Cost
+	for _, r := range w.runs {
+		c.CPU += r.cpu
+		c.Requests += int(r.requests)
+	}
+	var err error
+	if r := w.latest(); r != nil {
+		c.LogLines, err = w.log.count(r.daemon.Spec.Log)
+	}
+	return c, err
+}
+
 // result ends the waiting and returns the runs and what they cost. Log lines are
 // all of the lab's life.
 func (w *watched) result() ([]Run, Load, error) {
@@ -154,36 +191,37 @@ func (w *watched) result() ([]Run, Load, error) {
 	w.waiting.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	load := Load{Host: w.Name}
 	var runs []Run
 	for _, r := range w.runs {
 		runs = append(runs, r.Run)
-		load.CPU += r.cpu
-		load.Requests += int(r.requests)
 	}
-	var err error
-	if r := w.latest(); r != nil {
-		load.LogLines, err = countLines(r.daemon.Spec.Log)
-	}
-	return runs, load, err
+	total, err := w.cost()
+	return runs, Load{Host: w.Name, Requests: total.Requests, CPU: total.CPU, LogLines: total.LogLines, Course: w.course}, err
 }
 
-// countLines counts the lines of a file that may be large.
-func countLines(path string) (lines int, err error) {
+// lineCounter counts the lines of a file that grows, and reads each only once.
+type lineCounter struct {
+	offset int64
+	lines  int
+}
+
+// count returns how many lines the file has by now.
+func (c *lineCounter) count(path string) (lines int, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return 0, err
+		return c.lines, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	buf := make([]byte, 64<<10)
 	for {
-		n, err := f.Read(buf)
-		lines += bytes.Count(buf[:n], []byte("\n"))
+		n, err := f.ReadAt(buf, c.offset)
+		c.offset += int64(n)
+		c.lines += bytes.Count(buf[:n], []byte("\n"))
 		if errors.Is(err, io.EOF) {
-			return lines, nil
+			return c.lines, nil
 		}
 		if err != nil {
-			return lines, err
+			return c.lines, err
 		}
 	}
 }

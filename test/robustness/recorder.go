@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -130,9 +131,8 @@ func (r *recorder) addFault(f Fault) {
 // began notes a process of a host's daemon; its end is noticed.
 func (r *recorder) began(h *lab.Host, p *lab.Process) { r.of(h).began(p) }
 
-// killed notes that the host's daemon is about to be ended, by signal or
-// otherwise.
-func (r *recorder) killed(h *lab.Host) { r.of(h).killed() }
+// killed notes that the host's daemon is about to be ended by a signal.
+func (r *recorder) killed(h *lab.Host, s syscall.Signal) { r.of(h).killed(s) }
 
 // retarget starts the pairs of a host over, with its container as it is now. It
 // is called when a container was made, made anew, or removed.

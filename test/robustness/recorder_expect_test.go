@@ -148,10 +148,31 @@ func (e expectation) pairs(from, until time.Duration) {
 		if p.Interval != 20*time.Millisecond {
 			e.t.Errorf("an interval of %s", p.Interval)
 		}
+		if most := int((p.Ended-p.Began)/p.Interval) + 1; p.Sent > most || p.Ended > e.Duration {
+			e.t.Errorf("%d requests from %s to %s", p.Sent, p.Began, p.Ended)
+		}
 	}
 	// 4 pairs, 15 requests each.
 	if lost[true] < 20 || lost[false] > 0 {
 		e.t.Errorf("while h3 was cut off its pairs lost %d and the others %d requests", lost[true], lost[false])
+	}
+}
+
+// courses expects that what a host cost was looked at all the time, and only grew.
+func (e expectation) courses() {
+	e.t.Helper()
+	for _, l := range e.Load {
+		total := Cost{At: e.Duration, Requests: l.Requests, CPU: l.CPU, LogLines: l.LogLines}
+		var last Cost
+		for _, c := range append(l.Course, total) {
+			if c.Requests < last.Requests || c.CPU < last.CPU || c.LogLines < last.LogLines || c.At <= last.At {
+				e.t.Errorf("%s: %+v follows %+v", l.Host, c, last)
+			}
+			last = c
+		}
+		if len(l.Course) < 2 || total.At-l.Course[len(l.Course)-1].At > 5*time.Second {
+			e.t.Errorf("%s: its course has %d steps", l.Host, len(l.Course))
+		}
 	}
 }
 

@@ -177,7 +177,7 @@ func testRecordOfHosts(t *testing.T, backend, config string) {
 		r.await(h, "a whole network", full)
 	}
 
-	r.killed(second)
+	r.killed(second, syscall.SIGKILL)
 	r.must(second.Daemon.Kill())
 	dead := r.await("h2", "a dead daemon", func(s Sample) bool {
 		return s.Status == nil && len(s.Routes) == 2 || backend == "udp" && s.Status == nil
@@ -228,6 +228,7 @@ func testRecordOfHosts(t *testing.T, backend, config string) {
 			t.Errorf("%s cost %s, %d requests and %d lines", l.Host, l.CPU, l.Requests, l.LogLines)
 		}
 	}
+	e.courses()
 	e.saved()
 	var usage unix.Rusage
 	r.must(unix.Getrusage(unix.RUSAGE_SELF, &usage))

@@ -104,7 +104,7 @@ func (h *host) hold(ctx context.Context, s syscall.Signal) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.held++
-	h.trial.rec.killed(h.Host)
+	h.trial.rec.killed(h.Host, s)
 	if s == syscall.SIGKILL {
 		return h.Daemon.Kill()
 	}

@@ -94,7 +94,7 @@ func (s *sampler) take(ctx context.Context) (Sample, error) {
 		}
 	}
 	out.Until = s.now()
-	return out, nil
+	return out, s.meter()
 }
 
 // dockerConfig is the daemon.json that hosts' daemons are started with.

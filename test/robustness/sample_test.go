@@ -152,13 +152,24 @@ func FuzzParseStat(f *testing.F) {
 
 func TestCountLines(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	for _, want := range []int{0, 1, 100_000} {
-		if err := os.WriteFile(path, append(bytes.Repeat([]byte("line\n"), want), "no end"...), 0o600); err != nil {
+	log, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	var c lineCounter
+	want := 0
+	for _, more := range []int{0, 1, 0, 100_000, 3} {
+		want += more
+		if _, err := log.Write(append(bytes.Repeat([]byte("line\n"), more), "no end"...)); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := countLines(path); got != want || err != nil {
+		if got, err := c.count(path); got != want || err != nil {
 			t.Errorf("got %d, %v, want %d", got, err, want)
 		}
+	}
+	if got, err := c.count(path + ".gone"); got != want || err == nil {
+		t.Errorf("without a file: got %d, %v, want %d and an error", got, err, want)
 	}
 }
 

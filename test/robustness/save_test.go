@@ -42,11 +42,11 @@ func drawRecord(t *rapid.T) *Record {
 		Seed: rapid.Uint64().Draw(t, "seed"), TTL: 6 * time.Second, Duration: time.Hour,
 		Hosts:  []Host{{Name: "h1", Node: "one", Addr: addr, Foreign: []netip.Prefix{netip.MustParsePrefix("10.5.9.0/24")}, Policy: subnet.Fence}},
 		Epochs: []Epoch{{Began: 1, Why: whyRestore, Base: []Event{{Revision: 2, Key: "config"}}, Events: []Event{{At: 4, Revision: 3, Key: "subnets/a", Value: "\x00<>\u2028", Lease: 1 << 62, Created: 2, Operator: true}}}},
-		Faults: []Fault{{Kind: "kill", From: 1, Until: 2, Hosts: []string{"h1"}, Every: true, Unreachable: []string{"h1"}, Detail: "d", Err: "e"}},
-		Runs:   []Run{{Host: "h1", From: 1, Until: 2, Killed: true, Status: -1, Tail: "t"}},
-		Pairs:  []Pair{{From: "h1", To: "h2", Interval: 3, Sent: 4, Lost: []time.Duration{5}}},
+		Faults: []Fault{{Kind: "kill", From: 1, Until: 2, To: []string{"h1"}, Hosts: []string{"h1"}, Every: true, Unreachable: []string{"h1"}, Detail: "d", Err: "e"}},
+		Runs:   []Run{{Host: "h1", From: 1, Until: 2, Killed: true, Asked: 1, Status: -1, Tail: "t"}},
+		Pairs:  []Pair{{From: "h1", To: "h2", Began: 1, Ended: 6, Interval: 3, Sent: 4, Lost: []time.Duration{5}}},
 		Final:  Final{Healed: 1, Leased: map[string]time.Duration{"h1": 2}, Ready: map[string]time.Duration{"h1": -1}, Mesh: -1, Silent: []string{"h1 -> h2"}},
-		Load:   []Load{{Host: "h1", Requests: 1, CPU: 2, LogLines: 3}},
+		Load:   []Load{{Host: "h1", Requests: 1, CPU: 2, LogLines: 3, Course: []Cost{{At: 1, Requests: 1, CPU: 2, LogLines: 3}}}},
 	}
 	for range rapid.IntRange(0, 20).Draw(t, "samples") {
 		r.Samples = append(r.Samples, drawSample(t))
