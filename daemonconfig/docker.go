@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -22,7 +23,24 @@ type Docker struct {
 	MTU int
 	// IPMasq, when set, says whether Docker masquerades.
 	IPMasq *bool
+	// NetworkMTU is that of bridge networks which are made later, in bytes. The
+	// key is default-network-opts, and a dockerd before 24.0 does not start
+	// with it.
+	NetworkMTU int
+	// AcceptMark is the firewall mark of packets that Docker's own rules must
+	// accept. The key is bridge-accept-fwmark, and a dockerd before 29.0 does
+	// not start with it.
+	AcceptMark Mark
+	// Networks are the overlay's, to warn of what overlaps them. They are no
+	// key.
+	Networks [2]netip.Prefix
 }
+
+// Mark is a firewall mark and the bits of it that count; the zero Mark is none.
+type Mark struct{ Value, Mask uint32 }
+
+// String is the form of dockerd's option: 0x1/0x3.
+func (m Mark) String() string { return fmt.Sprintf("%#x/%#x", m.Value, m.Mask) }
 
 // The range of an MTU: RFC 791's smallest, and what an IP packet can be.
 const (
@@ -46,7 +64,7 @@ type Memory struct {
 }
 
 // Remembered is one value of daemon.json, before us and as we wrote it, as JSON
-// text.
+// text. Of a value inside of objects it is the whole of the outermost.
 type Remembered struct {
 	// Before is empty where the key was absent.
 	Before string `json:"before,omitempty"`
@@ -76,31 +94,77 @@ type Merged struct {
 	Changes []Change
 	// Memory is to be saved before Text is written.
 	Memory Memory
+	// Warnings are what the administrator should know of his own keys, each a
+	// sentence: nothing was refused for them.
+	Warnings []string
 }
 
-// value is a wanted key with what it should hold.
+// value is a wanted value, and where it stands: the names of the objects around
+// it, and its own.
 type value struct {
-	key  string
+	path []string
 	want any
 }
 
-// ourKeys are all keys that a Docker can set, in the order in which they are
-// written. Each is set only where it applies: see values.
-func ourKeys() []string { return []string{"bip", "mtu", "ip-masq"} }
+// key is the member of the file that holds the value.
+func (v value) key() string { return v.path[0] }
 
-// values are the keys that d sets.
+// mtuOption is the MTU among a network's options.
+const mtuOption = "com.docker.network.driver.mtu"
+
+// ourPaths are where all values stand that a Docker can set.
+func ourPaths() [][]string {
+	return [][]string{
+		{"bip"},
+		{"mtu"},
+		{"ip-masq"},
+		{"default-network-opts", "bridge", mtuOption},
+		{"bridge-accept-fwmark"},
+	}
+}
+
+// pathOf returns the path of the value in a member of the file. One that is
+// none of ours, from a later version's memory, is the value itself.
+func pathOf(key string) []string {
+	for _, path := range ourPaths() {
+		if path[0] == key {
+			return path
+		}
+	}
+	return []string{key}
+}
+
+// values are those that d sets, in the order in which they are written.
 func (d Docker) values() []value {
-	var vs []value
-	if d.BIP.IsValid() {
-		vs = append(vs, value{"bip", d.BIP.String()})
-	}
-	if d.MTU != 0 {
-		vs = append(vs, value{"mtu", d.MTU})
-	}
+	var masq any
 	if d.IPMasq != nil {
-		vs = append(vs, value{"ip-masq", *d.IPMasq})
+		masq = *d.IPMasq
+	}
+	var vs []value
+	for i, v := range []struct {
+		set  bool
+		want any
+	}{
+		{d.BIP.IsValid(), d.BIP.String()},
+		{d.MTU != 0, d.MTU},
+		{d.IPMasq != nil, masq},
+		{d.NetworkMTU != 0, strconv.Itoa(d.NetworkMTU)}, // dockerd wants a string here
+		{d.AcceptMark != (Mark{}), d.AcceptMark.String()},
+	} {
+		if v.set {
+			vs = append(vs, value{ourPaths()[i], v.want})
+		}
 	}
 	return vs
+}
+
+// Keys are the members of daemon.json that d sets, as dockerd names them.
+func (d Docker) Keys() []string {
+	var keys []string
+	for _, v := range d.values() {
+		keys = append(keys, v.key())
+	}
+	return keys
 }
 
 // Validate reports every field that dockerd would refuse.
@@ -109,8 +173,16 @@ func (d Docker) Validate() error {
 	if d.BIP.IsValid() && (!d.BIP.Addr().Is4() || d.BIP.Bits() >= 31 || d.BIP.Masked() == d.BIP) {
 		errs = append(errs, fmt.Errorf("bip: %s: want an IPv4 host address with the length of its subnet", d.BIP))
 	}
-	if d.MTU != 0 && (d.MTU < minMTU || d.MTU > maxMTU) {
-		errs = append(errs, fmt.Errorf("mtu: %d: want %d to %d", d.MTU, minMTU, maxMTU))
+	for _, mtu := range []struct {
+		name  string
+		value int
+	}{{"mtu", d.MTU}, {"mtu of later networks", d.NetworkMTU}} {
+		if mtu.value != 0 && (mtu.value < minMTU || mtu.value > maxMTU) {
+			errs = append(errs, fmt.Errorf("%s: %d: want %d to %d", mtu.name, mtu.value, minMTU, maxMTU))
+		}
+	}
+	if m := d.AcceptMark; m.Value&^m.Mask != 0 {
+		errs = append(errs, fmt.Errorf("accept mark: %s: want no bit outside of its mask", m))
 	}
 	return errors.Join(errs...)
 }
@@ -122,7 +194,8 @@ func (d Docker) Validate() error {
 // still as we wrote them. A value that is right already is left in its own
 // spelling, and one that was right before us does not become ours. A file that
 // is not exactly one JSON object with distinct keys is refused, as is one with
-// [ErrBridge]; nothing is guessed.
+// [ErrBridge], or with a value in place of an object that ours belongs into;
+// nothing is guessed. A mark of somebody else's stays, with a warning.
 func Merge(old []byte, want Docker, memory Memory) (Merged, error) {
 	if err := want.Validate(); err != nil {
 		return Merged{}, err
@@ -138,31 +211,32 @@ func Merge(old []byte, want Docker, memory Memory) (Merged, error) {
 		memory = Memory{Path: memory.Path, Created: true}
 	}
 	m := merge{object: o, memory: memory.clone()}
-	values := want.values()
+	values := m.mayChange(want.values())
 	for _, v := range values {
 		if err := m.set(v); err != nil {
 			return Merged{}, err
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(m.memory.Keys)) {
-		if slices.ContainsFunc(values, func(v value) bool { return v.key == key }) {
+		if slices.ContainsFunc(values, func(v value) bool { return v.key() == key }) {
 			continue
 		}
-		if err := m.restore(key); err != nil {
+		if err := m.restore(pathOf(key)); err != nil {
 			return Merged{}, err
 		}
 	}
+	m.warnings = append(m.warnings, o.warnings(want, m.changes)...)
 	return m.result(old), nil
 }
 
 // refuse reports what makes our keys worthless in this file.
 func (o *object) refuse(want Docker) error {
-	if want == (Docker{}) {
+	if len(want.values()) == 0 {
 		return nil
 	}
 	for _, m := range o.members {
-		for _, ours := range ourKeys() {
-			if m.key != ours && strings.EqualFold(m.key, ours) {
+		for _, path := range ourPaths() {
+			if ours := path[0]; m.key != ours && strings.EqualFold(m.key, ours) {
 				return positionError(o.text, m.keyStart, fmt.Errorf("key %q: dockerd refuses it, the name is %q", m.key, ours))
 			}
 		}
@@ -181,39 +255,108 @@ func (o *object) refuse(want Docker) error {
 
 // merge is a Merge under way.
 type merge struct {
-	object  *object
-	memory  Memory
-	changes []Change
+	object   *object
+	memory   Memory
+	changes  []Change
+	warnings []string
 }
 
-// set makes the key hold what is wanted.
+// mayChange leaves out what is the administrator's to decide: a mark has a
+// meaning in rules of his own.
+func (m *merge) mayChange(values []value) []value {
+	return slices.DeleteFunc(values, func(v value) bool {
+		const key = "bridge-accept-fwmark"
+		have := m.object.get(key)
+		r, ours := m.memory.Keys[key]
+		if v.key() != key || have == "" || have == "null" || have == `""` || means(have, v.want) || ours && r.ours(have) {
+			return false
+		}
+		m.warnings = append(m.warnings, fmt.Sprintf("%q is %s and stays so: packets of the overlay have the mark %s, and Docker does not accept them for it", key, have, v.want))
+		return true
+	})
+}
+
+// set makes the file hold what is wanted.
 func (m *merge) set(v value) error {
-	have := m.object.get(v.key)
-	if means(have, v.want) {
+	key := v.key()
+	have := m.object.get(key)
+	inner, err := lookup(have, v.path[1:])
+	if err != nil {
+		return m.object.misplaced(key, err)
+	}
+	if means(inner, v.want) {
 		return nil
 	}
 	text, err := json.Marshal(v.want)
 	if err != nil {
 		return err
 	}
-	before := have
-	if r, ok := m.memory.Keys[v.key]; ok && r.ours(have) {
-		before = r.Before // what stood there before us, not before this change
-	} else if _, ok := decode(have, v.want); !ok {
-		before = "" // "mtu": "1450": dockerd would not start with it, so it never comes back
+	before, err := m.before(v, have)
+	if err != nil {
+		return m.object.misplaced(key, err)
 	}
-	m.memory.Keys[v.key] = Remembered{Before: before, Wrote: []string{string(text)}}
-	return m.put(v.key, string(text))
+	wrote, err := graft(have, v.path[1:], string(text), have)
+	if err != nil {
+		return m.object.misplaced(key, err)
+	}
+	m.memory.Keys[key] = Remembered{Before: before, Wrote: []string{wrote}}
+	return m.put(key, wrote)
 }
 
-// restore gives the key back what it had before us, if it is still ours.
-func (m *merge) restore(key string) error {
+// before is what stood there before us, which is not what stood there before
+// this change. have is what stands there now.
+func (m *merge) before(v value, have string) (string, error) {
+	path := v.path[1:]
+	if r, ok := m.memory.Keys[v.key()]; ok {
+		var err error
+		if have, err = r.withoutOurs(path, have); err != nil {
+			return "", err
+		}
+	}
+	inner, err := lookup(have, path)
+	if err != nil {
+		return "", err
+	}
+	if _, ok := decode(inner, v.want); inner != "" && !ok {
+		return graft(have, path, "", "") // "mtu": "1450": dockerd would not start with it, so it never comes back
+	}
+	return have, nil
+}
+
+// withoutOurs is have with what it was before us: the very text where nobody has
+// changed it since, and else the one value at path, if that is still as we wrote it.
+func (r Remembered) withoutOurs(path []string, have string) (string, error) {
+	if r.ours(have) {
+		return r.Before, nil
+	}
+	inner, err := lookup(have, path)
+	if err != nil || inner == "" {
+		return have, err
+	}
+	for _, wrote := range r.Wrote {
+		if ours, err := lookup(wrote, path); err != nil || ours != inner {
+			continue
+		}
+		was, err := lookup(r.Before, path)
+		if err != nil {
+			return have, err
+		}
+		return graft(have, path, was, r.Before)
+	}
+	return have, nil
+}
+
+// restore gives back what was there before us, as far as it is still ours.
+func (m *merge) restore(path []string) error {
+	key := path[0]
 	r := m.memory.Keys[key]
 	delete(m.memory.Keys, key)
-	if !r.ours(m.object.get(key)) {
-		return nil
+	have := m.object.get(key)
+	text, err := r.withoutOurs(path[1:], have)
+	if err != nil || text == have {
+		return nil //nolint:nilerr // of another form than ours: somebody else's
 	}
-	return m.put(key, r.Before)
+	return m.put(key, text)
 }
 
 // put writes one value, or removes the key when text is empty, and notes the
@@ -234,7 +377,7 @@ func (m *merge) put(key, text string) (err error) {
 
 // result is the outcome for a file that was old.
 func (m *merge) result(old []byte) Merged {
-	r := Merged{Text: old, Changes: m.changes, Memory: m.memory}
+	r := Merged{Text: old, Changes: m.changes, Memory: m.memory, Warnings: m.warnings}
 	if len(m.changes) > 0 {
 		r.Text = m.object.text
 	}

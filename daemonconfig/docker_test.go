@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -290,16 +291,23 @@ func drawDocker(t *rapid.T) daemonconfig.Docker {
 	if rapid.Bool().Draw(t, "masq") {
 		d = withMasq(d, rapid.Bool().Draw(t, "masq value"))
 	}
+	if rapid.Bool().Draw(t, "network mtu") {
+		d.NetworkMTU = rapid.IntRange(68, 9000).Draw(t, "network mtu value")
+	}
 	return d
 }
 
 // drawConfig draws a daemon.json in a random layout.
 func drawConfig(t *rapid.T) string {
-	names := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"debug", "bip", "mtu", "ip-masq", "log-opts", "é"}), 1, 6, rapid.ID).Draw(t, "keys")
+	names := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"debug", "bip", "mtu", "ip-masq", "log-opts", "é", "default-network-opts"}), 1, 7, rapid.ID).Draw(t, "keys")
 	eol := rapid.SampledFrom([]string{"", " ", "\n", "\r\n", "\n\n\t"}).Draw(t, "eol")
 	indent := rapid.SampledFrom([]string{"", "  ", "\t"}).Draw(t, "indent")
 	colon := rapid.SampledFrom([]string{":", ": ", " : "}).Draw(t, "colon")
-	values := map[string]string{"bip": `"172.17.0.1/16"`, "mtu": "1500", "ip-masq": "true", "log-opts": `{ "a":[1 ,2]}`}
+	networkOpts := rapid.SampledFrom([]string{
+		`null`, `{}`, `{ "bridge" : { } }`, `{"bridge":null,"x":{}}`, "{\n\t\"bridge\": {\n\t\t\"a\": \"b\"\n\t}\n}",
+		`{"bridge":{"com.docker.network.driver.mtu":"9000" , "a":"b"}}`, `{"macvlan":{"com.docker.network.driver.mtu":"9000"}}`,
+	}).Draw(t, "network opts")
+	values := map[string]string{"default-network-opts": networkOpts, "bip": `"172.17.0.1/16"`, "mtu": "1500", "ip-masq": "true", "log-opts": `{ "a":[1 ,2]}`}
 	var members []string
 	for _, name := range names {
 		value := values[name]
@@ -327,12 +335,16 @@ func TestMergeProperties(t *testing.T) {
 				BIP    string `json:"bip"`
 				MTU    int    `json:"mtu"`
 				IPMasq *bool  `json:"ip-masq"`
+				Opts   struct {
+					Bridge map[string]string `json:"bridge"`
+				} `json:"default-network-opts"`
 			}
 			if err := json.Unmarshal(m.Text, &got); err != nil {
 				t.Fatalf("%s: %v", m.Text, err)
 			}
 			if want.BIP.IsValid() && got.BIP != want.BIP.String() || want.MTU != 0 && got.MTU != want.MTU ||
-				want.IPMasq != nil && (got.IPMasq == nil || *got.IPMasq != *want.IPMasq) {
+				want.IPMasq != nil && (got.IPMasq == nil || *got.IPMasq != *want.IPMasq) ||
+				want.NetworkMTU != 0 && got.Opts.Bridge["com.docker.network.driver.mtu"] != strconv.Itoa(want.NetworkMTU) {
 				t.Fatalf("wanted %+v, got %s", want, m.Text)
 			}
 			now, memory = m.Text, m.Memory
@@ -347,53 +359,179 @@ func TestMergeProperties(t *testing.T) {
 	})
 }
 
-// FuzzMerge: an accepted file stays valid, keeps its foreign keys, and is
-// settled by one merge.
-func FuzzMerge(f *testing.F) {
-	for _, seed := range []string{"", "{}", `{"bip":"x","a":{"b":[1]}}`, bom + "{\r\n\t\"mtu\" : 1 ,\r\n\t\"x\":null\r\n}", `{"bip":1}}`, `{"a":1,"a":2}`} {
-		f.Add([]byte(seed))
+// others are the members of a file that we never write, and what stands beside
+// ours in the nested ones.
+func others(t *testing.T, text []byte) map[string]any {
+	t.Helper()
+	text = []byte(strings.TrimPrefix(string(text), bom))
+	all := map[string]any{}
+	if strings.TrimSpace(string(text)) == "" {
+		return all
 	}
+	if err := json.Unmarshal(text, &all); err != nil {
+		t.Fatalf("accepted what is not JSON: %q: %v", text, err)
+	}
+	for _, key := range []string{"bip", "mtu", "ip-masq"} {
+		delete(all, key)
+	}
+	// Ours, and objects that may be there for it alone, are no one else's.
+	if opts, ok := all["default-network-opts"].(map[string]any); ok {
+		if bridge, ok := opts["bridge"].(map[string]any); ok {
+			delete(bridge, "com.docker.network.driver.mtu")
+		}
+		for name, driver := range opts {
+			if m, ok := driver.(map[string]any); name == "bridge" && (driver == nil || ok && len(m) == 0) {
+				delete(opts, name)
+			}
+		}
+		if len(opts) == 0 {
+			delete(all, "default-network-opts")
+		}
+	} else if all["default-network-opts"] == nil {
+		delete(all, "default-network-opts")
+	}
+	return all
+}
+
+// FuzzMerge: an accepted file stays valid, keeps what is others', and is
+// settled by one merge; a withdrawal takes back all of ours, byte by byte where
+// dockerd would have taken the file before us.
+func FuzzMerge(f *testing.F) {
+	for _, text := range fixtures(f) {
+		f.Add(text)
+	}
+	f.Add([]byte(`{"bip":1}}`))
 	f.Fuzz(func(t *testing.T, old []byte) {
-		m, err := daemonconfig.Merge(old, vxlan, daemonconfig.Memory{})
+		want := everything()
+		m, err := daemonconfig.Merge(old, want, daemonconfig.Memory{})
 		if err != nil {
 			return
 		}
-		var before, after map[string]json.RawMessage
-		body := func(text []byte) []byte { return []byte(strings.TrimPrefix(string(text), bom)) }
-		if strings.TrimSpace(string(body(old))) != "" {
-			if err := json.Unmarshal(body(old), &before); err != nil {
-				t.Fatalf("accepted what is not JSON: %v", err)
-			}
+		if diff := cmp.Diff(others(t, old), others(t, m.Text)); diff != "" {
+			t.Errorf("%q (-before +after):\n%s", old, diff)
 		}
-		if err := json.Unmarshal(body(m.Text), &after); err != nil {
-			t.Fatalf("%q became %q: %v", old, m.Text, err)
-		}
-		for key, value := range before {
-			if key != "bip" && key != "mtu" && string(after[key]) != string(value) {
-				t.Errorf("%q: %s became %s", key, value, after[key])
-			}
-		}
-		again, err := daemonconfig.Merge(m.Text, vxlan, m.Memory)
+		again, err := daemonconfig.Merge(m.Text, want, m.Memory)
 		if err != nil || len(again.Changes) > 0 {
 			t.Errorf("not settled: %v, %v", again.Changes, err)
 		}
-		back, err := daemonconfig.Merge(m.Text, daemonconfig.Docker{}, m.Memory)
+		want.MTU, want.NetworkMTU = 1400, 1400
+		moved, err := daemonconfig.Merge(m.Text, want, m.Memory)
+		if err != nil {
+			t.Fatalf("another MTU in %q: %v", m.Text, err)
+		}
+		back, err := daemonconfig.Merge(moved.Text, daemonconfig.Docker{}, moved.Memory)
 		if err != nil {
 			t.Fatalf("withdrawal: %v", err)
 		}
-		var restored map[string]json.RawMessage
-		if err := json.Unmarshal(body(back.Text), &restored); err != nil {
-			t.Fatalf("withdrawn from %q: %q: %v", m.Text, back.Text, err)
+		if diff := cmp.Diff(others(t, old), others(t, back.Text)); diff != "" {
+			t.Errorf("withdrawn from %q (-before +after):\n%s", moved.Text, diff)
 		}
-		for key, value := range restored {
-			if string(before[key]) != string(value) {
-				t.Errorf("withdrawal: %q: %s became %s", key, before[key], value)
-			}
-		}
-		for key := range before {
-			if _, ok := restored[key]; !ok && key != "bip" && key != "mtu" { // those only if dockerd took the value
-				t.Errorf("withdrawal lost %q", key)
-			}
+		direct, err := daemonconfig.Merge(m.Text, daemonconfig.Docker{}, m.Memory)
+		if err != nil || string(direct.Text) != string(back.Text) {
+			t.Errorf("a withdrawal by a detour gives %q, a direct one %q (%v)", back.Text, direct.Text, err)
 		}
 	})
+}
+
+// What the administrator writes beside our value is kept, and ours still goes.
+func TestNestedEdits(t *testing.T) {
+	const opts = `"default-network-opts": `
+	tests := []struct{ name, old, edit, want string }{
+		{
+			"another option beside ours", `{}`,
+			`{` + opts + `{"bridge": {"com.docker.network.driver.mtu": "1450", "a": "b"}}}`, `{` + opts + `{"bridge": {"a": "b"}}}`,
+		},
+		{
+			"another driver beside ours", `{}`,
+			`{` + opts + `{"ipvlan": {}, "bridge": {"com.docker.network.driver.mtu": "1450"}}}`, `{` + opts + `{"ipvlan": {}}}`,
+		},
+		{
+			"his empty object stays, ours goes", `{` + opts + `{"ipvlan": {}}}`,
+			`{` + opts + `{"bridge": {"com.docker.network.driver.mtu": "1450"}}}`, `{` + opts + `{}}`,
+		},
+		{
+			"his former value comes back into what he changed", `{` + opts + `{"bridge": {"com.docker.network.driver.mtu": "9000"}}}`,
+			`{` + opts + `{"bridge": {"a": "b", "com.docker.network.driver.mtu": "1450"}}}`,
+			`{` + opts + `{"bridge": {"a": "b", "com.docker.network.driver.mtu": "9000"}}}`,
+		},
+		{
+			"his other value is his", `{}`,
+			`{` + opts + `{"bridge": {"com.docker.network.driver.mtu": "1300"}}}`, `{` + opts + `{"bridge": {"com.docker.network.driver.mtu": "1300"}}}`,
+		},
+		{"all of it gone", `{}`, `{"debug": true}`, `{"debug": true}`},
+		{"no object any more", `{}`, `{` + opts + `7}`, `{` + opts + `7}`},
+	}
+	want := daemonconfig.Docker{NetworkMTU: 1450}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			m, err := daemonconfig.Merge([]byte(tt.old), want, daemonconfig.Memory{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			back, err := daemonconfig.Merge([]byte(tt.edit), daemonconfig.Docker{}, m.Memory)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, string(back.Text)); diff != "" {
+				t.Errorf("withdrawn at once (-want +got):\n%s", diff)
+			}
+			next, err := daemonconfig.Merge([]byte(tt.edit), daemonconfig.Docker{NetworkMTU: 1300}, m.Memory)
+			if err != nil {
+				if tt.name != "no object any more" {
+					t.Fatal(err)
+				}
+				return
+			}
+			back, err = daemonconfig.Merge(next.Text, daemonconfig.Docker{}, next.Memory)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, string(back.Text)); diff != "" {
+				t.Errorf("withdrawn after another value (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A firewall mark has a meaning in rules of the administrator's: his stays.
+func TestAcceptMark(t *testing.T) {
+	mark := daemonconfig.Docker{AcceptMark: daemonconfig.Mark{Value: 0x4000, Mask: 0x4000}}
+	tests := []struct{ name, old, want, warning string }{
+		{"absent", `{"debug": true}`, `{"debug": true, "bridge-accept-fwmark": "0x4000/0x4000"}`, ""},
+		{"null", `{"bridge-accept-fwmark": null}`, `{"bridge-accept-fwmark": "0x4000/0x4000"}`, ""},
+		{"ours", `{"bridge-accept-fwmark": "0x4000/0x4000"}`, `{"bridge-accept-fwmark": "0x4000/0x4000"}`, ""},
+		{
+			"his", `{"bridge-accept-fwmark": "2/3"}`, `{"bridge-accept-fwmark": "2/3"}`,
+			`"bridge-accept-fwmark" is "2/3" and stays so: packets of the overlay have the mark 0x4000/0x4000, and Docker does not accept them for it`,
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			m, err := daemonconfig.Merge([]byte(tt.old), mark, daemonconfig.Memory{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, string(m.Text)); diff != "" {
+				t.Errorf("daemon.json (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.warning, strings.Join(m.Warnings, "\n")); diff != "" {
+				t.Errorf("warnings (-want +got):\n%s", diff)
+			}
+			other := mark
+			other.AcceptMark = daemonconfig.Mark{Value: 1, Mask: 1}
+			next, err := daemonconfig.Merge(m.Text, other, m.Memory)
+			if err != nil || (len(next.Changes) == 1) != (len(m.Changes) == 1) {
+				t.Errorf("another mark of ours: %v, %v", next.Changes, err)
+			}
+			back, err := daemonconfig.Merge(next.Text, daemonconfig.Docker{}, next.Memory)
+			if err != nil || string(back.Text) != tt.old {
+				t.Errorf("withdrawn: %s (%v), want %s", back.Text, err, tt.old)
+			}
+		})
+	}
+	bad := daemonconfig.Docker{AcceptMark: daemonconfig.Mark{Value: 2, Mask: 1}, NetworkMTU: 5}
+	if _, err := daemonconfig.Merge(nil, bad, daemonconfig.Memory{}); err == nil ||
+		err.Error() != "mtu of later networks: 5: want 68 to 65535\naccept mark: 0x2/0x1: want no bit outside of its mask" {
+		t.Errorf("error %v", err)
+	}
 }

@@ -14,7 +14,7 @@ import (
 type DockerConfig struct {
 	// Path is daemon.json, MemoryPath a file of ours in the state directory.
 	Path, MemoryPath string
-	// Options are for a daemon.json that does not exist yet.
+	// Options are for writing daemon.json.
 	Options WriteOptions
 }
 
@@ -78,6 +78,31 @@ func (c DockerConfig) Commit(p Plan) error {
 	return saveMemory(c.MemoryPath, p.Memory)
 }
 
+// Revert undoes a Commit of p after dockerd would not start with it: the file's
+// former text and memory come back. [ErrChanged]: somebody else has written the
+// file since, and it stays as it is. What stood in another file before, as the
+// memory of p had it, stays withdrawn.
+func (c DockerConfig) Revert(p Plan) error {
+	if now, err := c.read(); err != nil {
+		return err
+	} else if !bytes.Equal(now, p.Text) || (now == nil) != (p.Text == nil) {
+		return fmt.Errorf("docker config %s: %w", c.Path, ErrChanged)
+	}
+	before := p.before
+	if before.Path != c.Path {
+		before = Memory{}
+	}
+	// Nothing is checked: dockerd ran with it.
+	c.Options.Check = nil
+	if err := saveMemory(c.MemoryPath, p.Memory.join(before)); err != nil {
+		return err
+	}
+	if err := c.put(p.Old); err != nil {
+		return err
+	}
+	return saveMemory(c.MemoryPath, before)
+}
+
 // Withdraw takes back whatever the memory at memoryPath says is ours, in the
 // file that it names, and forgets it. It returns what it changed; without a
 // memory that is nothing.
@@ -137,6 +162,8 @@ func (m Memory) join(next Memory) Memory {
 	joined.Created = m.Created || next.Created
 	for key, r := range next.Keys {
 		r.Wrote = slices.Concat(m.Keys[key].Wrote, r.Wrote)
+		slices.Sort(r.Wrote)
+		r.Wrote = slices.Compact(r.Wrote) // a commit that fails is tried for ever
 		joined.Keys[key] = r
 	}
 	return joined

@@ -14,12 +14,17 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// WriteOptions concern what does not exist yet. The zero value is useful.
+// WriteOptions say how a file is written. Modes are for what does not exist
+// yet. The zero value is useful.
 type WriteOptions struct {
 	// Perm is the mode of a new file; 0: 0644. A file that exists keeps its.
 	Perm fs.FileMode
 	// DirPerm, when set, creates missing directories with that mode.
 	DirPerm fs.FileMode
+	// Check, when set, judges the new content while the old file is still in
+	// place: it gets the path of a complete file in the same directory. With its
+	// error nothing is changed.
+	Check func(path string) error
 }
 
 // Write makes the file at path hold data and reports whether it had to change
@@ -55,7 +60,7 @@ func Write(path string, data []byte, opts WriteOptions) (changed bool, err error
 		opts.Perm = 0o644
 	}
 	sweep(target)
-	if err := replace(target, data, old.info, opts.Perm); err != nil {
+	if err := replace(target, data, old.info, opts); err != nil {
 		return false, err
 	}
 	return true, nil
@@ -81,22 +86,22 @@ func Remove(path string) (removed bool, err error) {
 }
 
 // replace puts data in target's place by rename, with the mode and owner of
-// old, or with perm when there is no old file.
-func replace(target string, data []byte, old fs.FileInfo, perm fs.FileMode) error {
+// old, or with the mode of opts when there is no old file.
+func replace(target string, data []byte, old fs.FileInfo, opts WriteOptions) error {
 	dir := filepath.Dir(target)
 	if old != nil {
-		perm = old.Mode()
+		opts.Perm = old.Mode()
 	}
-	if err := replaceIn(dir, target, data, old, perm); err != nil {
+	if err := replaceIn(dir, target, data, old, opts); err != nil {
 		return anonymous(err)
 	}
 	return syncDir(dir)
 }
 
 // replaceIn writes and renames a temporary file in dir. Its errors name that.
-func replaceIn(dir, target string, data []byte, old fs.FileInfo, perm fs.FileMode) error {
+func replaceIn(dir, target string, data []byte, old fs.FileInfo, opts WriteOptions) error {
 	file, err := renameio.NewPendingFile(target,
-		renameio.WithTempDir(dir), renameio.WithStaticPermissions(perm))
+		renameio.WithTempDir(dir), renameio.WithStaticPermissions(opts.Perm))
 	if err != nil {
 		return err
 	}
@@ -107,15 +112,29 @@ func replaceIn(dir, target string, data []byte, old fs.FileInfo, perm fs.FileMod
 	if _, err := file.Write(data); err != nil {
 		return err
 	}
+	if opts.Check != nil {
+		if err := opts.Check(file.Name()); err != nil {
+			return &checkError{err}
+		}
+	}
 	return file.CloseAtomicallyReplace()
 }
+
+// checkError is what a Check said: its own words, which [anonymous] keeps.
+type checkError struct{ error }
+
+// Unwrap returns the Check's error.
+func (e *checkError) Unwrap() error { return e.error }
 
 // anonymous takes the temporary file's name from an error: it says nothing, and
 // is another one at every try.
 func anonymous(err error) error {
 	var path *fs.PathError
 	var link *os.LinkError
+	var check *checkError
 	switch {
+	case errors.As(err, &check):
+		return check.error
 	case errors.As(err, &path):
 		return fmt.Errorf("%s: %w", path.Op, path.Err)
 	case errors.As(err, &link):
