@@ -29,7 +29,7 @@ func (b *bench) wantPlaces(t *testing.T) {
 	b.wantChain(t, "filter", "INPUT", jumpInput, "-j ACCEPT -m conntrack --ctstate RELATED,ESTABLISHED")
 	b.wantChain(t, "filter", "DOCKER-USER",
 		`-s 10.5.9.9/32 -m comment --comment "the user\'s \"own\" rule" -j DROP`,
-		"-i eth0 -p tcp -m tcp --dport 22 -j RETURN -m tcp",
+		"-i eth0 -p tcp -m tcp --dport 22 -j RETURN",
 		jumpForward, "-j RETURN")
 	b.wantChain(t, "nat", "POSTROUTING", jumpNAT, "-s 10.5.3.0/24 -j MASQUERADE ! -o docker0")
 	forward := b.chain(t, "filter", "FORWARD")

@@ -21,6 +21,7 @@ const (
 	chainInput   = ChainPrefix + "INPUT"
 	chainPeers   = ChainPrefix + "IN-"
 	chainNAT     = ChainPrefix + "NAT"
+	chainRaw     = ChainPrefix + "RAW"
 	// chainMade is empty and says that we created the table it is in.
 	chainMade = ChainPrefix + "MADE-TABLE"
 )
@@ -28,6 +29,8 @@ const (
 // The chains of others that we look at.
 const (
 	dockerUser        = "DOCKER-USER"
+	dockerForward     = "DOCKER-FORWARD" // since 28.0.1
+	dockerBridges     = "DOCKER"
 	flannelForward    = "FLANNEL-FWD"
 	flannelMasquerade = "FLANNEL-POSTRTG"
 )
@@ -47,8 +50,8 @@ type Desired struct {
 	// Peers are the addresses that peers send from, in any order, both
 	// families mixed; needed if Tunnel.Port is not zero.
 	Peers []netip.Addr
-	// ForwardRules: write the accepts in FORWARD and DOCKER-USER
-	// (--iptables-forward-rules).
+	// ForwardRules: write the accepts in FORWARD, DOCKER-USER and raw
+	// PREROUTING (--iptables-forward-rules).
 	ForwardRules bool
 	// Masquerade: what our subnet sends out of the network gets the host's
 	// address (--ip-masq).
@@ -80,6 +83,10 @@ const (
 	// placeClosing: before the first rule that ends the chain for every
 	// packet by a RETURN; last where there is none. The chain is not created.
 	placeClosing
+	// placeBeforeDirectDrops: before the first rule by which Docker drops
+	// what comes straight to a container of our subnet; last where there is
+	// none.
+	placeBeforeDirectDrops
 )
 
 // hook is a jump of ours in a chain of others.
@@ -87,6 +94,8 @@ type hook struct {
 	chain string
 	place place
 	rule  rule
+	// own is our subnet, for the places that depend on it.
+	own netip.Prefix
 }
 
 // tableSpec is everything of ours in one table.
@@ -103,22 +112,37 @@ type chainSpec struct {
 }
 
 // tableNames are the tables that compile speaks of, in the order of writing.
-func tableNames() [2]string { return [2]string{"filter", "nat"} }
+func tableNames() [3]string { return [3]string{tableRaw, "filter", "nat"} }
+
+// tableRaw is written only beside a Docker that drops in it: see directDrops.
+const tableRaw = "raw"
 
 // compile says what one family's tables should hold of ours. It returns a spec
 // for each of tableNames, empty where nothing is wanted.
 func compile(d Desired, f subnet.Family, canRandomFully bool) []tableSpec {
-	filter, nat := tableSpec{name: "filter"}, tableSpec{name: "nat"}
+	raw, filter, nat := tableSpec{name: tableRaw}, tableSpec{name: "filter"}, tableSpec{name: "nat"}
 	network, own := d.Networks[f], d.Own[f]
 	if network.IsValid() && own.IsValid() {
 		if d.ForwardRules {
+			raw.addArrivals(arrivals(d.interfaces(), network, own), own)
 			filter.addForwards(forwards(d.interfaces(), network, own))
 		}
 		full := d.RandomFully && canRandomFully
 		nat.addNAT(translations(d, network, own, full))
 	}
 	filter.addInput(d.Tunnel.Port, peersOf(d.Peers, f))
-	return []tableSpec{filter, nat}
+	return []tableSpec{raw, filter, nat}
+}
+
+func (t *tableSpec) addArrivals(rules []rule, own netip.Prefix) {
+	if len(rules) == 0 {
+		return
+	}
+	t.chains = append(t.chains, chainSpec{chainRaw, rules})
+	t.hooks = append(t.hooks, hook{
+		chain: "PREROUTING", place: placeBeforeDirectDrops, own: own,
+		rule: rule{comment: Mark, target: chainRaw},
+	})
 }
 
 func (t *tableSpec) addForwards(rules []rule) {
@@ -128,8 +152,8 @@ func (t *tableSpec) addForwards(rules []rule) {
 	t.chains = append(t.chains, chainSpec{chainForward, rules})
 	jump := rule{comment: Mark, target: chainForward}
 	t.hooks = append(t.hooks,
-		hook{"FORWARD", placeBehindDockerUser, jump},
-		hook{dockerUser, placeClosing, jump})
+		hook{chain: "FORWARD", place: placeBehindDockerUser, rule: jump},
+		hook{chain: dockerUser, place: placeClosing, rule: jump})
 }
 
 func (t *tableSpec) addNAT(rules []rule) {
@@ -137,7 +161,9 @@ func (t *tableSpec) addNAT(rules []rule) {
 		return
 	}
 	t.chains = append(t.chains, chainSpec{chainNAT, rules})
-	t.hooks = append(t.hooks, hook{"POSTROUTING", placeFirst, rule{comment: Mark, target: chainNAT}})
+	t.hooks = append(t.hooks, hook{
+		chain: "POSTROUTING", place: placeFirst, rule: rule{comment: Mark, target: chainNAT},
+	})
 }
 
 func (t *tableSpec) addInput(port uint16, peers []netip.Prefix) {
@@ -145,9 +171,21 @@ func (t *tableSpec) addInput(port uint16, peers []netip.Prefix) {
 		return
 	}
 	t.chains = append(t.chains, peerChains(chainInput, peers)...)
-	t.hooks = append(t.hooks, hook{"INPUT", placeFirst, rule{
+	t.hooks = append(t.hooks, hook{chain: "INPUT", place: placeFirst, rule: rule{
 		proto: "udp", dport: port, comment: Mark, target: chainInput,
 	}})
+}
+
+// arrivals are what forwards accepts of what comes in, one rule per interface.
+func arrivals(interfaces []string, network, own netip.Prefix) []rule {
+	var out []rule
+	for _, name := range interfaces {
+		out = append(out, rule{
+			src: network, dst: own, in: name, target: "ACCEPT",
+			comment: Mark + ": in from the overlay",
+		})
+	}
+	return out
 }
 
 // forwards are the two accepts per interface. Whoever starts a connection, each
@@ -155,16 +193,11 @@ func (t *tableSpec) addInput(port uint16, peers []netip.Prefix) {
 // needed.
 func forwards(interfaces []string, network, own netip.Prefix) []rule {
 	var out []rule
-	for _, name := range interfaces {
-		out = append(out,
-			rule{
-				src: network, dst: own, in: name, target: "ACCEPT",
-				comment: Mark + ": in from the overlay",
-			},
-			rule{
-				src: own, dst: network, out: name, target: "ACCEPT",
-				comment: Mark + ": out to the overlay",
-			})
+	for i, in := range arrivals(interfaces, network, own) {
+		out = append(out, in, rule{
+			src: own, dst: network, out: interfaces[i], target: "ACCEPT",
+			comment: Mark + ": out to the overlay",
+		})
 	}
 	return out
 }

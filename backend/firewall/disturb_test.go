@@ -39,7 +39,7 @@ func TestThousandRounds(t *testing.T) {
 				if diff := cmp.Diff(before[i], foreign(tab)); diff != "" {
 					t.Fatalf("others' rules (-before +after):\n%s", diff)
 				}
-				checkHooks(t, tab)
+				checkHooks(t, tools.sets[v.Command], tab)
 			}
 		}
 	})
@@ -73,12 +73,13 @@ func disturb(t *rapid.T, tab *table) {
 		spec := rapid.SampledFrom([]string{
 			"-j DROP", "-j DOCKER-USER", "-j RETURN", "-i eth0 -j ACCEPT", "-i eth0 -j DOCKER-USER", "-j FLANNELD-GO-FWD",
 			"-m comment --comment flanneld-go -j FLANNELD-GO-FWD", "-j FLANNELD-GO-NAT", "-j FLANNELD-GO-INPUT",
+			"-j FLANNELD-GO-RAW", "-m comment --comment flanneld-go -j FLANNELD-GO-RAW", directDrop, bridgeDrop,
 		}).Draw(t, "rule")
 		do("-I %s %d %s", c.name, 1+rapid.IntRange(0, len(c.rules)).Draw(t, "at"), spec)
 	case 3:
 		do("-A %s -j ACCEPT", pick("widen", true).name)
 	case 4:
-		do(":DOCKER-USER - [0:0]")
+		do(":%s - [0:0]", rapid.SampledFrom([]string{"DOCKER-USER", "DOCKER"}).Draw(t, "declare"))
 	case 5:
 		do("-X DOCKER-USER")
 	case 6:
@@ -92,8 +93,20 @@ func disturb(t *rapid.T, tab *table) {
 	}
 }
 
+// Rules of Docker's that make raw PREROUTING ours to write.
+const (
+	directDrop = "-d 10.5.3.2/32 ! -i docker0 -j DROP"
+	bridgeDrop = "! -i docker0 -o docker0 -j DROP"
+)
+
+func isSpec(spec string) func(line) bool { return func(l line) bool { return l.spec == spec } }
+
 // checkHooks states the places of our jumps in other words than plan does.
-func checkHooks(t *rapid.T, tab *table) {
+func checkHooks(t *rapid.T, set ruleset, tab *table) {
+	drops := slices.ContainsFunc(set.table("raw").chain("PREROUTING").rules, isSpec(directDrop))
+	if docker := set.table("filter").chain("DOCKER"); docker != nil {
+		drops = drops || slices.ContainsFunc(docker.rules, isSpec(bridgeDrop))
+	}
 	for _, c := range tab.chains {
 		if isOurs(c.name) {
 			continue
@@ -106,6 +119,7 @@ func checkHooks(t *rapid.T, tab *table) {
 		}
 		hooked := map[string]bool{
 			"filter INPUT": true, "filter FORWARD": true, "filter DOCKER-USER": true, "nat POSTROUTING": true,
+			"raw PREROUTING": drops,
 		}[tab.name+" "+c.name]
 		if hooked != (len(at) == 1) || len(at) > 1 {
 			t.Fatalf("%s %s has jumps of ours at %v of %d rules", tab.name, c.name, at, len(c.rules))
@@ -114,8 +128,7 @@ func checkHooks(t *rapid.T, tab *table) {
 			continue
 		}
 		before, after := c.rules[:at[0]], c.rules[at[0]+1:]
-		isReturn := func(l line) bool { return l.spec == "-j RETURN" }
-		isUser := func(l line) bool { return l.spec == "-j DOCKER-USER" }
+		isReturn, isUser := isSpec("-j RETURN"), isSpec("-j DOCKER-USER")
 		switch c.name {
 		case dockerUser:
 			if slices.ContainsFunc(before, isReturn) || len(after) > 0 && !isReturn(after[0]) {
@@ -125,6 +138,10 @@ func checkHooks(t *rapid.T, tab *table) {
 			behind := len(before) > 0 && isUser(before[len(before)-1])
 			if !behind && (len(before) > 0 || slices.ContainsFunc(after, isUser)) {
 				t.Fatalf("FORWARD: neither behind the jump to DOCKER-USER nor first: %v", c.rules)
+			}
+		case "PREROUTING":
+			if slices.ContainsFunc(before, isSpec(directDrop)) || len(after) > 0 && after[0].spec != directDrop {
+				t.Fatalf("raw PREROUTING: neither right before Docker's first drop nor last: %v", c.rules)
 			}
 		default:
 			if len(before) > 0 {

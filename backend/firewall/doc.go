@@ -16,6 +16,8 @@
 //	filter INPUT        -> FLANNELD-GO-INPUT   the tunnel's port, from peers
 //	nat    POSTROUTING  -> FLANNELD-GO-NAT     our subnet to the rest of the
 //	                                             network keeps its source
+//	raw    PREROUTING   -> FLANNELD-GO-RAW     the accept of what comes in,
+//	                                             beside Docker 28 and later
 //
 // In DOCKER-USER we stand behind the user's own rules and before the closing
 // RETURN, so that blocks of the user keep their effect; in FORWARD right behind
@@ -31,6 +33,22 @@
 // address of our subnet as its source: peers drop it otherwise, for their
 // accept is exactly as narrow as ours, and by that address the answer finds
 // the way back through the overlay.
+//
+// # Docker 28 and later
+//
+// Such a Docker drops in raw PREROUTING what comes to a container by anything but
+// its bridge ("-d 10.5.3.2/32 ! -i docker0 -j DROP"), and again at the end of its
+// chain in filter. The second is never reached, for DOCKER-USER and our jump behind
+// it come first. For the first an accept must stand in raw, and in front.
+//
+// It stands right in front of the first such drop for our subnet, not first: an
+// accept ends the table, and a drop of the user's that stands before Docker's is to
+// keep its effect. Docker appends its drops when a container starts, so they come
+// behind ours by themselves. Until there is one ours stands last, for the same
+// reason. It is written before the first container, as soon as filter shows that
+// kind of Docker; otherwise raw is not touched. What a user appends behind Docker's
+// drops does not see the overlay's packets: without us Docker would have dropped
+// them there.
 //
 // # Contract
 //

@@ -71,7 +71,7 @@ func (f *Firewall) Apply(ctx context.Context, d Desired) error {
 		}
 		f.clean[family] = false
 		err := f.converge(ctx, family, func(v Variant) intent {
-			return intent{specs: specs[v.RandomFully], network: d.Networks[family]}
+			return intent{specs: specs[v.RandomFully], own: d.Own[family], network: d.Networks[family]}
 		})
 		if !wanted {
 			// Nothing can be there without the tools to put it there.

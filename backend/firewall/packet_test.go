@@ -201,9 +201,12 @@ func (m *machine) join(t *testing.T, peer *machine, tunnel backend.Tunnel) {
 	})
 }
 
+// strict are policies and a rule of the host's owner.
+const strict = "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n"
+
 // protect gives the host Docker's rules and a firewall of ours that is not
 // applied yet.
-func (m *machine) protect(t *testing.T, variant string, tunnel backend.Tunnel, peers ...string) {
+func (m *machine) protect(t *testing.T, variant, docker string, tunnel backend.Tunnel, peers ...string) {
 	t.Helper()
 	m.d = Desired{
 		Networks: subnet.ByFamily[netip.Prefix]{netip.MustParsePrefix("10.5.0.0/16")},
@@ -221,17 +224,9 @@ func (m *machine) protect(t *testing.T, variant string, tunnel backend.Tunnel, p
 			return fmt.Errorf("no %s in PATH", variant)
 		}
 		m.b = &bench{tools, variants[i], New(Options{Log: quiet(), Tools: tools})}
-		rules := strings.ReplaceAll(docker20, "10.5.3.0/24", m.subnet())
-		for _, table := range strings.SplitAfter(strings.TrimLeft(rules, "\n"), "COMMIT\n") {
-			if table == "" {
-				continue
-			}
-			if err := tools.Restore(t.Context(), m.b.v, table); err != nil {
-				return err
-			}
-		}
 		return nil
 	})
+	m.others(t, dockerWrites(t, docker, m.n)+strict)
 }
 
 func (m *machine) apply(t *testing.T) {
@@ -241,7 +236,17 @@ func (m *machine) apply(t *testing.T) {
 
 func (m *machine) others(t *testing.T, script string) {
 	t.Helper()
-	m.host.do(t, func() error { return m.b.tools.Restore(t.Context(), m.b.v, script) })
+	m.host.do(t, func() error {
+		for _, table := range strings.SplitAfter(script, "COMMIT\n") {
+			if table == "" {
+				continue
+			}
+			if err := m.b.tools.Restore(t.Context(), m.b.v, table); err != nil {
+				return fmt.Errorf("%w in:\n%s", err, table)
+			}
+		}
+		return nil
+	})
 }
 
 func wantCall(t *testing.T, what, got, want string) {
@@ -254,6 +259,17 @@ func wantCall(t *testing.T, what, got, want string) {
 // Three real hosts with the rules of Docker, FORWARD's and INPUT's policies DROP,
 // and Docker's masquerade: packets of every kind, over a tunnel and plainly.
 func TestPackets(t *testing.T) {
+	onPaths(t, testPackets)
+}
+
+// path is one of the ways that packets can go.
+type path struct {
+	variant, docker string
+	tunnel          backend.Tunnel
+}
+
+// onPaths runs a test for each variant, Docker and kind of backend.
+func onPaths(t *testing.T, test func(t *testing.T, p path)) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes network namespaces")
 	}
@@ -262,19 +278,22 @@ func TestPackets(t *testing.T) {
 		"host-gw": {Direct: true},
 	}
 	for _, variant := range []string{"iptables-nft", "iptables-legacy"} {
-		for name, tunnel := range tunnels {
-			t.Run(variant+"/"+name, func(t *testing.T) {
-				t.Parallel()
-				if _, err := exec.LookPath(variant); err != nil {
-					t.Skip("needs program: " + variant)
-				}
-				testPackets(t, variant, tunnel)
-			})
+		for _, docker := range []string{"20.10", "28.5"} {
+			for name, tunnel := range tunnels {
+				t.Run(variant+"/"+docker+"/"+name, func(t *testing.T) {
+					t.Parallel()
+					if _, err := exec.LookPath(variant); err != nil {
+						t.Skip("needs program: " + variant)
+					}
+					test(t, path{variant, docker, tunnel})
+				})
+			}
 		}
 	}
 }
 
-func testPackets(t *testing.T, variant string, tunnel backend.Tunnel) {
+func testPackets(t *testing.T, p path) {
+	tunnel := p.tunnel
 	lan := newSpace(t)
 	lan.ip(t, "link add switch type bridge\nlink set switch up")
 	a, b, c := newMachine(t, lan, 1), newMachine(t, lan, 2), newMachine(t, lan, 3)
@@ -282,11 +301,13 @@ func testPackets(t *testing.T, variant string, tunnel backend.Tunnel) {
 	b.join(t, a, tunnel)
 	a.join(t, c, tunnel)
 	c.join(t, a, tunnel)
-	a.protect(t, variant, tunnel, b.public())
-	b.protect(t, variant, tunnel, a.public())
-	// Docker lets containers out to anywhere; with icc=false and the like it
-	// does not, and ours must do.
-	a.others(t, "*filter\n-D FORWARD -i docker0 ! -o docker0 -j ACCEPT\nCOMMIT\n")
+	a.protect(t, p.variant, p.docker, tunnel, b.public())
+	b.protect(t, p.variant, p.docker, tunnel, a.public())
+	// Docker lets containers out to anywhere; where it does not, ours must do.
+	a.others(t, map[string]string{
+		"20.10": "*filter\n-D FORWARD -i docker0 ! -o docker0 -j ACCEPT\nCOMMIT\n",
+		"28.5":  "*filter\n-D DOCKER-FORWARD -i docker0 -j ACCEPT\nCOMMIT\n",
+	}[p.docker])
 
 	wantCall(t, "container to container without us", a.container.call(t, "", b.contained()), "unreachable")
 	a.apply(t)
@@ -327,11 +348,11 @@ func testForged(t *testing.T, a, b *machine) {
 	b.host.ip(t, "addr add "+foreign+"/32 dev lo")
 	a.host.ip(t, "route add "+foreign+" via "+b.public())
 	wantCall(t, "foreign source by the overlay", b.host.call(t, foreign, a.contained()), "unreachable")
-	a.others(t, "*filter\n:FORWARD ACCEPT [0:0]\n-I DOCKER-ISOLATION-STAGE-1 1 -o docker0 -j ACCEPT\nCOMMIT\n")
+	a.others(t, "*filter\n:FORWARD ACCEPT [0:0]\n-I DOCKER-ISOLATION-STAGE-1 1 -o docker0 -j ACCEPT\nCOMMIT\n*raw\n-I PREROUTING 1 -s "+foreign+" -j ACCEPT\nCOMMIT\n")
 	if got := b.host.call(t, foreign, a.contained()); got != foreign {
 		t.Errorf("the forged packet does not arrive with an open firewall either (%s): the test proves nothing", got)
 	}
-	a.others(t, "*filter\n:FORWARD DROP [0:0]\n-D DOCKER-ISOLATION-STAGE-1 -o docker0 -j ACCEPT\nCOMMIT\n")
+	a.others(t, "*filter\n:FORWARD DROP [0:0]\n-D DOCKER-ISOLATION-STAGE-1 -o docker0 -j ACCEPT\nCOMMIT\n*raw\n-D PREROUTING -s "+foreign+" -j ACCEPT\nCOMMIT\n")
 	b.apply(t)
 }
 

@@ -124,7 +124,7 @@ func planHook(have *chain, name string, hooks []hook) []string {
 	if i < 0 || hooks[i].place == placeClosing && have == nil {
 		return out
 	}
-	want := position(others, hooks[i].place)
+	want := position(others, hooks[i])
 	if len(current) == 1 && at == want && current[0].rule == hooks[i].rule {
 		return nil
 	}
@@ -132,8 +132,8 @@ func planHook(have *chain, name string, hooks []hook) []string {
 }
 
 // position is the index at which a jump belongs among the rules of others.
-func position(others []line, p place) int {
-	switch p {
+func position(others []line, h hook) int {
+	switch h.place {
 	case placeFirst:
 	case placeBehindDockerUser:
 		// IndexFunc is -1, and so the place 0, where there is none.
@@ -144,6 +144,12 @@ func position(others []line, p place) int {
 		i := slices.IndexFunc(others, func(l line) bool {
 			return l.rule.target == "RETURN" && l.rule.unconditional()
 		})
+		if i < 0 {
+			return len(others)
+		}
+		return i
+	case placeBeforeDirectDrops:
+		i := slices.IndexFunc(others, func(l line) bool { return dropsDirect(l.rule, h.own) })
 		if i < 0 {
 			return len(others)
 		}

@@ -3,6 +3,7 @@ package firewall
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -14,8 +15,10 @@ type rule struct {
 	src, dst       netip.Prefix
 	notSrc, notDst bool
 	in, out        string
-	proto          string
-	dport          uint16
+	// notIn: in by any interface but in.
+	notIn bool
+	proto string
+	dport uint16
 	// srcLocal: the source is an address of this host.
 	srcLocal bool
 	comment  string
@@ -54,7 +57,7 @@ func (r rule) String() string {
 	}
 	option(r.notSrc, "-s", prefixText(r.src))
 	option(r.notDst, "-d", prefixText(r.dst))
-	option(false, "-i", r.in)
+	option(r.notIn, "-i", r.in)
 	option(false, "-o", r.out)
 	option(false, "-p", r.proto)
 	if r.dport != 0 {
@@ -158,20 +161,21 @@ func (p *ruleParser) option(name, arg string, not bool) bool {
 	case "-d":
 		r.notDst = not
 		return setPrefix(&r.dst, arg)
+	case "-i":
+		r.in, r.notIn = arg, not
+		return true
 	}
 	if not {
 		return false
 	}
 	switch name {
-	case "-i":
-		r.in = arg
 	case "-o":
 		r.out = arg
 	case "-p":
 		r.proto = protocolName(arg)
 	case "-m":
 		// These only announce options that follow.
-		return arg == "comment" || arg == "udp" || arg == "addrtype"
+		return slices.Contains([]string{"comment", "addrtype", "udp", "tcp", "sctp"}, arg)
 	case "-j", "-g":
 		r.target, r.isGoto = arg, name == "-g"
 	case "--dport":
@@ -209,8 +213,13 @@ func setPrefix(dst *netip.Prefix, text string) bool {
 
 // protocolName turns the number that some versions print into the name.
 func protocolName(text string) string {
-	if text == "17" {
+	switch text {
+	case "6":
+		return "tcp"
+	case "17":
 		return "udp"
+	case "132":
+		return "sctp"
 	}
 	return text
 }

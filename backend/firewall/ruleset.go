@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -51,6 +52,12 @@ func (t *table) chain(name string) *chain {
 		}
 	}
 	return nil
+}
+
+// has reports whether c has a rule of that kind; a chain that is not there has
+// none.
+func (c *chain) has(kind func(rule) bool) bool {
+	return c != nil && slices.ContainsFunc(c.rules, func(l line) bool { return kind(l.rule) })
 }
 
 // parseSave reads the output of iptables-save. What is printed must be whole:
@@ -171,7 +178,34 @@ func (t *table) inUse() bool {
 // hasDocker reports whether Docker's chains are in s.
 func (s ruleset) hasDocker() bool {
 	return s.table("filter").chain(dockerUser) != nil ||
-		s.table("filter").chain("DOCKER") != nil || s.table("nat").chain("DOCKER") != nil
+		s.table("filter").chain(dockerBridges) != nil || s.table("nat").chain(dockerBridges) != nil
+}
+
+// directDrops reports whether the Docker whose rules are in s drops in raw
+// PREROUTING what comes straight to its containers, or will when it has one.
+// Docker 28 brought that together with a drop at the end of its own chain, and
+// 28.0.1 another chain: by them it is known before its first container.
+func (s ruleset) directDrops(own netip.Prefix) bool {
+	if s.table("filter").chain(dockerForward) != nil {
+		return true
+	}
+	if s.table("filter").chain(dockerBridges).has(closesBridge) {
+		return true
+	}
+	return s.table(tableRaw).chain("PREROUTING").has(func(r rule) bool { return dropsDirect(r, own) })
+}
+
+// closesBridge reports whether r is "! -i docker0 -o docker0 -j DROP".
+func closesBridge(r rule) bool {
+	return r == rule{in: r.in, notIn: true, out: r.in, target: "DROP"}
+}
+
+// dropsDirect reports whether r is a rule by which Docker drops what comes to a
+// container of own by anything but its bridge: "-d 10.5.3.2/32 ! -i docker0",
+// in 28.0 one for each published port, from 29 on one for a whole network.
+func dropsDirect(r rule, own netip.Prefix) bool {
+	return r.dst.IsValid() && r.dst.Overlaps(own) &&
+		r == rule{dst: r.dst, in: r.in, notIn: true, proto: r.proto, dport: r.dport, target: "DROP"}
 }
 
 func (s ruleset) inUse() bool { return slices.ContainsFunc(s, (*table).inUse) }

@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -136,6 +137,18 @@ func addrs(texts ...string) []netip.Addr {
 		out = append(out, netip.MustParseAddr(s))
 	}
 	return out
+}
+
+// dockerWrites returns what a version of Docker writes for the bridge docker0 and
+// two containers, 10.5.n.2 and 10.5.n.3.
+func dockerWrites(t *testing.T, version string, n int) string {
+	t.Helper()
+	text, err := os.ReadFile("testdata/docker-" + version + ".rules")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules := regexp.MustCompile(`(?m)^#.*\n`).ReplaceAllString(string(text), "")
+	return strings.ReplaceAll(rules, "10.5.3.", fmt.Sprintf("10.5.%d.", n))
 }
 
 // docker20 is what Docker 20.10 and 26 write, with two rules of a user.

@@ -15,6 +15,8 @@ type state struct {
 // intent is what one variant should hold of ours; the zero intent: nothing.
 type intent struct {
 	specs []tableSpec
+	// own is our subnet.
+	own netip.Prefix
 	// network is the one whose flannel leaves things to remove; invalid:
 	// none are removed.
 	network netip.Prefix
@@ -48,7 +50,11 @@ func planAll(states []state, want func(Variant) intent) []change {
 		in := want(s.variant)
 		for _, spec := range allTables(s.set, in.specs) {
 			have := s.set.table(spec.name)
-			if i > 0 && !have.inUse() {
+			unused := i > 0 && !have.inUse()
+			if spec.name == tableRaw {
+				unused = !s.set.directDrops(in.own)
+			}
+			if unused {
 				spec = tableSpec{name: spec.name}
 			}
 			if c := planTable(s.variant, have, spec, in.network); len(c.lines) > 0 {
