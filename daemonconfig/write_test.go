@@ -313,6 +313,13 @@ func TestMain(m *testing.M) {
 			}
 		}
 	}
+	if story := os.Getenv(storyEnv); story != "" {
+		if err := playStory(os.Getenv(storyEnv+"_DIR"), story); err != nil {
+			os.Stderr.WriteString(err.Error() + "\n")
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 

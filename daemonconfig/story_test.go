@@ -1,0 +1,68 @@
+package daemonconfig_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/flanneld-go/flanneld-go/daemonconfig"
+)
+
+// storyEnv makes this test binary a process that plays one story on the files
+// of a directory, and says by a chdir to it where the story begins.
+const storyEnv = "DAEMONCONFIG_TEST_STORY"
+
+// stories are what a daemon does to Docker's file, from the state in which the
+// one before it ended.
+func stories() []struct {
+	name string
+	play func(c daemonconfig.DockerConfig) error
+} {
+	commit := func(want daemonconfig.Docker) func(daemonconfig.DockerConfig) error {
+		return func(c daemonconfig.DockerConfig) error {
+			p, err := c.Plan(want)
+			if err != nil {
+				return err
+			}
+			return c.Commit(p)
+		}
+	}
+	moved := everything()
+	moved.BIP, moved.MTU, moved.NetworkMTU = netip.MustParsePrefix("10.5.9.1/24"), 1400, 1400
+	return []struct {
+		name string
+		play func(c daemonconfig.DockerConfig) error
+	}{
+		{"first lease", commit(everything())},
+		{"renumbered", commit(moved)},
+		{"renumbered and reverted", func(c daemonconfig.DockerConfig) error {
+			p, err := c.Plan(everything())
+			if err != nil {
+				return err
+			}
+			return errors.Join(c.Commit(p), c.Revert(p))
+		}},
+		{"withdrawn", func(c daemonconfig.DockerConfig) error {
+			_, err := daemonconfig.Withdraw(c.MemoryPath)
+			return err
+		}},
+	}
+}
+
+// playStory is the child's main.
+func playStory(dir, name string) error {
+	runtime.LockOSThread() // one thread makes all changes
+	if err := os.Chdir(dir); err != nil {
+		return err
+	}
+	c := daemonconfig.DockerConfig{Path: filepath.Join(dir, "daemon.json"), MemoryPath: filepath.Join(dir, "state", "docker.json")}
+	for _, s := range stories() {
+		if s.name == name {
+			return s.play(c)
+		}
+	}
+	return fmt.Errorf("no story %q", name)
+}
