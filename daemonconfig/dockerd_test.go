@@ -47,15 +47,15 @@ func judge(dockerd, path string) string {
 	return strings.TrimSpace(string(out)) + ": " + err.Error()
 }
 
-// mustAccept fails unless dockerd would start with the file: every dockerd at
-// hand says so, and it is JSON, which is all that can be told without one.
-func mustAccept(t *testing.T, path string) {
+// mustAccept fails unless dockerd would start with the file: every one of daemons
+// says so, and it is JSON, which is all that can be told without one.
+func mustAccept(t *testing.T, path string, daemons []string) {
 	t.Helper()
 	var keys map[string]any
 	if err := json.Unmarshal([]byte(read(t, path)), &keys); err != nil {
 		t.Fatalf("dockerd would not start with %q: %v", read(t, path), err)
 	}
-	for _, daemon := range dockerds() {
+	for _, daemon := range daemons {
 		if said := judge(daemon, path); said != "" {
 			t.Fatalf("%s would not start with %q: %s", daemon, read(t, path), said)
 		}

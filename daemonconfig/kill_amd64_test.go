@@ -47,12 +47,16 @@ func killAt(t *testing.T, dir, story string, n int) (ended bool) {
 	if err := syscall.PtraceSetOptions(leader, syscall.PTRACE_O_TRACECLONE|syscall.PTRACE_O_TRACESYSGOOD|exitKill); err != nil {
 		t.Fatal(err)
 	}
-	tr := tracer{inside: map[int]bool{}, left: n}
+	tr := tracer{left: n}
 	for pid, signal := leader, 0; ; {
-		if err := syscall.PtraceSyscall(pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+		resume := syscall.PtraceCont
+		if pid == tr.thread {
+			resume = syscall.PtraceSyscall
+		}
+		err := resume(pid, signal)
+		if err != nil && !errors.Is(err, syscall.ESRCH) {
 			t.Fatal(err)
 		}
-		var err error
 		if pid, err = syscall.Wait4(-1, &status, syscall.WALL, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -72,8 +76,10 @@ func killAt(t *testing.T, dir, story string, n int) (ended bool) {
 
 // tracer counts the changes of a story.
 type tracer struct {
-	inside map[int]bool // threads in a system call
-	begun  bool
+	// thread is the one that plays the story; 0: it has not begun.
+	thread int
+	// inside: it is in a system call.
+	inside bool
 	left   int
 }
 
@@ -82,25 +88,24 @@ func (tr *tracer) stopped(t *testing.T, leader, pid int, status syscall.WaitStat
 	t.Helper()
 	switch signal := status.StopSignal(); signal {
 	case syscall.SIGTRAP | 0x80: // a system call begins or ends
-		tr.inside[pid] = !tr.inside[pid]
+		if tr.inside = !tr.inside; !tr.inside {
+			return 0
+		}
 		var regs syscall.PtraceRegs
 		if err := syscall.PtraceGetRegs(pid, &regs); err != nil {
-			if errors.Is(err, syscall.ESRCH) {
-				return 0 // killed meanwhile
-			}
 			t.Fatal(err)
 		}
-		switch {
-		case !tr.inside[pid]:
-		case regs.Orig_rax == syscall.SYS_CHDIR:
-			tr.begun = true
-		case tr.begun && slices.Contains(changes(), regs.Orig_rax):
-			if tr.left--; tr.left == 0 {
-				if err := syscall.Kill(leader, syscall.SIGKILL); err != nil {
-					t.Fatal(err)
-				}
+		if !slices.Contains(changes(), regs.Orig_rax) {
+			return 0
+		}
+		if tr.left--; tr.left == 0 {
+			if err := syscall.Kill(leader, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
 			}
 		}
+		return 0
+	case syscall.SIGWINCH: // the story begins
+		tr.thread = pid
 		return 0
 	case syscall.SIGTRAP, syscall.SIGSTOP: // a thread was made, and starts
 		return 0
@@ -115,6 +120,7 @@ func (tr *tracer) stopped(t *testing.T, leader, pid int, status syscall.WaitStat
 // the story, and back to the administrator's text.
 func TestKilledBetweenSteps(t *testing.T) {
 	needRoot(t)
+	daemons := dockerds()
 	for i, s := range stories() {
 		t.Run(s.name, func(t *testing.T) {
 			points, texts := 0, map[string]bool{}
@@ -133,7 +139,7 @@ func TestKilledBetweenSteps(t *testing.T) {
 				points++
 				if left := read(t, c.Path); !texts[left] {
 					texts[left] = true
-					mustAccept(t, c.Path)
+					mustAccept(t, c.Path, daemons)
 				}
 				if err := s.play(c); err != nil {
 					t.Fatalf("killed at step %d, the next process fails: %v", n, err)

@@ -7,12 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"syscall"
 
 	"github.com/flanneld-go/flanneld-go/daemonconfig"
 )
 
 // storyEnv makes this test binary a process that plays one story on the files
-// of a directory, and says by a chdir to it where the story begins.
+// of a directory, and says by a signal to itself where the story begins.
 const storyEnv = "DAEMONCONFIG_TEST_STORY"
 
 // stories are what a daemon does to Docker's file, from the state in which the
@@ -54,8 +55,8 @@ func stories() []struct {
 
 // playStory is the child's main.
 func playStory(dir, name string) error {
-	runtime.LockOSThread() // one thread makes all changes
-	if err := os.Chdir(dir); err != nil {
+	runtime.LockOSThread()                                                                  // one thread makes all changes
+	if err := syscall.Tgkill(os.Getpid(), syscall.Gettid(), syscall.SIGWINCH); err != nil { // nobody listens to it
 		return err
 	}
 	c := daemonconfig.DockerConfig{Path: filepath.Join(dir, "daemon.json"), MemoryPath: filepath.Join(dir, "state", "docker.json")}
