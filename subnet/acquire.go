@@ -193,11 +193,14 @@ func (a *acquisition) takeOver(ctx context.Context, l Lease) (Lease, error) {
 func (a *acquisition) release(ctx context.Context, leases []Lease) (lost error) {
 	for _, l := range leases {
 		err := a.store.Release(ctx, l)
-		if err != nil {
+		switch {
+		case err == nil:
+			// No obstacle any more, and no witness of anything.
+			a.world.Leases = slices.DeleteFunc(slices.Clone(a.world.Leases), func(x Lease) bool { return x.Subnet == l.Subnet })
+		case !errors.Is(err, ErrLeaseLost):
+			return err
+		default:
 			lost = err
-		}
-		if err != nil && !errors.Is(err, ErrLeaseLost) {
-			break
 		}
 	}
 	return lost
@@ -243,13 +246,11 @@ func (a *acquisition) candidates(taken Taken) iter.Seq[Subnet] {
 	}
 }
 
-// obstacles yields every prefix that a new subnet must not overlap. Leases of
-// our own that were just released are no obstacle any more.
+// obstacles yields every prefix that a new subnet must not overlap.
 func (a *acquisition) obstacles(cfg *Config) iter.Seq[netip.Prefix] {
 	return func(yield func(netip.Prefix) bool) {
 		for _, l := range a.world.Leases {
-			released := a.claim.relate(l) != foreign && !l.Reservation()
-			if !released && !yieldAll(l.Subnet, yield) {
+			if !yieldAll(l.Subnet, yield) {
 				return
 			}
 		}

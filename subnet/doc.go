@@ -18,7 +18,12 @@
 //   - A subnet belongs to the host that the store names, and to no other. Two
 //     of our own hosts can never hold overlapping subnets: both decided on a
 //     config and a list of leases read at one revision, and the store compared
-//     that config again in the transaction that created the key.
+//     that config again in the transaction that created the key, and that the
+//     lease written last is still there: a store restored in between may hold
+//     leases that were none any more. This misses a snapshot with all that was
+//     written and not all that was deleted, from before a host gave up a subnet
+//     of another config's length, whose revision has grown past ours again before
+//     the transaction. Then, as everywhere, the older of two leases holds.
 //   - A store that was restored from an older snapshot keeps its identity. Who
 //     follows it learns that from its revision, or from a key that the store does
 //     not know any more; who was away, from what a full load says of revisions

@@ -1,9 +1,11 @@
 package subnet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"iter"
+	"slices"
 	"time"
 )
 
@@ -56,6 +58,16 @@ type World struct {
 	Bad []BadKey
 }
 
+// Witness returns the lease that was written last; false: there is none. A store
+// that does not hold it as w says has lost its past since, as a rule: it is what a
+// restored snapshot lacks if it lacks anything that was written.
+func (w World) Witness() (Lease, bool) {
+	if len(w.Leases) == 0 {
+		return Lease{}, false
+	}
+	return slices.MaxFunc(w.Leases, func(a, b Lease) int { return cmp.Compare(a.Modified, b.Modified) }), true
+}
+
 // Batch is what changed in one revision of the store, or only that the stream
 // has arrived there: then everything but Revision is empty.
 type Batch struct {
@@ -86,9 +98,11 @@ type Store interface {
 	Watch(ctx context.Context, after Revision) iter.Seq2[Batch, error]
 
 	// Create stores l under a new lease of the given ttl, or as a
-	// reservation when ttl is zero, provided that the key is absent and
-	// that identity, config text and config revision are still those of w.
-	// ErrTaken, ErrConfigChanged, ErrStoreChanged.
+	// reservation when ttl is zero, provided that the key is absent, that
+	// identity, config text and config revision are still those of w, and
+	// that w's Witness is unchanged. ErrTaken, ErrConfigChanged,
+	// ErrStoreChanged; ErrLeaseLost: the witness was changed or is gone, and
+	// whether the store has lost its past, another Load tells.
 	Create(ctx context.Context, l Lease, ttl time.Duration, w World) (Lease, error)
 
 	// Renew extends l by its TTL and then proves, without writing, that the

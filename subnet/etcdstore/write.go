@@ -26,16 +26,24 @@ var errUnexplained = errors.New("transaction failed without a reason")
 // no sentinel the key may exist or not: it has our Owner and Instance, so that a
 // Load finds it. If it does not exist, the lease that was granted expires by
 // itself.
+//
+// A transaction cannot compare the store's revision. That a snapshot was restored
+// since the world was read shows by the witness, or when it is done, by the
+// revision that it got: then it is undone.
 func (s *Store) Create(ctx context.Context, l subnet.Lease, ttl time.Duration, w subnet.World) (subnet.Lease, error) {
 	entry, err := layout.Write(l)
 	if err != nil {
 		return subnet.Lease{}, err
 	}
 	created, err := s.create(ctx, entry, ttl, w)
+	created.Subnet, created.Attrs = l.Subnet, entry.Attrs
+	if err == nil && created.Created <= w.Revision {
+		// The store has lost its past.
+		err = cmp.Or(s.delete(ctx, created), subnet.ErrStoreChanged)
+	}
 	if err != nil {
 		return subnet.Lease{}, s.fail(ctx, "create "+l.Subnet.String(), err)
 	}
-	created.Subnet, created.Attrs = l.Subnet, entry.Attrs
 	return created, nil
 }
 
@@ -48,8 +56,12 @@ func (s *Store) create(ctx context.Context, entry layout.Entry, ttl time.Duratio
 		return subnet.Lease{}, err
 	}
 	key := s.subnets + entry.Key
-	resp, err := s.client.Txn(ctx).
-		If(append(s.worldIs(w), clientv3.Compare(clientv3.CreateRevision(key), "=", 0))...).
+	cmps := append(s.worldIs(w), clientv3.Compare(clientv3.CreateRevision(key), "=", 0))
+	witness, ok := w.Witness()
+	if ok {
+		cmps = append(cmps, s.stands(witness)...)
+	}
+	resp, err := s.client.Txn(ctx).If(cmps...).
 		Then(clientv3.OpPut(key, entry.Value, clientv3.WithLease(clientv3.LeaseID(g.id)))).
 		Else(s.reads(key)...).
 		Commit()
@@ -62,14 +74,18 @@ func (s *Store) create(ctx context.Context, entry layout.Entry, ttl time.Duratio
 	}
 	found := foundIn(resp)
 	err = found.differs(w)
-	if err == nil && found.key != nil {
-		s.keep(ctx, g)
-		return subnet.Lease{}, subnet.ErrTaken
-	}
-	s.discard(ctx, g)
-	if err == nil {
+	switch {
+	case err != nil:
+		s.discard(ctx, g)
+		return subnet.Lease{}, err
+	case found.key != nil:
+		err = subnet.ErrTaken
+	case ok:
+		err = subnet.ErrLeaseLost // Of all conditions it is the one left.
+	default:
 		err = errUnexplained
 	}
+	s.keep(ctx, g)
 	return subnet.Lease{}, err
 }
 
@@ -135,15 +151,20 @@ func (f found) holds(l subnet.Lease, known string) error {
 	}
 }
 
-// held compares the key of l with what l says of it.
-func (s *Store) held(l subnet.Lease) []clientv3.Cmp {
+// stands compares the key of l with what l says of it.
+func (s *Store) stands(l subnet.Lease) []clientv3.Cmp {
 	key := s.keyOf(l)
-	cmps := []clientv3.Cmp{
+	return []clientv3.Cmp{
 		clientv3.Compare(clientv3.ModRevision(key), "=", int64(l.Modified)),
 		clientv3.Compare(clientv3.LeaseValue(key), "=", clientv3.LeaseID(l.ID)),
 		// A lease that was never stored has revision 0, and so has no key.
 		clientv3.Compare(clientv3.CreateRevision(key), ">", 0),
 	}
+}
+
+// held is stands, in the store that we know.
+func (s *Store) held(l subnet.Lease) []clientv3.Cmp {
+	cmps := s.stands(l)
 	if known := s.identity(); known != "" {
 		cmps = append(cmps, clientv3.Compare(clientv3.Value(s.identityKey), "=", known))
 	}
@@ -169,8 +190,15 @@ func (s *Store) Update(ctx context.Context, l subnet.Lease) (subnet.Lease, error
 
 // Release deletes a lease. See [subnet.Store].
 func (s *Store) Release(ctx context.Context, l subnet.Lease) error {
-	if _, err := s.swap(ctx, l, clientv3.OpDelete(s.keyOf(l))); err != nil {
+	if err := s.delete(ctx, l); err != nil {
 		return s.fail(ctx, "release "+l.Subnet.String(), err)
+	}
+	return nil
+}
+
+func (s *Store) delete(ctx context.Context, l subnet.Lease) error {
+	if _, err := s.swap(ctx, l, clientv3.OpDelete(s.keyOf(l))); err != nil {
+		return err
 	}
 	if !l.Reservation() {
 		s.revokeUnused(ctx, l.ID)

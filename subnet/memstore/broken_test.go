@@ -187,6 +187,10 @@ func faults() map[string]broken {
 		"Create does not compare the identity": creating(func(s *Store, _ *subnet.Lease, _ *time.Duration, w *subnet.World) {
 			s.act(func(st *state) { w.Identity = st.identity() })
 		}),
+		"Create does not compare the witness": creating(func(_ *Store, _ *subnet.Lease, _ *time.Duration, w *subnet.World) { w.Leases = nil }),
+		"Create does not compare the revision": creating(func(s *Store, _ *subnet.Lease, _ *time.Duration, w *subnet.World) {
+			w.Revision = min(w.Revision, s.Revision())
+		}),
 		"Create makes leases of reservations": creating(func(_ *Store, _ *subnet.Lease, ttl *time.Duration, _ *subnet.World) {
 			*ttl = max(*ttl, time.Hour)
 		}),

@@ -147,6 +147,9 @@ func (s *Store) Create(ctx context.Context, l subnet.Lease, ttl time.Duration, w
 		if _, ok := st.kvs[layout.Subnets+entry.Key]; ok {
 			return subnet.ErrTaken
 		}
+		if witness, ok := w.Witness(); ok && !st.has(witness) {
+			return subnet.ErrLeaseLost
+		}
 		l.ID, l.TTL = s.grant(ttl)
 		k := st.put(layout.Subnets+entry.Key, entry.Value, l.ID)
 		l.Attrs, l.Created, l.Modified = entry.Attrs, k.created, k.modified
@@ -174,11 +177,16 @@ func (s *Store) held(st *state, l subnet.Lease) (kv, error) {
 	if s.known != "" && st.identity() != s.known || st.revision < l.Modified {
 		return kv{}, subnet.ErrStoreChanged
 	}
-	k, ok := st.kvs[layout.Subnets+l.Subnet.Key()]
-	if !ok || k.modified != l.Modified || k.lease != l.ID {
+	if !st.has(l) {
 		return kv{}, subnet.ErrLeaseLost
 	}
-	return k, nil
+	return st.kvs[layout.Subnets+l.Subnet.Key()], nil
+}
+
+// has reports whether the key of l is as l says.
+func (st *state) has(l subnet.Lease) bool {
+	k, ok := st.kvs[layout.Subnets+l.Subnet.Key()]
+	return ok && k.modified == l.Modified && k.lease == l.ID
 }
 
 // Renew extends and proves a lease. See [subnet.Store].

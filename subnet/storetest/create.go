@@ -18,6 +18,8 @@ func createCases() []testCase {
 		{name: "Create refuses what nobody could read", run: createUnreadable},
 		{name: "Create fails with its sentinel and changes nothing", run: createConditions},
 		{name: "Create without a config needs that there is none", run: createWithoutConfig},
+		{name: "Create needs the lease that was written last", run: createWitness},
+		{name: "Create in a store that was restored since", own: true, run: createRestored},
 		{name: "Create at once for one subnet: one wins", run: createRace},
 		{name: "Create that fails leaves no leases behind", own: true, run: createLeavesNoLeases},
 		{name: "Create's lease expires", run: createExpires},
@@ -123,6 +125,69 @@ func createWithoutConfig(e *env) {
 	e.put(KV{Path: layout.Config, Value: configText})
 	_, err := s.Create(e.ctx, host(2, v4("10.5.2.0/24")), long, w)
 	e.is("Create after a config appeared", err, subnet.ErrConfigChanged)
+}
+
+// What the world rests upon is the last lease in it; others come and go.
+func createWitness(e *env) {
+	s, w := e.seeded()
+	other := e.create(s, host(1, v4("10.5.1.0/24")), long, w)
+	for _, c := range losses() {
+		last := e.create(s, host(2, v4("10.5.2.0/24")), long, w)
+		seen := e.load(s)
+		c.do(e, last)
+		_, err := s.Create(e.ctx, host(3, v4("10.5.3.0/24")), long, seen)
+		e.is(c.name+": Create", err, subnet.ErrLeaseLost)
+		e.diff(c.name+": the key", KV{}, e.get(path(v4("10.5.3.0/24"))))
+		_, err = s.Create(e.ctx, host(3, last.Subnet), long, seen)
+		if kv := e.get(path(last.Subnet)); kv != (KV{}) {
+			e.is(c.name+": Create of what is there", err, subnet.ErrTaken)
+		}
+		e.remove(path(last.Subnet))
+	}
+	e.create(s, host(2, v4("10.5.2.0/24")), 0, w)
+	seen := e.load(s)
+	e.remove(path(other.Subnet))
+	e.put(KV{Path: path(v4("10.5.4.0/24")), Value: flannel("192.0.2.4")})
+	e.create(s, host(3, v4("10.5.3.0/24")), long, seen)
+}
+
+// Neither identity nor config tell of a backup that was restored, in which a
+// subnet is leased that was free in the meantime.
+func createRestored(e *env) {
+	for _, c := range []struct {
+		name string
+		// written: there is a lease that the backup lacks. grown: the
+		// revision has caught up.
+		written, grown bool
+		ttl            time.Duration
+		want           error
+	}{
+		{"nothing was written", false, false, long, subnet.ErrStoreChanged},
+		{"nothing was written, for a reservation", false, false, 0, subnet.ErrStoreChanged},
+		{"a lease was written", true, false, long, subnet.ErrStoreChanged},
+		{"a lease was written, and the revision has caught up", true, true, long, subnet.ErrLeaseLost},
+	} {
+		s, w := e.seeded()
+		wide := e.create(s, host(1, v4("10.5.0.0/20")), 0, w)
+		e.ok(e.Rewind(e.ctx, func() error {
+			e.remove(path(wide.Subnet))
+			for range 5 {
+				e.put(KV{Path: "flanneld-go/unknown", Value: "moves the revision"})
+			}
+			if c.written {
+				e.create(s, host(2, v4("10.5.32.0/24")), long, w)
+			}
+			w = e.load(s)
+			return nil
+		}))
+		for c.grown && e.put(KV{Path: "flanneld-go/unknown", Value: "moves the revision"}) <= w.Revision {
+		}
+		before := e.load(s)
+		_, err := s.Create(e.ctx, host(3, v4("10.5.1.0/24")), c.ttl, w)
+		e.is(c.name+": Create", err, c.want)
+		e.diff(c.name+": Load", before.Leases, e.load(s).Leases)
+		e.remove(path(wide.Subnet))
+	}
 }
 
 func createRace(e *env) {
