@@ -338,8 +338,14 @@ func (l *loop) keepCache() error {
 
 func (l *loop) saveCache() error {
 	next := l.lease.cached
-	if l.snap.Synced && l.config.current != nil {
-		next = statedir.Cache{Identity: l.snap.Identity, Revision: l.snap.Revision, Config: l.config.doc, Own: next.Own, Peers: l.path.peers}
+	// While etcd is silent this is what it said last: a host that is booted then
+	// must not miss a peer that came shortly before. What started from nothing has
+	// no identity.
+	if l.snap.Identity != "" && l.config.current != nil {
+		next.Identity, next.Revision, next.Config = l.snap.Identity, l.snap.Revision, l.config.doc
+	}
+	if !l.path.own.IsZero() { // else the peers were not looked at
+		next.Peers = l.path.peers
 	}
 	if !l.lease.own.Subnet.IsZero() {
 		next.Own = l.lease.own

@@ -208,6 +208,31 @@ func (h *testHost) reboot() {
 	}
 }
 
+// What etcd said last is in the cache, however shortly before it fell silent it
+// was said, and a process that gets nowhere takes nothing out.
+func TestCacheHoldsWhatWasSaidLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(networkConfig)
+		h.start()
+		h.ready()
+		h.owned("10.5.200.0-24", "198.18.0.2", "other")
+		h.eventually(soon, "a route", func() bool { return len(h.routes()) == 1 })
+		h.store.SetUnavailable(errors.New("etcd is down"))
+		h.eventually(promise, "the outage is noticed", func() bool { return h.problem(status.ComponentEtcd).Message != "" })
+		h.stop()
+		h.opts.uplink.Ifaces = []string{"eth7"} // gets no further than this
+		h.start()
+		h.eventually(promise, "no uplink", func() bool { return h.problem(status.ComponentUplink).Blocking })
+		h.stop()
+		h.opts.uplink.Ifaces = nil
+		h.reboot()
+		h.start()
+		defer h.stop()
+		h.eventually(cacheAfter+soon, "the peer of the cache", func() bool { return len(h.routes()) == 1 })
+	})
+}
+
 // A host restarted while etcd is empty goes on with what it has, says so, and gets
 // it back.
 func TestRestartAfterAWipe(t *testing.T) {
