@@ -53,7 +53,24 @@ type Tunnel struct {
 	Direct bool
 	// Port is the UDP port that peers send to; 0: none.
 	Port uint16
+	// Encapsulation is what the datagrams to Port hold.
+	Encapsulation Encapsulation
+	// VNI is VXLAN's network identifier.
+	VNI uint32
 }
+
+// Encapsulation is how a datagram holds a packet of the overlay.
+type Encapsulation uint8
+
+const (
+	// NoEncapsulation: there are no datagrams.
+	NoEncapsulation Encapsulation = iota
+	// PlainPacket: one packet and nothing else, of either family.
+	PlainPacket
+	// VXLANFrame: a VXLAN header and an Ethernet frame (RFC 7348) with a packet
+	// of the outer family.
+	VXLANFrame
+)
 
 // Params is what every backend is made of.
 type Params struct {

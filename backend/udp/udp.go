@@ -132,7 +132,7 @@ func (b *Backend) MTU() int { return b.params.Uplink.Link.MTU - b.overhead() }
 
 // Tunnel names the TUN device and the UDP port.
 func (b *Backend) Tunnel() backend.Tunnel {
-	return backend.Tunnel{Devices: []string{device}, Port: b.port}
+	return backend.Tunnel{Devices: []string{device}, Port: b.port, Encapsulation: backend.PlainPacket}
 }
 
 // Counters is Stats by name: backend.Counter.

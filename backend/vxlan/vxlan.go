@@ -87,7 +87,10 @@ func (b *Backend) MTU() int {
 
 // Tunnel names the devices and the port.
 func (b *Backend) Tunnel() backend.Tunnel {
-	t := backend.Tunnel{Direct: b.opts.DirectRouting, Port: uint16(b.opts.Port)} //nolint:gosec // within 1..65535
+	t := backend.Tunnel{
+		Direct: b.opts.DirectRouting, Port: uint16(b.opts.Port), //nolint:gosec // within 1..65535
+		Encapsulation: backend.VXLANFrame, VNI: uint32(b.opts.VNI), //nolint:gosec // within 24 bits
+	}
 	for _, f := range b.params.Families() {
 		t.Devices = append(t.Devices, deviceName(f, b.opts.VNI))
 	}

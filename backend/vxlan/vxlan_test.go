@@ -197,7 +197,7 @@ func TestApplyLikeFlannel(t *testing.T) {
 	if h.be.MTU() != 1450 {
 		t.Errorf("MTU() = %d, want 1450", h.be.MTU())
 	}
-	want := backend.Tunnel{Devices: []string{"flannel.1"}, Port: 8472}
+	want := backend.Tunnel{Devices: []string{"flannel.1"}, Port: 8472, Encapsulation: backend.VXLANFrame, VNI: 1}
 	if diff := cmp.Diff(want, h.be.Tunnel()); diff != "" {
 		t.Errorf("Tunnel() (-want +got)\n%s", diff)
 	}

@@ -1,0 +1,114 @@
+// Package native keeps one table of ours in nf_tables, by netlink and without any
+// program: drops for forged packets on every host whose kernel can, and, where
+// iptables shall not be used for it, the rules on source addresses.
+//
+//	Desired -- compile --> table (wanted) --\
+//	                                         diff --> change --> one transaction
+//	kernel  --- read ----> table (found)  --/
+//
+//	                +--- table ip flanneld-go, table ip6 flanneld-go ---+
+//	 comes in ----> | prerouting  -300   from_tunnel     a device of the tunnel
+//	                |                    from_elsewhere  a source of the network
+//	                |                      from_uplink   ... plainly, by MAC
+//	 for the host -> | input       -300   envelope        a datagram to the port
+//	                |                      inner_4, _6   ... and what is in it
+//	 leaves ------> | postrouting   90                   sources (NAT)
+//	                +---------------------------------------------------+
+//
+// A table of our own can drop, and can decide on translation. It cannot accept:
+// an accept ends our chain and no other. Accepts stand in package firewall.
+//
+// # What is dropped
+//
+// Each reason has a named counter in the table.
+//
+//   - foreign_source: out of a tunnel device, from outside of the network, or of
+//     a family that has no network.
+//   - own_source: from a tunnel, a peer or the uplink, from inside our own subnet.
+//   - outside_source: from inside the network, by the uplink although peers come
+//     by a tunnel, or by any interface that the route to that source does not
+//     leave by: another LAN, or a container that takes another's address. What
+//     is legitimate takes the way that its answers take: containers on docker0
+//     and on bridges of the user's, those that a former subnet still has, VPNs
+//     that have addresses of the network. Loopback is not looked at.
+//   - peer_source: a source in another host's subnet. In datagrams to the tunnel's
+//     port the pair of outer source and inner subnet is looked up before they are
+//     decapsulated; plain packets are told apart by MAC, below.
+//   - not_overlay: in VXLAN of our VNI and port, what is neither a packet of the
+//     tunnel's family nor ARP, or is too short to tell. A VLAN tag, also the empty
+//     one that the kernel would take off, moves the source to where we do not look.
+//
+// Conditions that cannot be read do not hold, so that each chain that judges
+// ends in a drop rather than in an accept.
+//
+// Fragments: at input those of IPv4 are one packet again. Those of IPv6 are if
+// connection tracking is loaded; if not, a first fragment too short to judge is
+// dropped and later ones are nothing without it. GRO merges VXLAN only where the
+// inner headers are alike, so that one look is enough. It merges datagrams of the
+// udp backend by their outer headers alone: of those only the first is seen here,
+// and the backend itself looks at each.
+//
+// An address of the network may be at home on the LAN when the uplink's own
+// range overlaps the network; by the uplink then only the way back counts.
+// A container that calls another host's public address without any masquerade
+// comes in there by the uplink with a source of the overlay, and is dropped.
+// So is a peer whose packets come from another address than its PublicIP.
+//
+// # Peers by MAC
+//
+// Where packets come plainly (host-gw, DirectRouting) only the MAC tells hosts
+// apart. A packet is dropped if its MAC is known to belong to peers, its source is
+// in the subnet of a peer whose MAC is known too, and the two do not belong
+// together. A MAC that serves several peers may send for all of them; one that we
+// do not know may send for all. Peer.MACs must be what the neighbour table has
+// for the peer's address at the time of Apply, valid entries only, and Apply must
+// follow within moments when an entry changes: a peer that takes over the MAC
+// of another is dropped until then. Without an entry leave MACs empty.
+//
+// # Order
+//
+// A change is one transaction, so a packet sees the state before or after it:
+// no order inside is needed, and none can lose a packet. A subnet that moves may
+// stand in Desired.Peers twice, with its old and its new host; whoever holds a
+// deleted lease for two seconds does so by leaving it there.
+//
+// # Translation
+//
+// Who keeps its source must be kept from everybody else's masquerade. Measured
+// on 6.18 with Docker's `-s subnet ! -o docker0 -j MASQUERADE` in iptables-nft, in
+// iptables-legacy and in both: behind a chain of ours at priority 90 that accepts
+// or returns, the source is rewritten; behind one that says `snat to ip saddr` it
+// is not. At priority 101 it is, whatever ours says; at -200 and below the kernel
+// takes no NAT chain. A connection gets one binding, of the first chain that
+// makes one; ours binds it to what it is.
+//
+// Before 4.18 NAT chains of several tables hide each other: there
+// [FeatureNAT] is not supported.
+//
+// # Contract
+//
+//   - New does not act. Apply converges and may be called again; it reads the table
+//     and writes only what differs. Cleanup leaves `nft list ruleset` as it was
+//     before. All act on the network namespace of the calling thread.
+//   - All that is in tables of the name [TableName] is ours: what we did not want
+//     there is removed. A chain is written whole; a table with what cannot be
+//     mended (another hook, a dormant flag) is made anew, and counts from zero.
+//   - Rules that Apply compares are those that the kernel lists, not what it was
+//     told: a table that anybody changed or flushed is mended by the next Apply.
+//   - A kernel that refuses is asked what it lacks, once; Apply goes on without
+//     that and returns [ErrUnsupported]. A family that has no network and no
+//     nf_tables either is no error.
+//
+// # Cost
+//
+// A lookup is one hash of eight bytes (IPv4), whatever the number of peers; there is
+// one per length that subnets have. Reading back costs one exchange per chain
+// and set, and is linear in the number of peers.
+//
+// # Shown by nft
+//
+// `nft list ruleset` shows all of it, but what it shows of lookups at places that
+// have no name (@th,336,32) it cannot read again: it wants to be told the set's
+// type by an expression, which the library cannot store. Whoever saves a whole
+// ruleset to load it at boot should do so without our table.
+package native
