@@ -125,9 +125,31 @@ func TestMutantsFitTheSource(t *testing.T) {
 		if names[m.name] || m.name == "" || !strings.Contains(m.bug, " ") {
 			t.Errorf("%q: %q: wants a name of its own and a sentence", m.name, m.bug)
 		}
+		if m.proof.validator == "" || m.proof.says == "" {
+			t.Errorf("%s: %+v is no proof of one bug", m.name, m.proof)
+		}
 		names[m.name] = true
 	}
-	if len(names) != 6 {
-		t.Errorf("%d mutants, want 6", len(names))
+	if len(names) != 7 {
+		t.Errorf("%d mutants, want 7", len(names))
+	}
+}
+
+func TestProof(t *testing.T) {
+	p := proof{validator: LostWrite, host: "h1", says: "wrote over"}
+	for name, tc := range map[string]struct {
+		v    Violation
+		p    proof
+		want bool
+	}{
+		"the bug":            {Violation{Validator: LostWrite, Host: "h1", Message: "h1 wrote over it"}, p, true},
+		"another validator":  {Violation{Validator: OneOwner, Host: "h1", Message: "h1 wrote over it"}, p, false},
+		"another host":       {Violation{Validator: LostWrite, Host: "h2", Message: "h2 wrote over it"}, p, false},
+		"another bug":        {Violation{Validator: LostWrite, Host: "h1", Message: "h1 was superseded"}, p, false},
+		"whichever the host": {Violation{Validator: LostWrite, Host: "h2", Message: "h2 wrote over it"}, proof{LostWrite, "", "wrote over"}, true},
+	} {
+		if got := tc.p.is(tc.v); got != tc.want {
+			t.Errorf("%s: got %t", name, got)
+		}
 	}
 }

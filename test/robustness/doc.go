@@ -15,7 +15,10 @@
 // # Contract
 //
 //   - A schedule is a pure function of its seed and options. The machine is not:
-//     the same seed makes the same faults at the same times, not the same run.
+//     the same seed plans the same faults for the same times. It does not repeat
+//     an interleaving: which request was under way when a fault began, who led
+//     etcd, when etcd was whole again. A violation that a seed found once may need
+//     several runs of it to be found again; the record of the first one is kept.
 //   - Collecting and judging are apart. A validator reads a [Record] and nothing
 //     else, so that it can be tested with records made by hand, and a record kept
 //     on disk can be judged again.

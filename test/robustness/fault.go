@@ -144,7 +144,7 @@ func (t *trial) begin(ctx context.Context, s Step, f *deed) (healing, error) {
 		return t.beginMembers(ctx, s, f)
 	case FaultCompact, FaultDefragment, FaultNoSpace, FaultWipe, FaultRestore:
 		return t.beginData(ctx, s, f)
-	case FaultRevoke, FaultDelete, FaultOverwrite, FaultReserve, FaultExhaust:
+	case FaultRevoke, FaultDelete, FaultOverwrite, FaultReserve, FaultExhaust, FaultUsurp, FaultMove:
 		return t.beginKeys(ctx, s, f)
 	case FaultConfig, FaultNoConfig:
 		return t.beginConfig(ctx, s)
@@ -173,6 +173,17 @@ func each(hosts []*host, f func(*host) error) error {
 	return errors.Join(errs...)
 }
 
+// releasing are the hosts that give up what they have when they are asked to end.
+func releasing(hosts []*host) []string {
+	var names []string
+	for _, h := range hosts {
+		if h.plan.Releases {
+			names = append(names, h.name)
+		}
+	}
+	return names
+}
+
 // beginDaemon: traffic goes on without a daemon, for as long as its lease lives.
 func (t *trial) beginDaemon(ctx context.Context, s Step, f *deed) (healing, error) {
 	hosts := t.chosen(s)
@@ -184,9 +195,10 @@ func (t *trial) beginDaemon(ctx context.Context, s Step, f *deed) (healing, erro
 		return resume, each(hosts, func(h *host) error { return h.signal(syscall.SIGSTOP) })
 	}
 	f.Hosts = t.misfits(hosts)
-	sig := syscall.SIGTERM
-	if s.Kind == FaultKill {
-		sig = syscall.SIGKILL
+	sig := syscall.SIGKILL
+	if s.Kind == FaultStop {
+		sig, f.released = syscall.SIGTERM, releasing(hosts)
+		f.Hosts = append(f.Hosts, f.released...)
 	}
 	release := func(context.Context, *deed) error { return each(hosts, (*host).release) }
 	return release, each(hosts, func(h *host) error { return h.hold(ctx, sig) })

@@ -13,6 +13,8 @@ type deed struct {
 	// partly: something was done, whatever was refused. void: nothing was, and
 	// nothing will be.
 	partly, void bool
+	// released are those who gave up their key by it.
+	released []string
 }
 
 // spare takes a host out to whom it could not be done.
@@ -159,8 +161,10 @@ func losses(deeds []deed, host string) []loss {
 		case !slices.Contains(d.To, host):
 		case d.Kind == FaultDelete || d.Kind == FaultRevoke:
 			out = append(out, loss{stretch{d.From, d.From + takenBackWithin}, stuck(deeds, host)})
-		case d.Kind == FaultOverwrite || d.Kind == FaultExhaust:
+		case d.Kind == FaultOverwrite || d.Kind == FaultExhaust || d.Kind == FaultUsurp:
 			out = append(out, loss{stretch{d.From, d.Until + takenBackWithin}, stuck(deeds, host)})
+		case slices.Contains(d.released, host):
+			out = append(out, loss{stretch{d.From, d.Until + takenBackWithin}, stuck(others(deeds, i), host)})
 		case d.Kind == FaultKill || d.Kind == FaultStop || d.Kind == FaultOffline:
 			// It has its key, but another range may not allow it.
 			out = append(out, loss{stretch{d.Until, d.Until + takenBackWithin}, ranges(deeds)})

@@ -77,7 +77,8 @@ func (t *trial) killMember(ctx context.Context, s Step, f *deed) (healing, error
 // remember.
 func (t *trial) restartOffline(ctx context.Context, s Step, f *deed) (healing, error) {
 	hosts := t.chosen(s)
-	f.Hosts = t.misfits(hosts)
+	// Who releases takes its data path down, though etcd does not hear of it.
+	f.Hosts = append(t.misfits(hosts), releasing(hosts)...)
 	err := t.cluster.Stop(ctx)
 	err = errors.Join(err, each(hosts, func(h *host) error { return h.hold(ctx, syscall.SIGTERM) }))
 	return t.backAfter(t.cluster.Start), errors.Join(err, each(hosts, (*host).release))

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -20,11 +19,6 @@ import (
 )
 
 const (
-	// ghostTTL is that of the leases of invented owners: longer than any run.
-	ghostTTL = 24 * time.Hour
-	// ghostOwner begins their node ids, garbage the values that are none.
-	ghostOwner = "ghost-"
-	garbage    = `{"PublicIP":!`
 	// byHand ends the values that the operator puts into subnets' keys. To JSON
 	// it is nothing, and no daemon writes it.
 	byHand = "\n"
@@ -125,6 +119,10 @@ func (t *trial) beginKeys(ctx context.Context, s Step, f *deed) (healing, error)
 		return nil, each(t.chosen(s), func(h *host) error { return t.reserve(ctx, h) })
 	case FaultExhaust:
 		return t.exhaust(ctx, t.chosen(s)[0], f)
+	case FaultUsurp:
+		return t.usurp(ctx, s, f)
+	case FaultMove:
+		return t.move(ctx, s, f)
 	default: // FaultOverwrite
 		return t.overwrite(ctx, t.chosen(s)[0], s.Variant, f)
 	}
@@ -270,64 +268,6 @@ func (t *trial) asFlannel(ctx context.Context, kv *mvccpb.KeyValue) error {
 		return err
 	}
 	return t.commit(ctx, unchanged(kv), clientv3.OpPut(string(kv.Key), string(value)+byHand, lease))
-}
-
-// ghost invents an owner and returns its value.
-func (t *trial) ghost() string {
-	t.mu.Lock()
-	t.ghosts++
-	n := t.ghosts
-	t.mu.Unlock()
-	attrs := subnet.Attrs{Owner: subnet.NodeID(fmt.Sprintf("%s%d", ghostOwner, n)), Instance: "1", BackendType: "vxlan"}
-	last := byte(100 + n%100)
-	attrs.PublicIP[subnet.IPv4] = netip.AddrFrom4([4]byte{198, 18, 0, last})
-	attrs.BackendData[subnet.IPv4] = subnet.RawJSON(fmt.Sprintf(`{"VNI":1,"VtepMAC":%q}`, net.HardwareAddr{2, 0, 0, 0, byte(n >> 8), byte(n)}))
-	// It is of our own making: it can be encoded.
-	value, _ := attrs.MarshalJSON()
-	return string(value) + byHand
-}
-
-// haunt puts a ghost's value into a key.
-func (t *trial) haunt(ctx context.Context, kv *mvccpb.KeyValue, value string) error {
-	lease, err := t.lease(ctx, ghostTTL)
-	if err != nil {
-		return err
-	}
-	return t.commit(ctx, unchanged(kv), clientv3.OpPut(string(kv.Key), value, lease))
-}
-
-// driveOut deletes every key with a value, where there still is one.
-func (t *trial) driveOut(value string) healing {
-	return func(ctx context.Context, _ *deed) error {
-		return t.removeAll(ctx, func(kv *mvccpb.KeyValue) bool { return string(kv.Value) == value })
-	}
-}
-
-// exorcise deletes all ghosts whom no fault under way has called: a restored
-// snapshot is full of them.
-func (t *trial) exorcise(ctx context.Context) error {
-	return t.removeAll(ctx, func(kv *mvccpb.KeyValue) bool { return isGhost(string(kv.Value)) })
-}
-
-// isGhost tells a value that stands for no host.
-func isGhost(value string) bool {
-	return strings.HasPrefix(value, garbage) || strings.Contains(value, `"Owner":"`+ghostOwner)
-}
-
-// removeAll deletes the keys that match, as often as etcd needs to be asked.
-func (t *trial) removeAll(ctx context.Context, match func(*mvccpb.KeyValue) bool) error {
-	return t.insist(ctx, func(ctx context.Context) error {
-		kvs, err := t.list(ctx)
-		if err != nil {
-			return err
-		}
-		for _, kv := range slices.DeleteFunc(kvs, func(kv *mvccpb.KeyValue) bool { return !match(kv) }) {
-			if err := t.remove(ctx, kv); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
 
 // vacant are the subnets that no host uses: one without a key may be about to

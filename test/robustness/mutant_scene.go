@@ -64,6 +64,9 @@ func rushed() scene {
 	return s
 }
 
+// neighbour begins the node ids of neighbours.
+const neighbour = "node-"
+
 // neighbours are node ids that begin to look for a subnet at one place.
 func neighbours(n network, count int) []string {
 	var ids []string
@@ -72,11 +75,20 @@ func neighbours(n network, count int) []string {
 		return nil
 	}
 	for i := 0; len(ids) < count; i++ {
-		if id := fmt.Sprintf("node-%d", i); cfg.Pool().Start(subnet.NodeID(id)) == 0 {
+		if id := fmt.Sprintf("%s%d", neighbour, i); cfg.Pool().Start(subnet.NodeID(id)) == 0 {
 			ids = append(ids, id)
 		}
 	}
 	return ids
+}
+
+// undisturbed: nothing is done to hosts that have long been able to renew, for
+// more than a TTL.
+func undisturbed() scene {
+	return plain(4*time.Second, func(ctx context.Context, _ *trial) error {
+		after(ctx, 16*time.Second)
+		return nil
+	})
 }
 
 // illegible: a peer's key cannot be read, and a host must load everything anew.

@@ -40,6 +40,8 @@ type Host struct {
 	Foreign []netip.Prefix
 	// Policy is its --on-conflict.
 	Policy subnet.OnConflict
+	// Releases: it gives its lease up when it is asked to end.
+	Releases bool
 }
 
 // Epoch is one life of etcd's data.

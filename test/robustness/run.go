@@ -39,6 +39,8 @@ type hostPlan struct {
 	Reserved bool
 	// SmallDisk: its state directory can be filled.
 	SmallDisk bool
+	// Releases: it gives its lease up when it is asked to end.
+	Releases bool
 	// NodeID is its --node-id; the lab's name of it when empty.
 	NodeID string
 }
@@ -196,7 +198,7 @@ func (t *trial) start(ctx context.Context) error {
 func (t *trial) described() []Host {
 	var all []Host
 	for _, h := range t.hosts {
-		d := Host{Name: h.name, Node: subnet.NodeID(h.node()), Addr: h.Addrs[0].Addr(), Policy: h.plan.Policy}
+		d := Host{Name: h.name, Node: subnet.NodeID(h.node()), Addr: h.Addrs[0].Addr(), Policy: h.plan.Policy, Releases: h.plan.Releases}
 		if h.plan.Foreign.IsValid() {
 			d.Foreign = []netip.Prefix{h.plan.Foreign}
 		}

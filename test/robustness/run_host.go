@@ -20,8 +20,9 @@ import (
 const (
 	// restartAfter is systemd's RestartSec of our unit.
 	restartAfter = time.Second
-	// stopWithin is how long a daemon may take to end when asked.
-	stopWithin = 10 * time.Second
+	// stopWithin is how long a daemon may take to end when asked: TimeoutStopSec
+	// of our unit.
+	stopWithin = 15 * time.Second
 	// smallDisk is the size of a state directory that can be filled.
 	smallDisk = 1 << 20
 )
@@ -60,6 +61,9 @@ func (t *trial) prepare(l *lab.Host, plan hostPlan) (*host, error) {
 		"--subnet-lease-ttl=" + t.TTL.String(),
 		"--on-conflict=" + plan.Policy.String(),
 		"--docker-config=" + dockerConfig(l),
+	}
+	if plan.Releases {
+		h.args = append(h.args, "--release-on-exit")
 	}
 	if plan.SmallDisk {
 		if err := l.LimitState(smallDisk); err != nil {

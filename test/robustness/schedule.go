@@ -50,6 +50,12 @@ const (
 	FaultReserve FaultKind = "reserve"
 	// FaultExhaust takes a host's subnet away while no other is free.
 	FaultExhaust FaultKind = "exhaust"
+	// FaultUsurp lets a host's lease expire while it is cut off, and another
+	// owner have its subnet for long.
+	FaultUsurp FaultKind = "usurp"
+	// FaultMove changes a peer's address or MAC inside a gap of a host's watch,
+	// and compacts the log in it.
+	FaultMove FaultKind = "move"
 	// FaultConfig puts another network config, FaultNoConfig deletes it.
 	FaultConfig   FaultKind = "config"
 	FaultNoConfig FaultKind = "no-config"
@@ -71,6 +77,10 @@ const (
 	// with another range.
 	variantHarmless, variantInvalid, variantRange = "harmless", "invalid", "range"
 	variantWall, variantBoot                      = "wall", "boot"
+	variantAddress, variantMAC                    = "address", "mac"
+	// A daemon that gives its lease up when it stops. A silence that outlasts a
+	// watch's patience.
+	variantRelease, variantLong = "release", "long"
 )
 
 // Step is one planned fault.
@@ -124,8 +134,9 @@ func btoi(b bool) int {
 type scheduleOptions struct {
 	Hosts         int
 	TTL, Duration time.Duration
-	// Small are the hosts whose disk can be filled.
-	Small []int
+	// Small are the hosts whose disk can be filled, Releasing those who give
+	// their lease up when they stop.
+	Small, Releasing []int
 	// Kinds, unless empty, are the only faults.
 	Kinds []FaultKind
 }
@@ -221,7 +232,7 @@ func (p *planner) draw() spec {
 	if len(p.bag) == 0 {
 		for _, s := range specs() {
 			chosen := len(p.opts.Kinds) == 0 || slices.Contains(p.opts.Kinds, s.kind)
-			possible := s.claims != claimDisk || len(p.opts.Small) > 0
+			possible := (s.whom == nobody || len(p.candidates(s)) > 0) && (!s.long || p.opts.Duration >= longRun)
 			if chosen && possible {
 				p.bag = append(p.bag, s)
 			}
@@ -245,6 +256,9 @@ func (p *planner) place(s spec, from time.Duration, others []Step) (Step, bool) 
 			r := s.lasts[p.random.IntN(len(s.lasts))]
 			step.For = p.between(r.least, r.most)
 		}
+		if s.stays {
+			step.For += quiet(p.opts.TTL)
+		}
 		if len(s.amounts) > 0 {
 			r := s.amounts[p.random.IntN(len(s.amounts))]
 			step.Amount = p.between(r.least, r.most)
@@ -264,15 +278,24 @@ func (p *planner) between(least, most float64) time.Duration {
 	return time.Duration(ttls * float64(p.opts.TTL)).Round(time.Millisecond)
 }
 
+// candidates are the hosts that a fault may be done to.
+func (p *planner) candidates(s spec) []int {
+	switch {
+	case s.claims == claimDisk:
+		return p.opts.Small
+	case s.variant == variantRelease:
+		return p.opts.Releasing
+	}
+	var all []int
+	for n := range p.opts.Hosts {
+		all = append(all, n+1)
+	}
+	return all
+}
+
 // hosts chooses whom a fault is done to.
 func (p *planner) hosts(s spec) []int {
-	from := p.opts.Small
-	if s.claims != claimDisk {
-		from = nil
-		for n := range p.opts.Hosts {
-			from = append(from, n+1)
-		}
-	}
+	from := p.candidates(s)
 	n := 0
 	switch s.whom {
 	case nobody:

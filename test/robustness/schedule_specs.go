@@ -40,6 +40,10 @@ type spec struct {
 	claims  claim
 	// lasts and amounts are ranges of which one is drawn, and then a value of it.
 	lasts, amounts []span
+	// stays: it lasts until all hosts must have followed, too.
+	stays bool
+	// long: only long runs have it.
+	long bool
 }
 
 // specs are all faults. A host's lease outlives brief ones for certain, and
@@ -52,48 +56,56 @@ func specs() []spec {
 		any   = span{0.3, 2}
 		both  = []span{brief, long}
 		ample = []span{{0.5, 2.5}}
+		// Time to learn of a ghost, and a gap that a lease outlives.
+		gap   = span{0.7, 0.9}
+		moves = claimPool | claimEtcd | claimDaemon | claimLink
 	)
 	return []spec{
-		{FaultKill, "", some, claimDaemon, both, nil},
-		{FaultStop, "", some, claimDaemon, both, nil},
-		{FaultPause, "", one, claimDaemon, both, nil},
-		{FaultPartition, variantBoth, one, claimLink, both, nil},
-		{FaultPartition, variantIn, one, claimLink, both, nil},
-		{FaultPartition, variantOut, one, claimLink, both, nil},
-		{FaultBlock, variantBoth, some, claimLink, both, nil},
-		{FaultBlock, variantIn, one, claimLink, both, nil},
-		{FaultBlock, variantOut, one, claimLink, both, nil},
-		{FaultSlow, "", some, claimLink, ample, []span{{0.004, 0.08}}},
-		{FaultCut, "", some, claimLink, both, nil},
+		{kind: FaultKill, whom: some, claims: claimDaemon, lasts: both},
+		{kind: FaultStop, whom: some, claims: claimDaemon, lasts: both},
+		{kind: FaultStop, variant: variantRelease, whom: one, claims: claimDaemon, lasts: both},
+		{kind: FaultPause, whom: one, claims: claimDaemon, lasts: both},
+		{kind: FaultPartition, variant: variantBoth, whom: one, claims: claimLink, lasts: both},
+		{kind: FaultPartition, variant: variantIn, whom: one, claims: claimLink, lasts: both},
+		{kind: FaultPartition, variant: variantOut, whom: one, claims: claimLink, lasts: both},
+		{kind: FaultBlock, variant: variantBoth, whom: some, claims: claimLink, lasts: both},
+		{kind: FaultBlock, variant: variantLong, whom: one, claims: claimLink, lasts: []span{{8, 9}}, long: true},
+		{kind: FaultBlock, variant: variantIn, whom: one, claims: claimLink, lasts: both},
+		{kind: FaultBlock, variant: variantOut, whom: one, claims: claimLink, lasts: both},
+		{kind: FaultSlow, whom: some, claims: claimLink, lasts: ample, amounts: []span{{0.004, 0.08}}},
+		{kind: FaultCut, whom: some, claims: claimLink, lasts: both},
 
-		{FaultMemberKill, variantLeader, nobody, claimEtcd, []span{any}, nil},
-		{FaultMemberKill, variantFollower, nobody, claimEtcd, []span{any}, nil},
-		{FaultMemberPause, variantLeader, nobody, claimEtcd, []span{any}, nil},
-		{FaultMemberPause, variantFollower, nobody, claimEtcd, []span{any}, nil},
-		{FaultMajority, "", nobody, claimEtcd, ample, nil},
-		{FaultDown, "", nobody, claimEtcd, ample, nil},
-		{FaultOffline, "", many, claimEtcd | claimDaemon, []span{{1, 2}}, nil},
-		{FaultCompact, "", nobody, 0, nil, nil},
-		{FaultDefragment, "", nobody, claimEtcd, nil, nil},
-		{FaultNoSpace, "", nobody, claimEtcd, ample, nil},
-		{FaultWipe, "", nobody, claimGlobal, []span{{0.02, 0.2}, long}, nil},
-		{FaultRestore, "", nobody, claimGlobal, []span{{1, 2.5}}, nil},
+		{kind: FaultMemberKill, variant: variantLeader, claims: claimEtcd, lasts: []span{any}},
+		{kind: FaultMemberKill, variant: variantFollower, claims: claimEtcd, lasts: []span{any}},
+		{kind: FaultMemberPause, variant: variantLeader, claims: claimEtcd, lasts: []span{any}},
+		{kind: FaultMemberPause, variant: variantFollower, claims: claimEtcd, lasts: []span{any}},
+		{kind: FaultMajority, claims: claimEtcd, lasts: ample},
+		{kind: FaultDown, claims: claimEtcd, lasts: ample},
+		{kind: FaultOffline, whom: many, claims: claimEtcd | claimDaemon, lasts: []span{{1, 2}}},
+		{kind: FaultCompact},
+		{kind: FaultDefragment, claims: claimEtcd},
+		{kind: FaultNoSpace, claims: claimEtcd, lasts: ample},
+		{kind: FaultWipe, claims: claimGlobal, lasts: []span{{0.02, 0.2}, long}},
+		{kind: FaultRestore, claims: claimGlobal, lasts: []span{{1, 2.5}}},
 
-		{FaultRevoke, "", one, claimKey, nil, nil},
-		{FaultDelete, "", some, claimKey, nil, nil},
-		{FaultOverwrite, variantForeign, one, claimKey, []span{any}, nil},
-		{FaultOverwrite, variantGarbage, one, claimKey, []span{any}, nil},
-		{FaultOverwrite, variantDetached, one, claimKey, nil, nil},
-		{FaultOverwrite, variantFlannel, one, claimKey, nil, nil},
-		{FaultReserve, "", one, claimKey, nil, nil},
-		{FaultExhaust, "", one, claimKey | claimPool | claimConfig, []span{any}, nil},
-		{FaultConfig, variantHarmless, nobody, claimConfig, []span{any}, nil},
-		{FaultConfig, variantInvalid, nobody, claimConfig, []span{any}, nil},
-		{FaultConfig, variantRange, nobody, claimConfig, []span{any}, nil},
-		{FaultNoConfig, "", nobody, claimConfig, both, nil},
+		{kind: FaultRevoke, whom: one, claims: claimKey},
+		{kind: FaultDelete, whom: some, claims: claimKey},
+		{kind: FaultOverwrite, variant: variantForeign, whom: one, claims: claimKey, lasts: []span{any}},
+		{kind: FaultOverwrite, variant: variantGarbage, whom: one, claims: claimKey, lasts: []span{any}},
+		{kind: FaultOverwrite, variant: variantDetached, whom: one, claims: claimKey},
+		{kind: FaultOverwrite, variant: variantFlannel, whom: one, claims: claimKey},
+		{kind: FaultReserve, whom: one, claims: claimKey},
+		{kind: FaultExhaust, whom: one, claims: claimKey | claimPool | claimConfig, lasts: []span{any}},
+		{kind: FaultUsurp, whom: one, claims: claimGlobal | claimDaemon | claimLink | claimKey, lasts: []span{long}, stays: true},
+		{kind: FaultMove, variant: variantAddress, whom: one, claims: moves, lasts: []span{gap}, stays: true},
+		{kind: FaultMove, variant: variantMAC, whom: one, claims: moves, lasts: []span{gap}, stays: true},
+		{kind: FaultConfig, variant: variantHarmless, claims: claimConfig, lasts: []span{any}},
+		{kind: FaultConfig, variant: variantInvalid, claims: claimConfig, lasts: []span{any}},
+		{kind: FaultConfig, variant: variantRange, claims: claimConfig, lasts: []span{any}},
+		{kind: FaultNoConfig, claims: claimConfig, lasts: both},
 
-		{FaultClock, variantWall, one, claimClock, nil, []span{{-2000, -1}, {1, 2000}}},
-		{FaultClock, variantBoot, one, claimClock, nil, []span{{0.1, 0.6}, {1.1, 4}, {100, 20000}}},
-		{FaultDisk, "", one, claimDisk, []span{{1, 3}}, nil},
+		{kind: FaultClock, variant: variantWall, whom: one, claims: claimClock, amounts: []span{{-2000, -1}, {1, 2000}}},
+		{kind: FaultClock, variant: variantBoot, whom: one, claims: claimClock, amounts: []span{{0.1, 0.6}, {1.1, 4}, {100, 20000}}},
+		{kind: FaultDisk, whom: one, claims: claimDisk, lasts: []span{{1, 3}}},
 	}
 }

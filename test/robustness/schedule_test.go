@@ -20,6 +20,9 @@ func anyOptions(t *rapid.T) scheduleOptions {
 	if rapid.Bool().Draw(t, "small disks") {
 		o.Small = []int{1, o.Hosts}
 	}
+	if rapid.Bool().Draw(t, "releasing") {
+		o.Releasing = []int{o.Hosts}
+	}
 	return o
 }
 
@@ -51,6 +54,9 @@ func TestScheduleKeepsItsRules(t *testing.T) {
 				if s.Kind == FaultDisk && !slices.Contains(o.Small, h) {
 					t.Errorf("%s: h%d has no disk of its own", s, h)
 				}
+				if s.Variant == variantRelease && !slices.Contains(o.Releasing, h) {
+					t.Errorf("%s: h%d does not release", s, h)
+				}
 			}
 			for _, other := range steps[:i] {
 				if exclusive(s, other) {
@@ -70,7 +76,7 @@ func TestScheduleKeepsItsRules(t *testing.T) {
 // Most rounds of a long run leave the time in which everything is judged, some
 // do not.
 func TestScheduleLeavesTimeToJudge(t *testing.T) {
-	o := scheduleOptions{Hosts: 8, TTL: leaseTTL, Duration: 10 * time.Minute, Small: []int{5, 6}}
+	o := scheduleOptions{Hosts: 8, TTL: leaseTTL, Duration: 10 * time.Minute, Small: []int{5, 6}, Releasing: []int{7}}
 	short, all := 0, 0
 	for seed := range uint64(50) {
 		var begins, ends []time.Duration
@@ -120,7 +126,7 @@ func TestExclusive(t *testing.T) {
 // A run of ten minutes does everything that there is; a short one does not do
 // the same things every time.
 func TestScheduleLeavesNothingOut(t *testing.T) {
-	o := scheduleOptions{Hosts: 8, TTL: 5 * time.Second, Duration: 10 * time.Minute, Small: []int{5, 6}}
+	o := scheduleOptions{Hosts: 8, TTL: 5 * time.Second, Duration: 10 * time.Minute, Small: []int{5, 6}, Releasing: []int{7}}
 	for seed := range uint64(50) {
 		seen := map[string]int{}
 		for _, s := range newSchedule(seed, o) {
@@ -143,8 +149,24 @@ func TestScheduleLeavesNothingOut(t *testing.T) {
 			seen[string(s.Kind)+" "+s.Variant] = true
 		}
 	}
-	if len(seen) != len(specs()) {
-		t.Errorf("short runs know %d faults, want %d", len(seen), len(specs()))
+	for _, s := range specs() {
+		if seen[string(s.kind)+" "+s.variant] == s.long {
+			t.Errorf("short runs know %s %s: %t", s.kind, s.variant, s.long)
+		}
+	}
+}
+
+// The long silence is one that a watch must notice by itself.
+func TestLongSilence(t *testing.T) {
+	const progress = 30 * time.Second // of subnet's view
+	for _, s := range specs() {
+		least := time.Duration(0)
+		for _, r := range s.lasts {
+			least = time.Duration(r.least * float64(leaseTTL))
+		}
+		if long := s.variant == variantLong; long != s.long || long && least <= progress {
+			t.Errorf("%s %s lasts for %s at least, want more than %s", s.kind, s.variant, least, progress)
+		}
 	}
 }
 

@@ -49,10 +49,11 @@ func (e *evidence) letGo(m *moment, event Event, prev *holding, host Host) bool 
 }
 
 // orderedAway reports whether the schedule took a host's key away about the time
-// of m: the answer to the operator got lost, so that the event does not say so.
+// of m: the answer to the operator got lost, so that the event does not say so. A
+// daemon that releases on exit deletes it by itself.
 func (e *evidence) orderedAway(host Host, m *moment) bool {
 	return slices.ContainsFunc(e.Faults, func(f Fault) bool {
-		takes := f.Kind == FaultDelete || f.Kind == FaultRevoke
+		takes := f.Kind == FaultDelete || f.Kind == FaultRevoke || f.Kind == FaultStop && host.Releases
 		return takes && slices.Contains(f.To, host.Name) && f.From <= m.latest && m.earliest <= e.healed(f)+e.bounds.Request
 	})
 }

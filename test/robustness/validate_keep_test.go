@@ -51,6 +51,15 @@ func TestKeptLease(t *testing.T) {
 			s.then(19 * sec)
 			expired(s)
 		}, want: []string{"kept-lease h1 39s"}},
+		{name: "released when it was stopped", then: func(s *story) {
+			s.Hosts[0].Releases = true
+			s.fault(2*sec, Fault{Kind: FaultStop, To: []string{"h1"}})
+			expired(s)
+		}},
+		{name: "stopped, and does not release", then: func(s *story) {
+			s.fault(2*sec, Fault{Kind: FaultStop, To: []string{"h1"}})
+			expired(s)
+		}, want: []string{"kept-lease h1 20s"}},
 		{name: "while another was cut off", then: func(s *story) {
 			s.cutOff(6*sec, "h2")
 			s.then(sec)
