@@ -21,7 +21,7 @@ import (
 // bootTimeout bounds a boot and a shutdown: each takes seconds.
 const bootTimeout = 2 * time.Minute
 
-// Machine is one host with its own systemd and dockerd.
+// Machine is one host with its own dockerd.
 type Machine struct {
 	Name string
 	// Host is its place in the lab's network.
@@ -29,16 +29,17 @@ type Machine struct {
 	// Root is its file system, as seen from here.
 	Root string
 
-	dir    string
-	nspawn *exec.Cmd
-	exited chan struct{}
-	init   int
+	dir      string
+	services supervisor
+	process  *exec.Cmd // lives as long as the machine
+	exited   chan struct{}
+	init     int
 }
 
 // newMachine prepares a machine on an overlay of base, with an identity of its
 // own. It does not boot it.
-func newMachine(ctx context.Context, base, dir string, host *lab.Host) (m *Machine, err error) {
-	m = &Machine{Name: host.Name, Host: host, dir: dir, Root: filepath.Join(dir, "root")}
+func newMachine(r recipe, base, dir string, host *lab.Host) (m *Machine, err error) {
+	m = &Machine{Name: host.Name, Host: host, dir: dir, services: r.services, Root: filepath.Join(dir, "root")}
 	for _, sub := range []string{"root", "upper", "work", "docker"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			return nil, fmt.Errorf("make machine: %w", err)
@@ -63,7 +64,7 @@ func newMachine(ctx context.Context, base, dir string, host *lab.Host) (m *Machi
 	return m, nil
 }
 
-// Boot starts the machine and waits until systemd says that it runs.
+// Boot starts the machine and waits until its services run.
 func (m *Machine) Boot(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
@@ -75,45 +76,41 @@ func (m *Machine) Boot(ctx context.Context) error {
 	if err := m.makeCgroups(); err != nil {
 		return err
 	}
-	m.nspawn = exec.Command("sh", "-c", enterCgroups, m.Name, "systemd-nspawn", "-q", "-D", m.Root, "--network-namespace-path=/run/netns/"+m.Name,
-		"--capability=all", "--bind="+filepath.Join(m.dir, "docker")+":/var/lib/docker", "--bind=/dev/net/tun",
-		"--property=DeviceAllow=/dev/net/tun rwm", "--system-call-filter=add_key keyctl bpf",
-		"--register=no", "--keep-unit", "--hostname="+m.Name, "-b",
-		// systemd 256 and later want this word before they run on a host
-		// with cgroups of version 1; earlier ones do not know it.
-		"SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1")
-	m.nspawn.Env = append(os.Environ(), "SYSTEMD_NSPAWN_API_VFS_WRITABLE=1")
-	m.nspawn.Stdout, m.nspawn.Stderr = console, console
-	m.nspawn.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := m.nspawn.Start(); err != nil {
-		return fmt.Errorf("start systemd-nspawn: %w", err)
+	argv := append([]string{"-c", enterCgroups, m.Name}, m.services.boot(m)...)
+	m.process = exec.Command("sh", argv...)
+	m.process.Env = append(os.Environ(), "SYSTEMD_NSPAWN_API_VFS_WRITABLE=1")
+	m.process.Stdout, m.process.Stderr = console, console
+	m.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := m.process.Start(); err != nil {
+		return fmt.Errorf("boot: %w", err)
 	}
 	m.exited = make(chan struct{})
 	go func() {
 		defer close(m.exited)
-		_ = m.nspawn.Wait() // how it ended is in its log
+		_ = m.process.Wait() // how it ended is in its log
 	}()
 	if err := m.waitInit(ctx); err != nil {
 		return err
 	}
-	// Containers need to make cgroups.
-	remount := "for d in /sys/fs/cgroup /sys/fs/cgroup/*; do mount -o remount,rw,bind $d; done"
-	if _, err := m.Run(ctx, "sh", "-c", remount); err != nil {
-		return err
+	if out, err := m.script(ctx, m.services.settle, ""); err != nil {
+		return fmt.Errorf("machine %s has not settled: %w: %s", m.Name, err, out)
 	}
-	out, err := m.Run(ctx, "systemctl", "is-system-running", "--wait")
-	if err != nil {
-		why, _ := m.Run(ctx, "sh", "-c", "systemctl --failed --no-legend --plain; journalctl -b --no-pager -p notice -n 30")
-		return fmt.Errorf("machine %s is %s: %s", m.Name, strings.TrimSpace(out), why)
-	}
-	return nil
+	return m.waitDocker(ctx)
 }
 
-// waitInit finds the machine's process 1 and waits until its systemd answers.
+// waitDocker waits until dockerd answers.
+func (m *Machine) waitDocker(ctx context.Context) error {
+	return m.poll(ctx, "dockerd", func() (bool, error) {
+		_, err := m.Run(ctx, "docker", "version")
+		return err == nil, nil
+	})
+}
+
+// waitInit finds the machine's process 1 and waits until it is up.
 func (m *Machine) waitInit(ctx context.Context) error {
-	pid := m.nspawn.Process.Pid
+	pid := m.process.Process.Pid
 	children := fmt.Sprintf("/proc/%d/task/%d/children", pid, pid)
-	return m.poll(ctx, "systemd", func() (bool, error) {
+	return m.poll(ctx, "process 1", func() (bool, error) {
 		text, err := os.ReadFile(children)
 		if err != nil {
 			return false, nil // gone: poll notices
@@ -125,11 +122,7 @@ func (m *Machine) waitInit(ctx context.Context) error {
 		if m.init, err = strconv.Atoi(fields[0]); err != nil {
 			return false, fmt.Errorf("read %s: %w", children, err)
 		}
-		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", m.init))
-		if err != nil || strings.TrimSpace(string(comm)) != "systemd" {
-			return false, nil
-		}
-		_, err = m.Run(ctx, "systemctl", "show", "--property=Version")
+		_, err = m.script(ctx, m.services.up, "")
 		return err == nil, nil
 	})
 }
@@ -163,6 +156,17 @@ func (m *Machine) console() string {
 	return string(text)
 }
 
+// enter is the command that runs a program in the machine.
+func (m *Machine) enter(args ...string) []string {
+	var argv []string
+	if m.services.join {
+		argv = []string{"sh", "-c", enterCgroups, m.Name}
+	}
+	argv = append(argv, "nsenter", "-t", strconv.Itoa(m.init), "-m", "-u", "-i", "-n", "-p", "-C", "--",
+		"env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/root")
+	return append(argv, args...)
+}
+
 // Run runs a program in the machine and returns what it printed.
 func (m *Machine) Run(ctx context.Context, args ...string) (string, error) {
 	return m.Pipe(ctx, nil, args...)
@@ -170,17 +174,31 @@ func (m *Machine) Run(ctx context.Context, args ...string) (string, error) {
 
 // Pipe is Run with a standard input.
 func (m *Machine) Pipe(ctx context.Context, in io.Reader, args ...string) (string, error) {
-	enter := append([]string{
-		"-t", strconv.Itoa(m.init), "-m", "-u", "-i", "-n", "-p", "-C", "--",
-		"env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/root",
-	}, args...)
-	cmd := exec.CommandContext(ctx, "nsenter", enter...)
+	argv := m.enter(args...)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Stdin = in
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return string(out), fmt.Errorf("%s: %s: %w: %s", m.Name, strings.Join(args, " "), err, tail(string(out), 10))
 	}
 	return string(out), nil
+}
+
+// script runs a script of the machine's supervisor for a service.
+func (m *Machine) script(ctx context.Context, script, service string) (string, error) {
+	return m.Run(ctx, "sh", "-c", script, service)
+}
+
+// Service does what verb says to a service: start, stop or restart. Docker
+// answers when it returns.
+func (m *Machine) Service(ctx context.Context, service, verb string) error {
+	if _, err := m.Run(ctx, "service", service, verb); err != nil {
+		return err
+	}
+	if service == dockerService && verb != "stop" {
+		return m.waitDocker(ctx)
+	}
+	return nil
 }
 
 // Read returns a file of the machine, as its own processes see it: /run is not
@@ -191,15 +209,15 @@ func (m *Machine) Read(ctx context.Context, path string) (string, error) {
 
 // PowerOff shuts the machine down in order, as a reboot does.
 func (m *Machine) PowerOff(ctx context.Context) error {
-	if m.nspawn == nil {
+	if m.process == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
-	_, err := m.Run(ctx, "systemctl", "poweroff", "--no-block")
+	_, err := m.script(ctx, m.services.off, "")
 	select {
 	case <-m.exited:
-		m.nspawn = nil
+		m.process = nil
 		return nil
 	case <-ctx.Done():
 		return errors.Join(fmt.Errorf("power off %s: %w", m.Name, context.Cause(ctx)), err)
@@ -208,14 +226,14 @@ func (m *Machine) PowerOff(ctx context.Context) error {
 
 // Remove ends the machine at once and removes what newMachine and Boot made.
 func (m *Machine) Remove() error {
-	if m.nspawn != nil {
+	if m.process != nil {
 		// Process 1 of a namespace takes all others with it.
 		if m.init != 0 {
 			_ = syscall.Kill(m.init, syscall.SIGKILL)
 		}
-		_ = m.nspawn.Process.Kill()
+		_ = m.process.Process.Kill()
 		<-m.exited
-		m.nspawn = nil
+		m.process = nil
 	}
 	err := syscall.Unmount(m.Root, syscall.MNT_DETACH)
 	if err != nil {

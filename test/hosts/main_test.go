@@ -88,7 +88,7 @@ func newSite(ctx context.Context, t *testing.T, r recipe, count int) *site {
 	}
 	t.Cleanup(func() { os.Remove(dir) }) // empty by then
 	for _, h := range l.Hosts {
-		m, err := newMachine(ctx, base, filepath.Join(dir, h.Name), h)
+		m, err := newMachine(r, base, filepath.Join(dir, h.Name), h)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -104,7 +104,7 @@ func newSite(ctx context.Context, t *testing.T, r recipe, count int) *site {
 		if out, err := exec.CommandContext(ctx, "make", "-C", checkout, "install", "DESTDIR="+m.Root).CombinedOutput(); err != nil {
 			return fmt.Errorf("make install: %w: %s", err, tail(string(out), 20))
 		}
-		_, err := m.Run(ctx, "systemctl", "daemon-reload")
+		_, err := m.script(ctx, m.services.installed, "")
 		return err
 	})
 	s.each(t, func(m *Machine) error { return loadImage(ctx, m) })
@@ -135,14 +135,14 @@ func (s *site) dump(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for _, m := range s.machines {
-		if m.nspawn == nil {
+		if m.process == nil {
 			continue
 		}
 		for _, args := range [][]string{
 			{"flannelctl", "status"},
-			{"journalctl", "-u", "flanneld-go", "--no-pager", "-n", "60", "-o", "short-precise"},
-			{"journalctl", "-u", "docker", "--no-pager", "-n", "15", "-o", "short-precise"},
-			{"iptables-save"},
+			{"sh", "-c", m.services.log, ourService},
+			{"sh", "-c", m.services.log, dockerService},
+			{"iptables-save", "-c"},
 			{"ip", "route"},
 			{"ip", "addr"},
 		} {

@@ -15,9 +15,14 @@ import (
 // recipe is how a root file system is made.
 type recipe struct {
 	suite string
+	// script is what debootstrap makes the suite by, where it is older than
+	// the suite; else empty.
+	script string
 	// include is what debootstrap installs, packages what apt-get does in
 	// the root then.
 	include, packages []string
+	// services is what runs on a machine of it.
+	services supervisor
 }
 
 // bookworm is Debian 12: systemd 252, dockerd 20.10.
@@ -26,6 +31,7 @@ func bookworm() recipe {
 		suite:    "bookworm",
 		include:  []string{"systemd", "systemd-sysv", "dbus", "iproute2", "iputils-ping", "iptables", "ca-certificates", "procps"},
 		packages: []string{"docker.io", "etcd-client"},
+		services: systemd(),
 	}
 }
 
@@ -37,9 +43,21 @@ func trixie() recipe {
 	return r
 }
 
+// forky is Debian 14 to be: dockerd 28.5. Its systemd boots on a machine with
+// cgroups of version 2 alone, so it has none. debootstrap installs everything:
+// apt-get refuses a suite in the making whose lists are a week old.
+func forky() recipe {
+	return recipe{
+		suite:    "forky",
+		script:   "/usr/share/debootstrap/scripts/sid",
+		include:  []string{"iproute2", "iputils-ping", "iptables", "ca-certificates", "procps", "docker.io", "docker-cli", "etcd-client"},
+		services: plain(),
+	}
+}
+
 // key names the root: another recipe is another root.
 func (r recipe) key() string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "3 %v", r))
+	sum := sha256.Sum256(fmt.Appendf(nil, "4 %q", [][]string{{r.suite, r.script}, r.include, r.packages}))
 	return r.suite + "-" + hex.EncodeToString(sum[:6])
 }
 
@@ -79,7 +97,11 @@ func (r recipe) prepare(ctx context.Context) (string, error) {
 }
 
 func (r recipe) build(ctx context.Context, dir string) error {
-	if err := command(ctx, "debootstrap", "--variant=minbase", "--include="+strings.Join(r.include, ","), r.suite, dir); err != nil {
+	args := []string{"--variant=minbase", "--include=" + strings.Join(r.include, ","), r.suite, dir}
+	if r.script != "" {
+		args = append(args, "", r.script) // from debootstrap's own mirror
+	}
+	if err := command(ctx, "debootstrap", args...); err != nil {
 		return err
 	}
 	// Services must not start while they are installed.
@@ -87,9 +109,12 @@ func (r recipe) build(ctx context.Context, dir string) error {
 	if err := os.WriteFile(policy, []byte("#!/bin/sh\nexit 101\n"), 0o755); err != nil {
 		return fmt.Errorf("write policy: %w", err)
 	}
-	script := "apt-get update -qq && apt-get install -y -qq --no-install-recommends " + strings.Join(r.packages, " ") +
-		" && apt-get clean && rm -f /usr/sbin/policy-rc.d /etc/machine-id /var/lib/dbus/machine-id && : >/etc/machine-id" +
-		" && systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer dpkg-db-backup.timer console-getty.service systemd-modules-load.service"
+	install := ":"
+	if len(r.packages) > 0 {
+		install = "apt-get update -qq && apt-get install -y -qq --no-install-recommends " + strings.Join(r.packages, " ")
+	}
+	script := install + " && apt-get clean && rm -f /usr/sbin/policy-rc.d /etc/machine-id /var/lib/dbus/machine-id && : >/etc/machine-id" +
+		" && if command -v systemctl >/dev/null; then systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer dpkg-db-backup.timer console-getty.service systemd-modules-load.service; fi"
 	return command(ctx, "chroot", dir, "env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C", "sh", "-c", script)
 }
 

@@ -56,11 +56,11 @@ func walkThrough(t *testing.T, r recipe, w walk) {
 	t.Logf("docker %s", strings.TrimSpace(version))
 	s.closeFirewall(ctx, t)
 	s.startService(ctx, t)
+	s.checkWaiting(ctx, t)
 	s.putConfig(ctx, t, w)
 	s.checkFiles(ctx, t, w)
 	s.each(t, func(m *Machine) error {
-		_, err := m.Run(ctx, "systemctl", "restart", "docker")
-		return err
+		return m.Service(ctx, dockerService, "restart")
 	})
 	s.checkTraffic(ctx, t, w)
 	s.checkPublishedPort(ctx, t)
@@ -93,17 +93,21 @@ func (s *site) startService(ctx context.Context, t *testing.T) {
 		if _, err := m.Pipe(ctx, strings.NewReader(settings), "tee", "/etc/default/flanneld-go"); err != nil {
 			return err
 		}
-		_, err := m.Run(ctx, "systemctl", "enable", "flanneld-go")
+		_, err := m.script(ctx, m.services.enable, "")
 		return err
 	})
 	began := time.Now()
 	s.each(t, func(m *Machine) error {
 		startCtx, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
-		_, err := m.Run(startCtx, "systemctl", "start", "flanneld-go")
-		return err
+		return m.Service(startCtx, ourService, "start")
 	})
-	t.Logf("systemctl start without a config returned after %s", time.Since(began).Round(time.Millisecond))
+	t.Logf("the start without a config returned after %s", time.Since(began).Round(time.Millisecond))
+}
+
+// checkWaiting looks at what systemd says of a service without a config.
+func (s *site) checkWaiting(ctx context.Context, t *testing.T) {
+	t.Helper()
 	s.each(t, func(m *Machine) error {
 		out, err := m.Run(ctx, "systemctl", "show", "flanneld-go", "--property=StatusText,NRestarts,ActiveState")
 		if err != nil {

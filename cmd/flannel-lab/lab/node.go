@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Node is one network namespace of a lab.
+// Node is one network namespace, of a lab or opened by OpenNode.
 type Node struct {
-	// Name is the namespace's, as `ip netns` lists it.
+	// Name is the namespace's, as `ip netns` lists it where it is the lab's.
 	Name string
 
 	ns    netns.NsHandle
@@ -39,6 +39,26 @@ func newNode(name, lab string) (*Node, error) {
 		return nil, errors.Join(fmt.Errorf("make namespace %s: %w", name, err), n.remove())
 	}
 	return n, nil
+}
+
+// OpenNode gives access to a namespace that somebody else made, by its path. It
+// is not the lab's: Close gives the descriptors back, and the namespace stays.
+func OpenNode(name, path string) (*Node, error) {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return nil, fmt.Errorf("open namespace %s: %w", name, err)
+	}
+	links, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open namespace %s: open netlink: %w", name, err), ns.Close())
+	}
+	return &Node{Name: name, ns: ns, links: links}, nil
+}
+
+// Close closes a node of OpenNode.
+func (n *Node) Close() error {
+	n.links.Close()
+	return n.ns.Close()
 }
 
 // open opens netlink in the namespace and marks the loopback interface.
