@@ -29,6 +29,9 @@ func without(a, b []stretch) []stretch {
 	return a
 }
 
+// both is what lies inside of a and of b.
+func both(a, b []stretch) []stretch { return without(a, without(a, b)) }
+
 // evidence is a record prepared for judging.
 type evidence struct {
 	*Record
@@ -42,6 +45,19 @@ type evidence struct {
 	able map[string][]stretch
 	// samples are those of one host, in order.
 	samples map[string][]Sample
+	// judged and excused are what the validator counts: see Verdict.
+	judged, excused int
+}
+
+// count counts one thing that a validator is about, and returns whether it judges
+// it.
+func (e *evidence) count(judges bool) bool {
+	if judges {
+		e.judged++
+	} else {
+		e.excused++
+	}
+	return judges
 }
 
 // newEvidence prepares r.
@@ -144,6 +160,28 @@ func (e *evidence) throughout(from, until time.Duration, held func(*state) bool)
 		}
 	}
 	return true
+}
+
+// surely are the times in which something held: from when it surely did to when
+// that may have ended. It is asked of the states in their order.
+func (e *evidence) surely(held func(*state) bool) []stretch {
+	var out []stretch
+	since := forever
+	for _, m := range e.line.moments {
+		switch holds := held(m.state); {
+		case holds && since == forever:
+			since = m.latest
+		case !holds && since != forever:
+			if m.earliest > since {
+				out = append(out, stretch{since, m.earliest})
+			}
+			since = forever
+		}
+	}
+	if since != forever {
+		out = append(out, stretch{since, forever})
+	}
+	return out
 }
 
 // write is a daemon's put of a subnet's key.

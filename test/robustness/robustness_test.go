@@ -78,14 +78,11 @@ func runSeed(t *testing.T, seed uint64) {
 		Seed: seed, Hosts: hosts, TTL: leaseTTL, Members: members, Spare: spare,
 		Daemon: b.daemon, Self: b.lab, Ctl: b.ctl, Steps: schedule, Quiet: quiet(leaseTTL), Log: t.Logf,
 	}, func(r *Record) error {
-		found := Validate(r, Validators(DefaultBounds(r.TTL)))
+		verdicts := Validate(r, Validators(DefaultBounds(r.TTL)))
 		var text bytes.Buffer
-		summarize(&text, r, found)
+		summarize(&text, r, verdicts)
 		t.Log(text.String())
-		if len(found) > 0 {
-			return errors.New(Report(r, found))
-		}
-		return nil
+		return conclude(r, verdicts)
 	})
 	if err != nil {
 		t.Error(err)
@@ -172,8 +169,9 @@ func (p *played) play(t *testing.T, self string) {
 		Daemon: p.daemon, Self: self, Script: p.scene.play,
 		Log: func(format string, args ...any) { fmt.Fprintf(&text, format+"\n", args...) },
 	}, func(r *Record) error {
-		found := Validate(r, Validators(DefaultBounds(r.TTL)))
-		summarize(&text, r, found)
+		verdicts := Validate(r, Validators(DefaultBounds(r.TTL)))
+		found := verdicts.Violations()
+		summarize(&text, r, verdicts)
 		caught := slices.IndexFunc(found, p.proof.is)
 		switch {
 		case p.broken && caught < 0:

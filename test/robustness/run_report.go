@@ -2,6 +2,7 @@ package robustness
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -12,7 +13,7 @@ import (
 )
 
 // summarize prints what a run did and what it came to.
-func summarize(w io.Writer, r *Record, found []Violation) {
+func summarize(w io.Writer, r *Record, all Verdicts) {
 	fmt.Fprintf(w, "seed %d: %s, %d hosts, TTL %s\n", r.Seed, r.Duration.Round(time.Second), len(r.Hosts), r.TTL)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	summarizeFaults(t, r)
@@ -29,8 +30,36 @@ func summarize(w io.Writer, r *Record, found []Violation) {
 	fmt.Fprintf(t, "pings\t%d sent, %d lost\n", sent, lost)
 	summarizeLoad(t, r)
 	fmt.Fprintf(t, "after the last fault\tleased %s, ready %s, mesh %s\n", worst(r.Final.Leased), worst(r.Final.Ready), took(r.Final.Mesh))
-	fmt.Fprintf(t, "violations\t%s\n", cmp.Or(tally(found), "none"))
+	fmt.Fprintf(t, "excused by the machine\t%s\n", newEvidence(r, DefaultBounds(r.TTL)).muffled().Round(time.Millisecond))
+	fmt.Fprintf(t, "violations\t%s\n", cmp.Or(tally(all.Violations()), "none"))
 	_ = t.Flush() // It fails where w does, and then there is nobody to tell.
+	summarizeVerdicts(w, all)
+}
+
+// summarizeVerdicts shows how much each validator judged.
+func summarizeVerdicts(w io.Writer, all Verdicts) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "validator\tjudged\texcused\tviolations")
+	for _, v := range all {
+		fmt.Fprintf(t, "%s\t%d %s\t%d\t%d\n", v.Validator, v.Judged, v.Of, v.Excused, len(v.Violations))
+	}
+	_ = t.Flush() // As above.
+}
+
+// fullRun is how long a run of a random schedule must be for every validator to
+// find something that it can judge.
+const fullRun = 5 * time.Minute
+
+// conclude is what a run of a random schedule came to: an error if there are
+// violations, or if a validator was never put to the test.
+func conclude(r *Record, all Verdicts) error {
+	if found := all.Violations(); len(found) > 0 {
+		return errors.New(Report(r, found))
+	}
+	if idle := all.Idle(); len(idle) > 0 && r.Duration >= fullRun {
+		return fmt.Errorf("seed %d: nothing in %s could be judged by %s", r.Seed, r.Duration.Round(time.Second), strings.Join(idle, ", "))
+	}
+	return nil
 }
 
 // summarizeFaults counts them by kind.

@@ -157,10 +157,10 @@ func TestSummary(t *testing.T) {
 		Final:  Final{Leased: map[string]time.Duration{"h1": time.Second, "h2": 2 * time.Second}, Ready: map[string]time.Duration{"h1": -1}, Mesh: 3 * time.Second},
 	}
 	var text bytes.Buffer
-	summarize(&text, r, []Violation{{Validator: NoLoss}, {Validator: NoLoss}, {Validator: Leased}})
+	summarize(&text, r, Verdicts{{Validator: NoLoss, Violations: []Violation{{Validator: NoLoss}, {Validator: NoLoss}}, Judged: 7, Excused: 3, Of: "packets"}, {Validator: Leased, Violations: []Violation{{Validator: Leased}}}})
 	for _, want := range []string{
 		"seed 7: 2m0s, 3 hosts, TTL 1s", "2 kill (1 refused), 1 wipe", "2 epochs, 5 changes", "15 sent, 1 lost",
-		"20 requests to etcd, 2.0 s of CPU, 3 log lines", "leased after 2s, ready never, mesh after 3s", "leased 1, no-loss 2",
+		"20 requests to etcd, 2.0 s of CPU, 3 log lines", "no-loss    7 packets  3        2", "excused by the machine  ", "leased after 2s, ready never, mesh after 3s", "leased 1, no-loss 2",
 	} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("no %q in\n%s", want, text.String())

@@ -32,19 +32,33 @@ type Bounds struct {
 	// fault may be lost by it.
 	Transit time.Duration
 
+	// Noise is in which part of a run the machine itself may lose packets, and
+	// for how long in a short one. All pairs are excused then.
+	Noise     float64
+	NoiseLast time.Duration
+
+	// Window is in how much time what a daemon uses is judged, besides the run
+	// as a whole.
+	Window time.Duration
 	// Requests to etcd, the CPU's seconds and the log's lines that a daemon may
-	// cost.
+	// cost, in every window and in the run.
 	Requests, CPU, LogLines Budget
 }
 
-// Budget is how much of something one daemon may use over a run.
+// noise is for how long the machine may lose packets in a run.
+func (b Bounds) noise(run time.Duration) time.Duration {
+	return max(b.NoiseLast, time.Duration(b.Noise*float64(run)))
+}
+
+// Budget is how much of something one daemon may use in a time.
 type Budget struct {
 	PerMinute float64
-	// PerFault is added for every fault, PerStart for every process.
+	// PerFault is added for every fault that strains the host, PerStart for
+	// every process that starts.
 	PerFault, PerStart float64
 }
 
-// of is the budget for a run.
+// of is the budget for a time.
 func (b Budget) of(d time.Duration, faults, starts int) float64 {
 	return b.PerMinute*d.Minutes() + b.PerFault*float64(faults) + b.PerStart*float64(starts)
 }
@@ -60,13 +74,22 @@ func DefaultBounds(ttl time.Duration) Bounds {
 		Request: 10 * time.Second,
 		Grace:   10 * time.Second,
 		Transit: time.Second,
+		// Then nine tenths of all losses are seen. A machine that does nothing
+		// else loses none at all; five moments are what a short run may be unlucky
+		// enough to meet.
+		Noise:     0.1,
+		NoiseLast: 10 * time.Second,
+		Window:    10 * time.Second,
 		// A keeper in trouble asks every TTL/12 at the most, two requests at a
 		// time; that is four times what renewals take. Watch and view need less
-		// than one request a second. A fault makes everybody load and watch
-		// anew, a start loads, leases and watches.
-		Requests: Budget{PerMinute: 60 + 2*float64(time.Minute)/float64(max(ttl/12, 250*time.Millisecond)), PerFault: 20, PerStart: 60},
-		// 3 % of a core, and a second for a start.
-		CPU: Budget{PerMinute: 1.8, PerFault: 0.3, PerStart: 1},
+		// than one request a second. A fault makes the hosts that it strains
+		// load and watch anew, a start loads, leases and watches. With a TTL of
+		// 5 s a window of 10 s has 58, and costs 16 where nothing happens and up
+		// to 40 where six faults meet.
+		Requests: Budget{PerMinute: 60 + 2*float64(time.Minute)/float64(max(ttl/12, 250*time.Millisecond)), PerFault: 10, PerStart: 60},
+		// 3 % of a core, and a second for a start: a loop that keeps a core busy
+		// for as little as a second shows, unless faults explain it.
+		CPU: Budget{PerMinute: 1.8, PerFault: 0.1, PerStart: 1},
 		// 20 a minute is what an outage may cost; a fault changes the state of
 		// lease, watch and components once and back.
 		LogLines: Budget{PerMinute: 20, PerFault: 15, PerStart: 40},

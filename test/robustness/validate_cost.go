@@ -1,9 +1,7 @@
 package robustness
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -13,13 +11,14 @@ import (
 // noLoss looks at every ping that was not answered. Those without a pause between
 // them are one violation.
 func (e *evidence) noLoss() []Violation {
-	var found []Violation
+	found := e.noise()
 	waiting := map[string][]stretch{}
 	for _, h := range e.Hosts {
 		waiting[h.Name] = e.waiting(h)
 	}
 	for _, p := range e.Pairs {
-		waits := append(slices.Clone(waiting[p.From]), waiting[p.To]...)
+		excuses := e.excuses(p, append(slices.Clone(waiting[p.From]), waiting[p.To]...))
+		e.countPackets(p, excuses)
 		var burst []time.Duration
 		report := func() {
 			if len(burst) > 0 {
@@ -29,7 +28,7 @@ func (e *evidence) noLoss() []Violation {
 			burst = nil
 		}
 		for _, at := range p.Lost {
-			if e.touched(p, at) || slices.ContainsFunc(waits, func(w stretch) bool { return e.costs(w, at) }) {
+			if slices.ContainsFunc(excuses, func(s stretch) bool { return s.from <= at && at <= s.until }) {
 				continue
 			}
 			if len(burst) > 0 && at-burst[len(burst)-1] > time.Second {
@@ -42,21 +41,74 @@ func (e *evidence) noLoss() []Violation {
 	return found
 }
 
-// touched reports whether a packet of a pair may be lost because of a fault.
-func (e *evidence) touched(p Pair, at time.Duration) bool {
-	return slices.ContainsFunc(e.Faults, func(f Fault) bool {
-		about := f.Every || slices.Contains(f.Hosts, p.From) || slices.Contains(f.Hosts, p.To)
-		if f.Kind == faultMachine { // Nobody has anything to mend after it.
-			return f.From-e.bounds.Transit <= at && at <= f.Until+e.bounds.Transit
-		}
-		return about && e.costs(stretch{f.From, e.healed(f)}, at)
-	})
+// countPackets counts those that were sent while nothing excused their loss.
+func (e *evidence) countPackets(p Pair, excuses []stretch) {
+	judged := 0
+	for _, s := range without([]stretch{{p.Began, p.Ended}}, excuses) {
+		judged += int((s.until - s.from) / max(p.Interval, time.Millisecond))
+	}
+	judged = min(judged, p.Sent)
+	e.judged += judged
+	e.excused += p.Sent - judged
 }
 
-// costs reports whether what happened in a stretch may cost a packet sent at a
-// time.
-func (e *evidence) costs(s stretch, at time.Duration) bool {
-	return s.from-e.bounds.Transit <= at && (s.until == forever || at <= s.until+e.bounds.Grace)
+// noise is a machine that lost so much by itself that what the pings say is not
+// worth much.
+func (e *evidence) noise() []Violation {
+	took, most := e.muffled(), e.bounds.noise(e.Duration)
+	if took <= most {
+		return nil
+	}
+	return []Violation{{At: e.Duration, Message: fmt.Sprintf(
+		"the machine itself lost packets, which excuses those of all pairs for %s of %s: at most %s", took.Round(time.Millisecond), e.Duration.Round(time.Second), most)}}
+}
+
+// muffled is for how long packets may have been lost by the machine.
+func (e *evidence) muffled() time.Duration {
+	whole := []stretch{{0, e.Duration}}
+	var noisy []stretch
+	for _, f := range e.Faults {
+		if f.Kind == faultMachine {
+			noisy = append(noisy, e.costs(f))
+		}
+	}
+	took := e.Duration
+	for _, s := range without(whole, noisy) {
+		took -= s.until - s.from
+	}
+	return took
+}
+
+// costs is when packets may have been sent that were lost because of a fault.
+func (e *evidence) costs(f Fault) stretch {
+	if f.Kind == faultMachine { // Nobody has anything to mend after it.
+		return stretch{f.From - e.bounds.Transit, f.Until + e.bounds.Transit}
+	}
+	return e.aftermath(stretch{f.From, e.healed(f)})
+}
+
+// aftermath is a stretch with what may be lost just before and after it.
+func (e *evidence) aftermath(s stretch) stretch {
+	s.from -= e.bounds.Transit
+	if s.until != forever {
+		s.until += e.bounds.Grace
+	}
+	return s
+}
+
+// excuses are the times in which a packet of a pair may be lost: because of a
+// fault, or since one of the two waits for a subnet.
+func (e *evidence) excuses(p Pair, waits []stretch) []stretch {
+	var out []stretch
+	for _, f := range e.Faults {
+		if f.Every || slices.Contains(f.Hosts, p.From) || slices.Contains(f.Hosts, p.To) {
+			out = append(out, e.costs(f))
+		}
+	}
+	for _, w := range waits {
+		out = append(out, e.aftermath(w))
+	}
+	return out
 }
 
 // waiting are the times in which a host had no lease and its policy made it wait
@@ -84,29 +136,4 @@ func (e *evidence) waiting(host Host) []stretch {
 		out = append(out, stretch{since, forever})
 	}
 	return out
-}
-
-func (e *evidence) boundedLoad() []Violation {
-	var found []Violation
-	for _, l := range e.Load {
-		starts := 0
-		for _, r := range e.Runs {
-			if r.Host == l.Host {
-				starts++
-			}
-		}
-		used := map[string][2]float64{
-			"requests to etcd": {float64(l.Requests), e.bounds.Requests.of(e.Duration, len(e.Faults), starts)},
-			"seconds of CPU":   {l.CPU.Seconds(), e.bounds.CPU.of(e.Duration, len(e.Faults), starts)},
-			"log lines":        {float64(l.LogLines), e.bounds.LogLines.of(e.Duration, len(e.Faults), starts)},
-		}
-		for _, what := range slices.Sorted(maps.Keys(used)) {
-			if u := used[what]; u[0] > u[1] {
-				found = append(found, Violation{At: e.Duration, Host: l.Host, Message: fmt.Sprintf(
-					"%.1f %s in %s, with %d faults and %d starts: at most %.1f", u[0], what, e.Duration, len(e.Faults), starts, u[1])})
-			}
-		}
-	}
-	slices.SortStableFunc(found, func(a, b Violation) int { return cmp.Compare(a.Host, b.Host) })
-	return found
 }

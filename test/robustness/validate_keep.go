@@ -9,6 +9,15 @@ import (
 // daemon did not keep its lease alive. That it creates the key again at once is no
 // excuse.
 func (e *evidence) keptLease() []Violation {
+	for _, host := range e.Hosts {
+		leased := e.surely(func(x *state) bool {
+			own := x.of(ownerOf(host))
+			return len(own) == 1 && !own[0].bare()
+		})
+		for _, s := range both(leased, e.settled(host)) {
+			e.judged += int((s.until - s.from) / e.bounds.TTL)
+		}
+	}
 	var found []Violation
 	for _, m := range e.line.moments {
 		for _, event := range m.events {
@@ -17,7 +26,7 @@ func (e *evidence) keptLease() []Violation {
 				continue
 			}
 			host, ours := e.nodes[prev.owner]
-			if !ours || e.letGo(m, event, prev, host) {
+			if !ours || !e.count(!e.letGo(m, event, prev, host)) {
 				continue
 			}
 			w := write{moment: m, Event: event, host: host}
@@ -25,6 +34,17 @@ func (e *evidence) keptLease() []Violation {
 		}
 	}
 	return found
+}
+
+// settled are the times in which a host has been able for Heal.
+func (e *evidence) settled(host Host) []stretch {
+	var out []stretch
+	for _, s := range e.able[host.Name] {
+		if s.from += e.bounds.Heal; s.from < min(s.until, e.Duration) {
+			out = append(out, stretch{s.from, min(s.until, e.Duration)})
+		}
+	}
+	return out
 }
 
 // letGo reports whether a key of a host's may have gone away for another reason

@@ -17,7 +17,10 @@ func (w write) violation(format string, args ...any) Violation {
 	}
 }
 
-func (e *evidence) wholeRecord() []Violation { return e.line.flaws }
+func (e *evidence) wholeRecord() []Violation {
+	e.judged = len(e.line.moments) - len(e.Epochs)
+	return e.line.flaws
+}
 
 // oneOwner looks at the writes that made a key its owner's: an overlap cannot
 // begin otherwise.
@@ -27,8 +30,9 @@ func (e *evidence) oneOwner() []Violation {
 		if w.now == nil || w.prev != nil && w.prev.owner == w.now.owner {
 			continue
 		}
+		e.judged++
 		for _, other := range w.state.overlapping(w.now) {
-			if other.err != nil || other.owner == w.now.owner || e.unseen(w, other) {
+			if other.err != nil || other.owner == w.now.owner || !e.count(!e.unseen(w, other)) {
 				continue
 			}
 			v := w.violation("%s takes it, but %s holds %s since revision %d", w.now.owner, other.owner, other.subnet, other.introduced.Revision)
@@ -65,6 +69,7 @@ func (e *evidence) lostWrite() []Violation {
 	var found []Violation
 	instances := map[owner][]string{}
 	for _, w := range e.writes() {
+		e.judged++
 		if why := e.illegal(w); why != "" {
 			found = append(found, w.violation("%s", why))
 			continue
@@ -169,7 +174,10 @@ func (e *evidence) wasUnderWay(w write) bool {
 func (e *evidence) silentRenewal() []Violation {
 	var found []Violation
 	for _, w := range e.writes() {
-		if w.prev != nil && w.now != nil && w.prev.err == nil && w.now.err == nil && w.prev.attrs == w.now.attrs {
+		if w.prev == nil || w.now == nil || w.prev.err != nil || w.now.err != nil {
+			continue
+		}
+		if e.judged++; w.prev.attrs == w.now.attrs {
 			found = append(found, w.violation("put again with the value it had: a renewal must not write"))
 		}
 	}
@@ -181,7 +189,7 @@ func (e *evidence) lastingReservation() []Violation {
 	for _, m := range e.line.moments {
 		for _, event := range m.events {
 			prev := m.before.holdings[event.Key]
-			if event.Operator || !event.Deleted || prev == nil || !prev.bare() {
+			if !event.Deleted || prev == nil || !prev.bare() || !e.count(!event.Operator) {
 				continue
 			}
 			w := write{moment: m, Event: event, host: e.nodes[prev.owner]}
@@ -189,6 +197,7 @@ func (e *evidence) lastingReservation() []Violation {
 		}
 	}
 	for _, w := range e.writes() {
+		e.judged++
 		switch {
 		case w.prev == nil && w.Lease == 0:
 			found = append(found, w.violation("a daemon created a key without a lease: only an operator reserves"))
@@ -208,7 +217,7 @@ func (e *evidence) lastingReservation() []Violation {
 func (e *evidence) saidOfReservations() []Violation {
 	return e.eachSample(func(s Sample, report reporter) {
 		st := s.Status
-		if st == nil || st.LeaseState != subnet.StateValid.String() || !e.ableFor(s.Host, s.From, e.bounds.Heal) {
+		if st == nil || st.LeaseState != subnet.StateValid.String() || !e.count(e.ableFor(s.Host, s.From, e.bounds.Heal)) {
 			return
 		}
 		wrong := e.throughout(s.From-e.bounds.React, s.Until, func(x *state) bool {
@@ -227,6 +236,7 @@ func (e *evidence) allocation() []Violation {
 		if !w.created() || w.now == nil {
 			continue
 		}
+		e.judged++
 		cfg := w.before.config
 		switch {
 		case cfg == nil:

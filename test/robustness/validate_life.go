@@ -13,6 +13,7 @@ import (
 func (e *evidence) livingProcess() []Violation {
 	var found []Violation
 	for _, r := range e.Runs {
+		e.judged++
 		if r.Until != 0 && !r.Killed {
 			found = append(found, Violation{At: r.Until, Host: r.Host, Message: fmt.Sprintf(
 				"the daemon started at %s ended with status %d, and nobody had ended it: %s", r.From, r.Status, strings.TrimSpace(r.Tail))})
@@ -25,14 +26,14 @@ func (e *evidence) livingProcess() []Violation {
 func (e *evidence) leased() []Violation {
 	var found []Violation
 	for _, host := range e.Hosts {
-		for _, s := range e.idle(host) {
-			for _, able := range e.able[host.Name] {
-				from := max(s.from, able.from)
-				until := min(s.until, able.until, e.Duration)
-				if until-from > e.bounds.Heal {
-					found = append(found, Violation{At: from + e.bounds.Heal, Host: host.Name, Message: fmt.Sprintf(
-						"has had no lease since %s, while the pool had room and etcd could be reached", from.Round(time.Millisecond))})
-				}
+		able := both(e.able[host.Name], []stretch{{0, e.Duration}})
+		for _, s := range able {
+			e.count(s.until-s.from > e.bounds.Heal)
+		}
+		for _, s := range both(e.idle(host), able) {
+			if s.until-s.from > e.bounds.Heal {
+				found = append(found, Violation{At: s.from + e.bounds.Heal, Host: host.Name, Message: fmt.Sprintf(
+					"has had no lease since %s, while the pool had room and etcd could be reached", s.from.Round(time.Millisecond))})
 			}
 		}
 	}
@@ -40,31 +41,16 @@ func (e *evidence) leased() []Violation {
 }
 
 // idle are the times in which a host surely had no lease, and surely could have
-// had one: from when that surely was so to when it may have ended.
+// had one.
 func (e *evidence) idle(host Host) []stretch {
-	var out []stretch
 	var former *holding
-	since := forever
-	for _, m := range e.line.moments {
-		own := m.state.of(ownerOf(host))
-		could := len(own) == 0 && e.could(m.state, host, former)
+	return e.surely(func(x *state) bool {
+		own := x.of(ownerOf(host))
 		if len(own) > 0 {
 			former = own[0]
 		}
-		switch {
-		case could && since == forever:
-			since = m.latest
-		case !could && since != forever:
-			if m.earliest > since {
-				out = append(out, stretch{since, m.earliest})
-			}
-			since = forever
-		}
-	}
-	if since != forever {
-		out = append(out, stretch{since, forever})
-	}
-	return out
+		return len(own) == 0 && e.could(x, host, former)
+	})
 }
 
 // could reports whether a host without a lease could have one: any, or by its
@@ -94,11 +80,9 @@ func (e *evidence) sameSubnet() []Violation {
 			continue
 		}
 		own := m.state.of(ownerOf(e.hosts[r.Host]))
-		if len(own) != 1 {
-			continue
-		}
 		w, ok := e.first(writes, n)
-		if ok && w.Key != own[0].Key && w.epoch == m.epoch && !preferred(w, own[0]) && e.stayedOpen(own[0], m, w) {
+		could := len(own) == 1 && ok && w.epoch == m.epoch && !preferred(w, own[0]) && e.stayedOpen(own[0], m, w)
+		if e.count(could) && w.Key != own[0].Key {
 			found = append(found, w.violation("restarted after %s, inside the TTL, with another subnet than %s, which it could have kept", n.From-r.Until, own[0].subnet))
 		}
 	}
@@ -152,13 +136,12 @@ func (e *evidence) storeIdentity() []Violation {
 	for _, begin := range e.line.begins {
 		for _, host := range e.Hosts {
 			own := begin.before.of(ownerOf(host))
-			if len(own) != 1 || !e.used(host, own[0].subnet, begin.earliest) {
-				continue
-			}
 			i := slices.IndexFunc(writes, func(w write) bool {
 				return w.epoch == begin.epoch && w.host.Name == host.Name && !w.challenges()
 			})
-			if i >= 0 && writes[i].created() && writes[i].Key != own[0].Key && e.stayedOpen(own[0], begin, writes[i]) {
+			could := len(own) == 1 && e.used(host, own[0].subnet, begin.earliest) &&
+				i >= 0 && writes[i].created() && e.stayedOpen(own[0], begin, writes[i])
+			if e.count(could) && writes[i].Key != own[0].Key {
 				found = append(found, writes[i].violation("the first subnet after etcd's %s is not %s, which nobody else had", e.Epochs[begin.epoch].Why, own[0].subnet))
 			}
 		}
@@ -180,16 +163,20 @@ func (e *evidence) used(host Host, x subnet.Subnet, before time.Duration) bool {
 func (e *evidence) forgotten() []Violation {
 	return e.eachTable(func(s Sample, report reporter) {
 		begin := e.lastBeginning(s)
-		if begin == nil || s.Until >= begin.earliest+e.bounds.TTL || e.meddled(s.Host, begin.earliest, s.Until) {
+		if begin == nil || s.Until >= begin.earliest+e.bounds.TTL {
 			return
 		}
 		run, ok := e.run(s.Host, s.From)
-		if !ok || run.From > begin.earliest {
-			return
-		}
+		there := ok && run.From <= begin.earliest && !e.meddled(s.Host, begin.earliest, s.Until)
 		for _, h := range begin.before.order {
-			peer := h.err == nil && h.owner != ownerOf(e.hosts[s.Host])
-			if peer && e.lostWith(begin, h, s.Until) && !e.kept(s, h.subnet[subnet.IPv4], h.has, begin.earliest) {
+			if h.err != nil || h.owner == ownerOf(e.hosts[s.Host]) {
+				continue
+			}
+			if !there || !e.lostWith(begin, h, s.Until) {
+				e.excused++
+				continue
+			}
+			if e.drops(s, h.subnet[subnet.IPv4], h.has, begin.earliest) {
 				report(h.Key, []string{h.Key}, "dropped the path to %s of %s within a TTL of etcd's %s", h.subnet, h.owner, e.Epochs[begin.epoch].Why)
 			}
 		}
@@ -238,9 +225,9 @@ func (e *evidence) recovery() []Violation {
 	}
 	var found []Violation
 	late := func(d time.Duration) bool { return d < 0 || d > e.bounds.Heal }
-	excused := e.excused()
+	unpromised := e.unpromised()
 	for _, host := range e.Hosts {
-		if excused[host.Name] {
+		if !e.count(!unpromised[host.Name]) {
 			continue
 		}
 		for _, what := range []struct {
@@ -255,11 +242,11 @@ func (e *evidence) recovery() []Violation {
 	}
 	for _, pair := range e.Final.Silent {
 		from, to, _ := strings.Cut(pair, " -> ")
-		if !excused[from] && !excused[to] {
+		if !unpromised[from] && !unpromised[to] {
 			found = append(found, Violation{At: e.Final.Healed + e.bounds.Heal, Host: from, Message: fmt.Sprintf("no answer on %s after the last fault", pair)})
 		}
 	}
-	if len(e.Final.Silent)+len(excused) == 0 && late(e.Final.Mesh) {
+	if len(e.Final.Silent)+len(unpromised) == 0 && late(e.Final.Mesh) {
 		found = append(found, Violation{At: e.Final.Healed + e.bounds.Heal, Message: fmt.Sprintf(
 			"the mesh was not whole within %s of the last fault, but %s", e.bounds.Heal, took(e.Final.Mesh))})
 	}
@@ -282,11 +269,11 @@ func took(d time.Duration) string {
 	return "after " + d.Round(time.Millisecond).String()
 }
 
-// excused are the hosts that nothing is promised to after the last fault: those
+// unpromised are the hosts that nothing is promised to after the last fault: those
 // whose daemon does not run, all without a lease if the pool does not suffice for
 // them together, and those whose policy makes them wait for a subnet that they
 // cannot have.
-func (e *evidence) excused() map[string]bool {
+func (e *evidence) unpromised() map[string]bool {
 	out := map[string]bool{}
 	m := e.line.at(e.Final.Healed)
 	formers := e.formers(m)

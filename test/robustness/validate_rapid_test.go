@@ -37,7 +37,7 @@ func TestLegalStories(t *testing.T) {
 			l.pause(12 * sec)
 		}
 		record := l.record()
-		if found := Validate(record, Validators(DefaultBounds(record.TTL))); len(found) > 0 {
+		if found := Validate(record, Validators(DefaultBounds(record.TTL))).Violations(); len(found) > 0 {
 			r.Fatal(Report(record, found))
 		}
 	})

@@ -68,7 +68,7 @@ func (e *evidence) routeToOwner() []Violation {
 // astray reports whether a route has led to somebody other than the owner for
 // too long.
 func (e *evidence) astray(s Sample, r Route) bool {
-	if !r.Via.IsValid() || !e.ableFor(s.Host, s.From, e.bounds.Heal) {
+	if !r.Via.IsValid() || !e.count(e.ableFor(s.Host, s.From, e.bounds.Heal)) {
 		return false
 	}
 	// Another's lease acts at once.
@@ -163,6 +163,7 @@ func (e *evidence) oldMAC(s Sample, r Route) bool {
 func (e *evidence) expected(s Sample) []*holding {
 	from := s.From - e.bounds.React
 	if !isReady(s.Status) || !e.ableFor(s.Host, s.From, e.bounds.Heal) {
+		e.excused++
 		return nil
 	}
 	run, _ := e.run(s.Host, s.From)
@@ -174,7 +175,7 @@ func (e *evidence) expected(s Sample) []*holding {
 			then := x.holdings[h.Key]
 			return then != nil && then.owner == h.owner && x.routable(then, us)
 		})
-		if steady && e.insideNetworks(h.subnet, run.From, s.Until) {
+		if h.owner != ownerOf(us) && e.count(steady && e.insideNetworks(h.subnet, run.From, s.Until)) {
 			out = append(out, h)
 		}
 	}
@@ -207,22 +208,18 @@ func (e *evidence) insideNetworks(s subnet.Subnet, from, until time.Duration) bo
 	return true
 }
 
-// kept reports whether a host that had a path to x before a time, and has run
-// since, still has it in s. Hosts that withdrew their own data path have none, and
-// of udp's paths only the daemon can tell.
-func (e *evidence) kept(s Sample, x netip.Prefix, via func(netip.Addr) bool, before time.Duration) bool {
+// drops reports whether a host that had a path to x before a time, and has run
+// since, does not have it in s any more. Hosts that withdrew their own data path
+// have none, and of udp's paths only the daemon can tell.
+func (e *evidence) drops(s Sample, x netip.Prefix, via func(netip.Addr) bool, before time.Duration) bool {
 	has := func(s *Sample) bool {
 		return slices.ContainsFunc(s.Routes, func(r Route) bool { return r.Subnet == x && via(r.Via) })
 	}
 	run, ok := e.run(s.Host, s.From)
 	had := e.sampleBefore(s.Host, before)
-	if !ok || s.Status == nil || had == nil || had.From < run.From || !has(had) {
-		return true
-	}
-	if e.hosts[s.Host].Policy != subnet.Keep && !isReady(s.Status) && len(s.Own) == 0 {
-		return true
-	}
-	return has(&s)
+	owes := ok && s.Status != nil && had != nil && had.From >= run.From && has(had)
+	withdrew := e.hosts[s.Host].Policy != subnet.Keep && !isReady(s.Status) && len(s.Own) == 0
+	return e.count(owes && !withdrew) && !has(&s)
 }
 
 // unreadable looks at keys whose values cannot be read: at who writes over them,
@@ -231,6 +228,7 @@ func (e *evidence) unreadable() []Violation {
 	var found []Violation
 	for _, w := range e.writes() {
 		if w.prev != nil && w.prev.err != nil {
+			e.judged++
 			found = append(found, w.violation("a daemon wrote over a key that cannot be read"))
 			continue
 		}
@@ -238,7 +236,7 @@ func (e *evidence) unreadable() []Violation {
 			continue
 		}
 		for _, other := range w.state.overlapping(w.now) {
-			if other.err != nil && !e.unseen(w, other) {
+			if other.err != nil && e.count(!e.unseen(w, other)) {
 				v := w.violation("created although %s, which cannot be read, occupies %s", other.Key, other.subnet)
 				v.Keys = append(v.Keys, other.Key)
 				found = append(found, v)
@@ -257,7 +255,7 @@ func (e *evidence) lostPaths() []Violation {
 				then := x.holdings[h.Key]
 				return then != nil && then.err != nil && then.introduced.Revision == h.introduced.Revision && len(x.overlapping(then)) == 0
 			})
-			if unreadable && !e.kept(s, h.subnet[subnet.IPv4], h.has, h.introduced.At-e.bounds.Lag) {
+			if unreadable && e.drops(s, h.subnet[subnet.IPv4], h.has, h.introduced.At-e.bounds.Lag) {
 				report(h.Key, []string{h.Key}, "dropped the path to %s, whose key cannot be read", h.subnet)
 			}
 		}

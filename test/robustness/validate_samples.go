@@ -62,10 +62,11 @@ func (e *evidence) keysOf(p netip.Prefix) []string {
 func (e *evidence) stopsUsing() []Violation {
 	return e.eachSample(func(s Sample, report reporter) {
 		host := e.hosts[s.Host]
-		if host.Policy == subnet.Keep || !e.ableFor(s.Host, s.From, e.bounds.Heal) {
-			return
-		}
+		judges := host.Policy != subnet.Keep && e.ableFor(s.Host, s.From, e.bounds.Heal)
 		for _, own := range s.Own {
+			if !e.count(judges) {
+				continue
+			}
 			wrong := e.throughout(s.From-e.bounds.React, s.Until, func(x *state) bool {
 				escape := host.Policy == subnet.Fence || x.room(host)
 				return escape && x.heldByOthers(ownerOf(host), own.Addr())
@@ -183,6 +184,7 @@ func (e *evidence) near(s Sample) []Sample {
 // within React, or the host says that something is wrong.
 func (e *evidence) rightful(s Sample, names func(subnet.Subnet) bool) bool {
 	host := e.hosts[s.Host]
+	e.count(e.ableFor(s.Host, s.From, e.bounds.Heal))
 	another := func(x *state) bool {
 		return !slices.ContainsFunc(x.of(ownerOf(host)), func(h *holding) bool { return names(h.subnet) })
 	}

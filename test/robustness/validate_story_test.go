@@ -324,7 +324,7 @@ func (s *story) record() *Record {
 // judge is what all validators say, each in a line: name, host, time.
 func judge(r *Record) []string {
 	var out []string
-	for _, v := range Validate(r, Validators(DefaultBounds(r.TTL))) {
+	for _, v := range Validate(r, Validators(DefaultBounds(r.TTL))).Violations() {
 		out = append(out, strings.Join(strings.Fields(fmt.Sprintf("%s %s %s", v.Validator, v.Host, v.At)), " "))
 	}
 	slices.Sort(out)

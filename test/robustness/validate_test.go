@@ -38,7 +38,7 @@ func (c tale) run(t *testing.T) {
 		}
 		r := s.record()
 		if diff := cmp.Diff(c.want, judge(r), cmpopts.EquateEmpty()); diff != "" {
-			t.Errorf("(-want +got):\n%s\n%s", diff, Report(r, Validate(r, Validators(DefaultBounds(r.TTL)))))
+			t.Errorf("(-want +got):\n%s\n%s", diff, Report(r, Validate(r, Validators(DefaultBounds(r.TTL))).Violations()))
 		}
 	})
 }
