@@ -135,6 +135,10 @@ func (l *Lab) addHost(n, segment int) {
 	h.Restart(h.addr(subnet.IPv4))
 }
 
+// Container is the namespace of the host's one container, which has the second
+// address of the host's subnet.
+func (h *Host) Container() *kerneltest.Namespace { return h.inside }
+
 // addr is the uplink's first address.
 func (h *Host) addr(f subnet.Family) netip.Addr {
 	if f == subnet.IPv6 {
