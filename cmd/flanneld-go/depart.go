@@ -73,17 +73,33 @@ func (l *loop) release(ctx context.Context) {
 		log.Info("stopped; data path and files are withdrawn, the reservation stays")
 		return
 	}
+	if err := l.disown(s, "its release was asked for, and the answer is not known"); err != nil {
+		log.Warn("stopped; data path and files are withdrawn, but the lease is not released: a start without etcd would go on with it, since the cache cannot be written",
+			"ttl", s.TTL, "error", err)
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
 	if err := l.lease.keeper.Release(ctx); err != nil {
-		log.Warn("stopped; data path and files are withdrawn, but the lease could not be released: it ends by itself", "ttl", s.TTL, "error", err)
+		log.Warn("stopped; data path and files are withdrawn, but etcd did not say that the lease is released: it ends by itself at the latest", "ttl", s.TTL, "error", err,
+			"next_start", "asks etcd for the same subnet, and waits until etcd answers")
 		return
 	}
-	// A start without etcd must not take it for ours; any other asks for it
-	// first.
-	l.lease.own, l.lease.former = s, "released"
-	if err := l.saveCache(); err != nil {
+	if err := l.disown(s, "released"); err != nil {
 		log.Warn("cache not written", "error", err)
 	}
 	log.Info("stopped; lease released, data path and files withdrawn", "stays", "ip_forward and the state directory, from which a start asks for the same subnet")
+}
+
+// disown writes into the cache why a start without etcd must not take s for ours;
+// any other start asks for it first. That comes before the deed: an answer can be
+// lost, and a process killed. Its error is one that leaves s in the cache.
+func (l *loop) disown(s subnet.Lease, why string) error {
+	l.lease.own, l.lease.former = s, why
+	err := l.saveCache()
+	if on := l.lease.cached; err != nil && (on.Own.Subnet != s.Subnet || on.Former != "") {
+		l.log.Warn("cache not written", "error", err)
+		return nil
+	}
+	return err
 }

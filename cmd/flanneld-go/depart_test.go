@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -122,7 +124,7 @@ func TestReleaseOnExitKeepsTheLease(t *testing.T) {
 			},
 		},
 		{
-			name: "without etcd", holder: "me", said: `msg="stopped; data path and files are withdrawn, but the lease could not be released: it ends by itself"`,
+			name: "without etcd", holder: "me", said: `msg="stopped; data path and files are withdrawn, but etcd did not say that the lease is released: it ends by itself at the latest"`,
 			running: func(h *testHost, _ string) { h.store.SetUnavailable(errors.New("etcd is down")) },
 		},
 		{
@@ -176,8 +178,102 @@ func TestReleaseOnExitKeepsTheLease(t *testing.T) {
 	}
 }
 
-// A host without etcd whose lease was not released starts from its cache.
-func TestStartAfterARefusedRelease(t *testing.T) {
+// When nobody says what became of the release, the subnet may be anybody's: a
+// start without etcd waits, and one with etcd asks.
+func TestReleaseWithoutAnAnswer(t *testing.T) {
+	down := errors.New("etcd is down")
+	tests := []struct {
+		name string
+		// asked and done are what happens before etcd carries the release out, and
+		// after.
+		asked, done func(h *testHost) error
+		// again: the host gets its subnet back.
+		again bool
+	}{
+		{name: "the request is lost", again: true, asked: func(h *testHost) error {
+			h.store.SetUnavailable(down)
+			return down
+		}},
+		{name: "the answer is lost", again: true, done: func(h *testHost) error {
+			h.store.SetUnavailable(down)
+			return down
+		}},
+		{name: "the answer is lost, and another has the subnet", done: func(h *testHost) error {
+			h.store.SetUnavailable(down)
+			_, key := h.subnet()
+			h.owned(key, "198.18.0.9", "other")
+			return down
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				h.opts.releaseOnExit = true
+				during := func(f func(*testHost) error) func(string) error {
+					return func(method string) error {
+						if f == nil || method != "Release" {
+							return nil
+						}
+						if !strings.Contains(h.file("state/cache.json"), "its release was asked for") {
+							t.Error("a process killed now would leave a cache that says the subnet is ours")
+						}
+						return f(h)
+					}
+				}
+				h.store = h.data.Open(memstore.Options{Before: during(tt.asked), After: during(tt.done)})
+				h.data.OverwriteConfig(vxlanConfig)
+				h.start()
+				h.ready()
+				prefix, _ := h.subnet()
+				h.stop()
+				h.line(`msg="stopped; data path and files are withdrawn, but etcd did not say that the lease is released: it ends by itself at the latest"`)
+				h.start()
+				h.eventually(cacheAfter+soon, "waits for etcd", func() bool {
+					return strings.HasPrefix(h.problem(status.ComponentLease).Message, "waiting for etcd: this host's former subnet "+prefix+" is not its own any more: its release was asked for")
+				})
+				time.Sleep(time.Minute)
+				if by := h.uses(prefix); len(by) > 0 {
+					t.Errorf("in use: %v", by)
+				}
+				h.loop.opts.releaseOnExit = false // one such end is enough
+				h.store.SetUnavailable(nil)
+				defer h.stop()
+				h.eventually(time.Minute, "a subnet", func() bool { return h.board.Snapshot().Ready })
+				now, _ := h.subnet()
+				if now == prefix != tt.again || len(h.uses(now)) != 3 {
+					t.Errorf("subnet %s, before %s, in use %v", now, prefix, h.uses(now))
+				}
+			})
+		})
+	}
+}
+
+// What the cache says of a lease must be true: while that cannot be written, the
+// lease is not given back.
+func TestNoReleaseWithoutACache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.opts.releaseOnExit = true
+		h.data.OverwriteConfig(vxlanConfig)
+		h.start()
+		h.ready()
+		_, key := h.subnet()
+		cache := h.path("state/cache.json")
+		if err := errors.Join(os.Remove(cache), os.MkdirAll(filepath.Join(cache, "x"), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		h.stop()
+		if _, ok := h.stored(key); !ok {
+			t.Error("the lease is gone")
+		}
+		h.line(`msg="stopped; data path and files are withdrawn, but the lease is not released: a start without etcd would go on with it, since the cache cannot be written"`)
+	})
+}
+
+// A lease that was not released, since not all that uses it could be withdrawn, is
+// in use: a start without etcd goes on with it.
+func TestStartAfterNoRelease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t)
 		h.opts.releaseOnExit = true
@@ -185,11 +281,15 @@ func TestStartAfterARefusedRelease(t *testing.T) {
 		h.start()
 		h.ready()
 		prefix, _ := h.subnet()
-		h.store.SetUnavailable(errors.New("etcd is down"))
+		h.writeFile("state/docker.json", "{")
 		h.stop()
+		if err := os.Remove(h.path("state/docker.json")); err != nil {
+			t.Fatal(err)
+		}
+		h.store.SetUnavailable(errors.New("etcd is down"))
 		h.start()
-		defer h.stop()
 		h.eventually(cacheAfter+soon, "ready", func() bool { return h.board.Snapshot().Ready && len(h.uses(prefix)) == 3 })
+		h.stop()
 	})
 }
 
