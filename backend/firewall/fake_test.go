@@ -20,6 +20,8 @@ type fakeTools struct {
 	sets     map[string]ruleset
 	// calls counts what was called.
 	calls map[string]int
+	// changes is what Changes returns.
+	changes chan struct{}
 	// fail, when set, may refuse a call ("save", "restore", "remove").
 	fail func(op string, v Variant, table string) error
 }
@@ -71,6 +73,8 @@ func (f *fakeTools) Save(_ context.Context, v Variant) (string, error) {
 	}
 	return w.String(), nil
 }
+
+func (f *fakeTools) Changes(context.Context) (<-chan struct{}, error) { return f.changes, nil }
 
 var errNoSuch = errors.New("no chain/target/match by that name")
 

@@ -52,7 +52,7 @@ func onEach(t *testing.T, test func(t *testing.T, b *bench)) {
 
 // enterNamespace gives the goroutine's thread a new network namespace. Both end
 // with the test: a locked thread ends with its goroutine.
-func enterNamespace(t *testing.T) {
+func enterNamespace(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes a network namespace")

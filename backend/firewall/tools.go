@@ -37,6 +37,11 @@ type Tools interface {
 	// its chains if all of them are built in and empty; one that is not
 	// empty stays, which is no failure.
 	RemoveTable(ctx context.Context, v Variant, table string) error
+	// Changes yields a value after tables of any variant or family have been
+	// changed by anybody, until ctx ends; the channel is closed then. Several
+	// changes may be one value. An error says what is not told; the channel
+	// is good all the same.
+	Changes(ctx context.Context) (<-chan struct{}, error)
 }
 
 // Variant is one implementation of iptables for one family.
