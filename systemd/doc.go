@@ -5,7 +5,8 @@
 //	             READY=1 STATUS=.. WATCHDOG=1
 //	Notifier ----------- datagrams ------------> NOTIFY_SOCKET
 //	                                                  |
-//	UnitActive, RestartUnit --- D-Bus ---------> systemd
+//	UnitActive, InspectService, --- D-Bus -----> systemd
+//	StartUnit, RestartUnit                            |
 //	                                                  |
 //	flanneld-go.service, docker.service.d/, *.link, *.network, tmpfiles
 //
@@ -13,8 +14,8 @@
 //
 //   - Without NOTIFY_SOCKET every method of [Notifier] does nothing and
 //     succeeds, so that a daemon started by hand needs no second path.
-//   - [UnitActive] and [RestartUnit] connect for each call and keep nothing
-//     open: the daemon asks once a lease, and a restarted bus must not matter.
+//   - All questions and requests connect for each call and keep nothing
+//     open: the daemon asks once in a while, and a restarted bus must not matter.
 //   - docker.service is ordered after flanneld-go.service. A job for Docker
 //     waits until we are ready, so RestartUnit of it must come after
 //     [Notifier.Ready]; before, the two would wait for each other.

@@ -52,19 +52,7 @@ func RestartUnit(ctx context.Context, unit string) error {
 		return err
 	}
 	defer conn.Close()
-	done := make(chan string, 1) // go-systemd's reader must never wait for us
-	if _, err := conn.TryRestartUnitContext(ctx, unit, "replace", done); err != nil {
-		return fmt.Errorf("restart %s: %w", unit, err)
-	}
-	select {
-	case result := <-done:
-		if result != "done" {
-			return fmt.Errorf("restart %s: %w", unit, &JobError{Unit: unit, Result: result})
-		}
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("restart %s: wait for the job: %w", unit, context.Cause(ctx))
-	}
+	return runJob(ctx, unit, "restart", conn.TryRestartUnitContext)
 }
 
 // dial connects to systemd by the system bus, or straight to it where there is
