@@ -24,9 +24,7 @@ var (
 	errNoKey   = errors.New("the host has no key in etcd")
 	errNoLease = errors.New("the key hangs on no lease")
 	errRaced   = errors.New("the key changed meanwhile")
-	// errNoConfig: the operator has not put it again yet.
-	errNoConfig = errors.New("there is no config yet")
-	errNoRoom   = errors.New("no subnet is free")
+	errNoRoom  = errors.New("no subnet is free")
 )
 
 // refusedError is a fault that could not be done because of another one: etcd did
@@ -74,7 +72,7 @@ func code(err error) codes.Code {
 // hindered reports whether an operator's deed failed for what other faults do: to
 // keys, to etcd, and to its disks.
 func hindered(err error) bool {
-	for _, cause := range []error{errNoKey, errNoLease, errRaced, errNoConfig, errNoRoom, context.DeadlineExceeded, context.Canceled} {
+	for _, cause := range []error{errNoKey, errNoLease, errRaced, errNoRoom, context.DeadlineExceeded, context.Canceled} {
 		if errors.Is(err, cause) {
 			return true
 		}

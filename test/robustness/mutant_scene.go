@@ -120,37 +120,46 @@ func compacted() scene {
 	))
 }
 
-// replaced: etcd is emptied while one host is cut off and another is down, and
-// has come as far as it was when the first one is back. Only its identity says
+// replaced: etcd is emptied while one host is cut off and another is down. When
+// the first one is back the store has come farther than it was, all that stands in
+// it was written since, and the other's key is not there: only its identity says
 // that it is another.
 func replaced() scene {
 	return plain(24*time.Second, func(ctx context.Context, t *trial) error {
+		wipe := Step{Kind: FaultWipe, At: 10500 * time.Millisecond, For: 4 * time.Second}
 		all := []Step{
-			{Kind: FaultKill, Hosts: []int{2}, At: 10 * time.Second, For: 13 * time.Second},
-			{Kind: FaultCut, Hosts: []int{1}, At: 10 * time.Second, For: 6500 * time.Millisecond},
-			{Kind: FaultWipe, At: 10500 * time.Millisecond, For: 500 * time.Millisecond},
+			wipe,
+			{Kind: FaultKill, Hosts: []int{2}, At: 10 * time.Second, For: 16 * time.Second},
+			{Kind: FaultCut, Hosts: []int{1}, At: 10 * time.Second, For: 7 * time.Second},
 		}
-		bumped := make(chan error, 1)
-		go func() { bumped <- t.bump(ctx, all[2].until()+t.begun) }()
-		return errors.Join(t.performAll(ctx, all), <-bumped)
+		bumped := make(chan struct{})
+		go func() {
+			defer close(bumped)
+			if after(ctx, t.begun+wipe.At-t.rec.now()) {
+				t.bump(ctx, wipe.For)
+			}
+		}()
+		defer func() { <-bumped }()
+		return t.performAll(ctx, all)
 	})
 }
 
-// bump lets etcd's revision run ahead of all that there was, after a time on the
-// recorder's clock at which there is a config.
-func (t *trial) bump(ctx context.Context, at time.Duration) error {
-	const far = 500
-	after(ctx, at-t.rec.now())
-	return t.insist(ctx, func(ctx context.Context) error {
+// bump lets the revision of an etcd that was emptied run ahead of all that there
+// was, before there is a config again. Too late for that, it does nothing.
+func (t *trial) bump(ctx context.Context, within time.Duration) {
+	const far = 100
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	_ = poll(ctx, func() bool {
 		resp, err := t.cluster.Client().Get(ctx, configKey)
-		if err != nil || len(resp.Kvs) == 0 {
-			return errors.Join(err, errNoConfig)
+		if err != nil || len(resp.Kvs) > 0 {
+			return false
 		}
 		for range far {
 			if _, err := t.cluster.Client().Put(ctx, "/bump", ""); err != nil {
-				return err
+				return false
 			}
 		}
-		return nil
+		return true
 	})
 }
