@@ -325,7 +325,7 @@ func TestStartWithoutRoomWithdrawsWhatWasLeft(t *testing.T) {
 
 // stuckTools are a firewall whose lock somebody else holds.
 type stuckTools struct {
-	firewall.Tools
+	noTools
 	stuck chan struct{}
 }
 

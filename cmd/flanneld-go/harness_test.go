@@ -59,11 +59,17 @@ func (openStore) Stats() etcdstore.Stats { return etcdstore.Stats{} }
 
 func (openStore) Endpoints() []string { return []string{"http://192.0.2.10:2379"} }
 
-// noTools is a host without iptables.
+// noTools is a host without iptables, on which nothing changes.
 type noTools struct{ firewall.Tools }
 
 func (noTools) Variants(context.Context, subnet.Family) ([]firewall.Variant, error) {
 	return nil, firewall.ErrNoTools
+}
+
+func (noTools) Changes(context.Context) (<-chan struct{}, error) {
+	ended := make(chan struct{})
+	close(ended)
+	return ended, nil
 }
 
 // logBuffer is a log that many write and the test reads.

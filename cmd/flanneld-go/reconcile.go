@@ -128,6 +128,7 @@ func (l *loop) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	drift := l.firewall.Drift(ctx)
 	stages := l.stages()
 	for {
 		complete, err := l.round(ctx, stages)
@@ -151,6 +152,10 @@ func (l *loop) run(ctx context.Context) error {
 				break
 			}
 			l.drain(ctx, events)
+		case _, ok := <-drift:
+			if !ok {
+				drift = nil
+			}
 		}
 		timer.Stop()
 		if ctx.Err() != nil {
