@@ -90,6 +90,9 @@ func (c Claim) attrs() Attrs {
 // not, this host has moved, and the lease is its own. A reservation made for a
 // node, which no process has written, is not disputed.
 //
+// In a store that takes no writes a lease of its own is returned as it was, renewed;
+// its attributes are then not yet c's.
+//
 // A lost race for a subnet takes the next one. ErrConfigChanged,
 // ErrStoreChanged and ErrLeaseLost mean that w is out of date: Load and call
 // again. *[ExhaustedError], *[ForeignInstanceError] and [ErrNoConfig] want an operator, and
@@ -175,17 +178,26 @@ func (a *acquisition) rank(l Lease) int {
 }
 
 // takeOver makes a lease of our own ours again: this instance's, with today's
-// attributes. A reservation stays bare.
+// attributes. A reservation stays bare. A store that takes no writes, for want of
+// space say, still renews, and the lease would expire while we wait: we begin with
+// it as it is, and the keeper writes later.
 func (a *acquisition) takeOver(ctx context.Context, l Lease) (Lease, error) {
 	if l.Attrs == a.claim.attrs() {
 		return l, nil
 	}
-	l.Attrs = a.claim.attrs()
-	l, err := a.store.Update(ctx, l)
-	if err != nil {
-		return Lease{}, fmt.Errorf("take over %s: %w", l.Subnet, err)
+	change := l
+	change.Attrs = a.claim.attrs()
+	taken, err := a.store.Update(ctx, change)
+	if err == nil {
+		return taken, nil
 	}
-	return l, nil
+	if !errors.Is(err, ErrLeaseLost) && !errors.Is(err, ErrStoreChanged) {
+		// It proves as well that the write was not carried out after all.
+		if kept, unproven := a.store.Renew(ctx, l); unproven == nil {
+			return kept, nil
+		}
+	}
+	return Lease{}, fmt.Errorf("take over %s: %w", l.Subnet, err)
 }
 
 // release gives up leases of our own. One that is lost is gone, or another's by

@@ -213,16 +213,33 @@ func (k *Keeper) UpdateAttrs(ctx context.Context, a Attrs) error {
 }
 
 // Release gives the lease up; it must not be called before Run has returned. A
-// reservation stays, and so does what is no longer ours.
+// reservation stays, and so does what is no longer ours. While there is no answer
+// it asks again until ctx ends: a request that was carried out although its answer
+// was lost finds no lease of ours then. After an error the outcome is open, unless
+// it is [ErrStoreChanged].
 func (k *Keeper) Release(ctx context.Context) error {
 	l := k.Lease()
 	if l.Reservation() {
 		return nil
 	}
-	if err := k.o.Store.Release(ctx, l); err != nil && !errors.Is(err, ErrLeaseLost) {
-		return err
+	for {
+		err := k.release(ctx, l)
+		switch {
+		case err == nil, errors.Is(err, ErrLeaseLost):
+			return nil
+		case errors.Is(err, ErrStoreChanged):
+			return err
+		}
+		if waitUntil(ctx, k.o.Clock, k.o.Clock.Uptime()+retryFirst) != nil || ctx.Err() != nil {
+			return err
+		}
 	}
-	return nil
+}
+
+func (k *Keeper) release(ctx context.Context, l Lease) error {
+	ctx, cancel := context.WithTimeout(ctx, fairTimeout)
+	defer cancel()
+	return k.o.Store.Release(ctx, l)
 }
 
 // Run keeps the lease until ctx ends, and returns nil then. A

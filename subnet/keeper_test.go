@@ -327,6 +327,58 @@ func TestKeeperRelease(t *testing.T) {
 	}
 }
 
+// Whether a release was carried out whose answer was lost, another one tells.
+func TestKeeperReleaseUnanswered(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		// refused and lost are how often a request gets no answer, before and
+		// after it is carried out.
+		refused, lost int
+		taken         bool
+		want          error
+	}{
+		{name: "lost on the way", refused: 3},
+		{name: "carried out", lost: 1},
+		{name: "carried out, and leased by another meanwhile", lost: 1, taken: true},
+		{name: "never answered", refused: 1000, want: errDown},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				data := newStore(config)
+				fail := func(left *int, then func()) func(string) error {
+					return func(method string) error {
+						if method != "Release" || *left == 0 {
+							return nil
+						}
+						*left--
+						then()
+						return errDown
+					}
+				}
+				h := start(t, data, func(o *subnet.KeeperOptions) {
+					o.Store = data.Open(memstore.Options{Before: fail(&tt.refused, func() {}), After: fail(&tt.lost, func() {
+						if tt.taken {
+							put(t, data, home, attrs("b", "198.18.0.2"), ttl)
+						}
+					})})
+				})
+				h.stop()
+				<-h.result
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				if err := h.keeper.Release(ctx); !errors.Is(err, tt.want) {
+					t.Errorf("Release = %v, want %v", err, tt.want)
+				}
+				l, ok := stored(t, data, home)
+				if ours := ok && l.Attrs.Owner == "me"; ours != (tt.want != nil) || !ours && ok != tt.taken {
+					t.Errorf("the store holds %+v (%v)", l, ok)
+				}
+				data.Wipe()
+			})
+		})
+	}
+}
+
 // What was achieved while the context ended counts: Release knows it.
 func TestKeeperStopsInTheMiddle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

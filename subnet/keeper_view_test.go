@@ -3,6 +3,7 @@ package subnet_test
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -102,6 +103,47 @@ func TestKeeperWithoutWrites(t *testing.T) {
 		h.want(subnet.StateValid, home, "")
 		h.end()
 	})
+}
+
+// So does one that starts with the store in sight: it begins with the lease as it
+// is, and writes when it can.
+func TestStartWithoutWrites(t *testing.T) {
+	for name, leased := range map[string]time.Duration{"lease": ttl, "reservation": 0} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				data := newStore(config)
+				former := claim("me", "198.18.0.1").Attrs
+				former.Owner, former.Instance = "me", "me-0"
+				put(t, data, home, former, leased)
+				after(ttl / 2)
+				var full atomic.Bool
+				full.Store(true)
+				h := start(t, data, func(o *subnet.KeeperOptions) {
+					o.Store = data.Open(memstore.Options{Before: func(method string) error {
+						if method == "Update" && full.Load() {
+							return errors.New("no space")
+						}
+						return nil
+					}})
+					w := load(t, o.Store)
+					var err error
+					if o.Lease, err = subnet.Acquire(t.Context(), o.Store, w, o.Claim); err != nil {
+						t.Fatal(err)
+					}
+					o.Identity = w.Identity
+				})
+				after(3 * ttl)
+				h.is(subnet.StateDegraded)
+				if l, ok := stored(t, data, home); !ok || l.Attrs.Instance != "me-0" {
+					t.Errorf("the store holds %+v, want the key as it was", l)
+				}
+				full.Store(false)
+				after(time.Minute)
+				h.want(subnet.StateValid, home, "")
+				h.end()
+			})
+		})
+	}
 }
 
 // A machine that was cloned with its cache, and starts without etcd, has the

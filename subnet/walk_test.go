@@ -382,7 +382,9 @@ func (h *machine) leave() {
 	k := h.keeper.Load()
 	h.kill()
 	if k != nil {
-		_ = k.Release(context.Background())
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = k.Release(ctx)
 	}
 }
 
