@@ -103,7 +103,10 @@
 //
 // A lookup is one hash of eight bytes (IPv4), whatever the number of peers; there is
 // one per length that subnets have. Reading back costs one exchange per chain
-// and set, and is linear in the number of peers.
+// and set, and is linear in the number of peers: with 10,000 of them, on a busy
+// machine of two cores, 30 ms, which is what an Apply costs that finds nothing to
+// do. The first write took 130 ms, one peer that moves 50 ms, of which two keys
+// are sent.
 //
 // # Shown by nft
 //
