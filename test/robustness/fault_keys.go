@@ -166,7 +166,7 @@ func (t *trial) detach(ctx context.Context, kv *mvccpb.KeyValue) error {
 }
 
 // reserve has flannelctl make a host's lease a reservation. It must manage that
-// where the operator's own requests are served.
+// where the operator's own requests are served and the config is what it should be.
 func (t *trial) reserve(ctx context.Context, h *host) error {
 	return t.change(ctx, h, func(ctx context.Context, kv *mvccpb.KeyValue) error {
 		if kv.Lease == 0 {
@@ -179,13 +179,14 @@ func (t *trial) reserve(ctx context.Context, h *host) error {
 		if err := t.serves(ctx); err != nil {
 			return err
 		}
+		before := t.allowed(ctx, s)
 		t.announce(keySubnets + s.Key())
 		_, err = t.lab.Switch.Run(ctx, t.Ctl, "reserve", s.String(), "--node="+h.node(),
 			"--etcd-endpoints="+t.lab.EtcdURL(), "--etcd-prefix="+lab.Prefix)
 		if err == nil {
 			return nil
 		}
-		return lost(cmp.Or(ctx.Err(), t.serves(ctx), t.raced(ctx, kv), err))
+		return lost(cmp.Or(ctx.Err(), t.serves(ctx), t.raced(ctx, kv), before, t.allowed(ctx, s), err))
 	})
 }
 
@@ -193,6 +194,20 @@ func (t *trial) reserve(ctx context.Context, h *host) error {
 func (t *trial) serves(ctx context.Context) error {
 	_, err := t.lease(ctx, t.TTL)
 	return err
+}
+
+// allowed reports whether the config is the one that is meant to be there, and
+// lets a subnet be had.
+func (t *trial) allowed(ctx context.Context, s subnet.Subnet) error {
+	resp, err := t.cluster.Client().Get(ctx, configKey)
+	if err != nil {
+		return err
+	}
+	meant := len(resp.Kvs) > 0 && string(resp.Kvs[0].Value) == t.network.config()
+	if !meant || !slices.Contains(t.network.pool, s[subnet.IPv4]) {
+		return errRuledOut
+	}
+	return nil
 }
 
 // raced reports whether a key is not what it was.

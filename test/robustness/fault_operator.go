@@ -25,6 +25,8 @@ var (
 	errNoLease = errors.New("the key hangs on no lease")
 	errRaced   = errors.New("the key changed meanwhile")
 	errNoRoom  = errors.New("no subnet is free")
+	// errRuledOut: another config is there, or the subnet is not of its pool.
+	errRuledOut = errors.New("the config does not allow it")
 )
 
 // refusedError is a fault that could not be done because of another one: etcd did
@@ -72,7 +74,7 @@ func code(err error) codes.Code {
 // hindered reports whether an operator's deed failed for what other faults do: to
 // keys, to etcd, and to its disks.
 func hindered(err error) bool {
-	for _, cause := range []error{errNoKey, errNoLease, errRaced, errNoRoom, context.DeadlineExceeded, context.Canceled} {
+	for _, cause := range []error{errNoKey, errNoLease, errRaced, errNoRoom, errRuledOut, context.DeadlineExceeded, context.Canceled} {
 		if errors.Is(err, cause) {
 			return true
 		}

@@ -27,6 +27,7 @@ func TestInsist(t *testing.T) {
 		"no key":                    {[]error{errNoKey}, "refused at once"},
 		"no lease":                  {[]error{errNoLease}, "refused at once"},
 		"raced again and again":     {[]error{errRaced}, "refused"},
+		"ruled out by the config":   {[]error{lost(errRuledOut)}, "refused, may be done"},
 		"no space":                  {[]error{lost(rpctypes.ErrNoSpace)}, "refused"},
 		"nobody listens":            {[]error{status.Error(codes.Unavailable, "connection refused")}, "refused"},
 		"no answer to a write":      {[]error{lost(context.DeadlineExceeded)}, "refused, may be done"},
