@@ -143,11 +143,11 @@ func (e *evidence) sampleBefore(host string, when time.Duration) *Sample {
 	return &all[i-1]
 }
 
-// meddled reports whether a fault was about this very host at some time: its
-// clock may have jumped.
-func (e *evidence) meddled(host string, from, until time.Duration) bool {
+// jumped reports whether the clock of a host's daemon was made to jump at some
+// time: then what it took for a while was none.
+func (e *evidence) jumped(host string, from, until time.Duration) bool {
 	return slices.ContainsFunc(e.Faults, func(f Fault) bool {
-		return slices.Contains(f.Hosts, host) && f.From <= until && e.healed(f) >= from
+		return f.Kind == FaultClock && slices.Contains(f.To, host) && f.From <= until && e.healed(f) >= from
 	})
 }
 

@@ -103,6 +103,8 @@ const (
 	RouteToOwner       = "route-to-owner"
 	RouteFollows       = "route-follows"
 	WholeFiles         = "whole-files"
+	TrueStatus         = "true-status"
+	TimelyReady        = "timely-ready"
 	LivingProcess      = "living-process"
 	Leased             = "leased"
 	SameSubnet         = "same-subnet"
@@ -171,7 +173,9 @@ func rules() []rule {
 		{RouteToOwner, "routes", always, "Nobody routes a subnet to a host that does not own it for longer than React, or Heal after a fault.", (*evidence).routeToOwner},
 		{RouteFollows, "paths expected", always, "Routes follow new leases and changes of PublicIP and MAC within React, whatever a watch missed.", (*evidence).routeFollows},
 		{WholeFiles, "files", always, "subnet.env and daemon.json are whole at every moment and equal the lease, or the host says that it is degraded.", (*evidence).wholeFiles},
-		{LivingProcess, "processes", always, "No daemon ends unless the schedule ended it.", (*evidence).livingProcess},
+		{TrueStatus, "samples of ready hosts", always, "What a ready host says of its subnet is so, with etcd or without: subnet.env, daemon.json's bip and the tunnel's address are it.", (*evidence).trueStatus},
+		{TimelyReady, "samples", always, "An able host is ready within Heal of having its lease, and but for React from then on.", (*evidence).timelyReady},
+		{LivingProcess, "processes", always, "No daemon ends unless the schedule ended it, and one that is asked to does so in time, with status 0.", (*evidence).livingProcess},
 		{Leased, "stretches without a fault", always, "An able host has a lease within Heal of the pool having room: an exhausted pool resolves itself.", (*evidence).leased},
 		{SameSubnet, "restarts", sometimes, "A restart inside the TTL keeps the subnet.", (*evidence).sameSubnet},
 		{StoreIdentity, "returns and paths", sometimes, "After etcd lost its past every host's former subnet comes back to it, and no peer is dropped for one TTL.", (*evidence).storeIdentity},

@@ -16,6 +16,12 @@ type Bounds struct {
 	// React is how long an able host may take to follow a change in etcd:
 	// kernel, files and status.
 	React time.Duration
+	// Settle is for how long a ready host may not be what it says: it is read
+	// part by part.
+	Settle time.Duration
+	// Stop is how long a daemon may take to end when it is asked to, and Release
+	// how much longer one that gives its lease up.
+	Stop, Release time.Duration
 	// Heal is how long a host may take once it is able again, and all of them
 	// after the last fault: to be connected, leased, and in the mesh.
 	Heal time.Duration
@@ -53,6 +59,8 @@ func (b Bounds) noise(run time.Duration) time.Duration {
 // Budget is how much of something one daemon may use in a time.
 type Budget struct {
 	PerMinute float64
+	// Burst is what may come at once.
+	Burst float64
 	// PerFault is added for every fault that strains the host, PerStart for
 	// every process that starts.
 	PerFault, PerStart float64
@@ -60,15 +68,21 @@ type Budget struct {
 
 // of is the budget for a time.
 func (b Budget) of(d time.Duration, faults, starts int) float64 {
-	return b.PerMinute*d.Minutes() + b.PerFault*float64(faults) + b.PerStart*float64(starts)
+	return b.PerMinute*d.Minutes() + b.Burst + b.PerFault*float64(faults) + b.PerStart*float64(starts)
 }
 
 // DefaultBounds are the bounds for leases of a given TTL.
 func DefaultBounds(ttl time.Duration) Bounds {
 	return Bounds{
-		TTL:     ttl,
-		Lag:     2 * time.Second,
-		React:   5 * time.Second,
+		TTL:   ttl,
+		Lag:   2 * time.Second,
+		React: 5 * time.Second,
+		// Four samples, and it says so when a round is over, not before.
+		Settle: time.Second,
+		// What is under way is given up at once; etcd has 5 s to hear that a lease
+		// is released.
+		Stop:    3 * time.Second,
+		Release: 5 * time.Second,
 		Heal:    10 * time.Second,
 		Hold:    2 * time.Second,
 		Request: 10 * time.Second,
@@ -91,7 +105,8 @@ func DefaultBounds(ttl time.Duration) Bounds {
 		// for as little as a second shows, unless faults explain it.
 		CPU: Budget{PerMinute: 1.8, PerFault: 0.1, PerStart: 1},
 		// 20 a minute is what an outage may cost; a fault changes the state of
-		// lease, watch and components once and back.
-		LogLines: Budget{PerMinute: 20, PerFault: 15, PerStart: 40},
+		// lease, watch and components once and back, and others say what they
+		// think of the key that it is about.
+		LogLines: Budget{PerMinute: 20, Burst: 10, PerFault: 15, PerStart: 40},
 	}
 }

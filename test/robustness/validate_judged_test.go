@@ -42,6 +42,7 @@ func TestJudged(t *testing.T) {
 			// 81 samples of three hosts, from the start of the record; a third of
 			// a host's time does not count until it has been able for Heal.
 			StopsUsing: {3 * 61, 3 * 19}, WholeFiles: {6 * 61, 6 * 19}, RouteToOwner: {6 * 61, 6 * 19}, Leased: {3, 0}, KeptLease: {9, 0},
+			TrueStatus: {240, 0}, TimelyReady: {3 * 60, 3 * 20},
 			NoLoss: {2000, 0}, BoundedLoad: {2, 0}, Recovery: {3, 0},
 			SilentRenewal: {0, 0}, SameSubnet: {0, 0}, StoreIdentity: {0, 0}, Unreadable: {0, 0},
 		}, nil},
@@ -64,7 +65,7 @@ func TestJudged(t *testing.T) {
 			s.to(40 * sec)
 		}, map[string][2]int{
 			StopsUsing: {0, 240}, WholeFiles: {0, 480}, RouteToOwner: {0, 480}, Leased: {0, 0}, KeptLease: {0, 0}, NoLoss: {0, 2000},
-		}, []string{KeptLease, StopsUsing, RouteToOwner, RouteFollows, WholeFiles, Leased, NoLoss}},
+		}, []string{KeptLease, StopsUsing, RouteToOwner, RouteFollows, WholeFiles, TimelyReady, Leased, NoLoss}},
 		{"a fault for a while", func(s *story) {
 			s.fault(5*sec, Fault{Kind: FaultPartition, Hosts: []string{"h1"}, Unreachable: []string{"h1"}})
 			s.to(40 * sec)

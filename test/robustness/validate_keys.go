@@ -141,12 +141,30 @@ func (e *evidence) illegalTakeover(w write) string {
 	if !challenged(w) {
 		return fmt.Sprintf("instance %s at %s took over from instance %s at %s without a challenge", is.Instance, is.PublicIP, was.Instance, was.PublicIP)
 	}
-	// The challenge was received after it was written.
-	longest := w.latest - (w.prev.At - e.bounds.Lag)
-	if longest < subnet.ChallengeWait && !e.meddled(w.host.Name, w.prev.At, w.At) {
+	if e.waited(w) < subnet.ChallengeWait && !e.jumped(w.host.Name, w.prev.At-e.bounds.Lag, w.latest) {
 		return fmt.Sprintf("instance %s waited less than %s for an answer to its challenge", is.Instance, subnet.ChallengeWait)
 	}
 	return ""
+}
+
+// waited is for how long at the most a process waited after its challenge before it
+// took the key over. The challenge may have been written up to Lag before it was
+// received, but by a process that lived then and, if it is one of the run's, is
+// known by the address that the takeover names: whatever it did, it did in its
+// lifetime.
+func (e *evidence) waited(w write) time.Duration {
+	asked := w.prev.At - e.bounds.Lag
+	longest, known := time.Duration(0), false
+	for _, r := range e.Runs {
+		if w.now.has(e.hosts[r.Host].Addr) && r.From <= w.prev.At && e.end(r) >= asked {
+			known = true
+			longest = max(longest, min(w.latest, e.end(r))-max(asked, r.From))
+		}
+	}
+	if !known {
+		return w.latest - asked
+	}
+	return longest
 }
 
 // sameHost reports whether two values share an address.

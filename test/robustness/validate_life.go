@@ -13,11 +13,39 @@ import (
 func (e *evidence) livingProcess() []Violation {
 	var found []Violation
 	for _, r := range e.Runs {
-		e.judged++
+		// One that was asked in the moment of its start had no hand for signals.
+		if !e.count(r.Asked == 0 || r.Asked-r.From > e.bounds.Transit) {
+			continue
+		}
+		if r.Asked != 0 {
+			found = append(found, e.departure(r)...)
+		}
 		if r.Until != 0 && !r.Killed {
 			found = append(found, Violation{At: r.Until, Host: r.Host, Message: fmt.Sprintf(
 				"the daemon started at %s ended with status %d, and nobody had ended it: %s", r.From, r.Status, strings.TrimSpace(r.Tail))})
 		}
+	}
+	return found
+}
+
+// departure looks at the end of a daemon that was asked to end.
+func (e *evidence) departure(r Run) []Violation {
+	most := e.bounds.Stop
+	if e.hosts[r.Host].Releases {
+		most += e.bounds.Release
+	}
+	until := r.Until
+	if until == 0 {
+		until = e.Duration
+	}
+	var found []Violation
+	if until-r.Asked > most {
+		found = append(found, Violation{At: r.Asked + most, Host: r.Host, Message: fmt.Sprintf(
+			"was asked to end at %s and did not within %s", r.Asked.Round(time.Millisecond), most)})
+	}
+	if r.Until != 0 && r.Status != 0 {
+		found = append(found, Violation{At: r.Until, Host: r.Host, Message: fmt.Sprintf(
+			"was asked to end, and did with status %d instead of 0: %s", r.Status, strings.TrimSpace(r.Tail))})
 	}
 	return found
 }
@@ -167,7 +195,7 @@ func (e *evidence) forgotten() []Violation {
 			return
 		}
 		run, ok := e.run(s.Host, s.From)
-		there := ok && run.From <= begin.earliest && !e.meddled(s.Host, begin.earliest, s.Until)
+		there := ok && run.From <= begin.earliest && !e.jumped(s.Host, begin.earliest, s.Until)
 		for _, h := range begin.before.order {
 			if h.err != nil || h.owner == ownerOf(e.hosts[s.Host]) {
 				continue

@@ -101,6 +101,8 @@ func TestRouteFollows(t *testing.T) {
 		}, want: []string{"route-to-owner h2 21s", "route-to-owner h3 21s"}},
 		{name: "not ready", then: func(s *story) {
 			s.hooks["h2"] = func(x *Sample) { x.Routes, x.Status.Ready = nil, false }
+			s.then(5 * sec)
+			s.hooks["h2"] = nil
 			s.then(20 * sec)
 		}},
 		{name: "outside of a network that was in force", then: func(s *story) {
@@ -123,10 +125,13 @@ func TestRouteFollows(t *testing.T) {
 }
 
 func TestWholeFiles(t *testing.T) {
+	// Two samples are wrong.
 	hook := func(host string, f func(*Sample)) func(*story) {
 		return func(s *story) {
 			s.then(sec)
 			s.hooks[host] = f
+			s.then(sec)
+			s.hooks[host] = nil
 			s.then(20 * sec)
 		}
 	}
@@ -140,7 +145,10 @@ func TestWholeFiles(t *testing.T) {
 			mark(x)
 		}
 	}
-	unmarked := func(*Sample) {}
+	// It believes that nothing has happened.
+	unmarked := func(x *Sample) {
+		x.Own, x.Status.Subnet = []netip.Prefix{netip.MustParsePrefix("10.5.1.0/32")}, netip.MustParsePrefix("10.5.1.0/24")
+	}
 	for _, c := range []tale{
 		{name: "half of subnet.env", then: hook("h1", func(x *Sample) { x.SubnetEnv.Text = x.SubnetEnv.Text[:40] }), want: []string{"whole-files h1 21.5s"}},
 		{name: "subnet.env without its last line", then: hook("h1", func(x *Sample) {
@@ -159,7 +167,7 @@ func TestWholeFiles(t *testing.T) {
 		{name: "former subnet", then: func(s *story) {
 			old(s, unmarked)
 			s.then(20 * sec)
-		}, want: []string{"whole-files h1 25.5s", "whole-files h1 25.5s"}},
+		}, want: []string{"stops-using h1 25.5s", "whole-files h1 25.5s", "whole-files h1 25.5s"}},
 		{name: "former subnet, not for long", then: func(s *story) {
 			old(s, unmarked)
 			s.then(5 * sec)
@@ -175,11 +183,11 @@ func TestWholeFiles(t *testing.T) {
 		{name: "former subnet, marked for too long", then: func(s *story) {
 			old(s, func(x *Sample) { x.Status.LeaseState = "conflict" })
 			s.then(20 * sec)
-		}, want: []string{"whole-files h1 35.5s", "whole-files h1 35.5s"}},
+		}, want: []string{"timely-ready h1 35.5s", "whole-files h1 35.5s", "whole-files h1 35.5s"}},
 		{name: "former subnet, silent", then: func(s *story) {
 			old(s, func(x *Sample) { x.Status = nil })
 			s.then(20 * sec)
-		}, want: []string{"whole-files h1 25.5s", "whole-files h1 25.5s"}},
+		}, want: []string{"timely-ready h1 35.5s", "whole-files h1 25.5s", "whole-files h1 25.5s"}},
 		{name: "former subnet, no other and marked", hosts: 9, then: func(s *story) {
 			s.byOperator(func() { s.put(home(1), stranger) })
 			s.then(30 * sec)
@@ -207,6 +215,10 @@ func TestWholeFiles(t *testing.T) {
 }
 
 func TestLivingProcess(t *testing.T) {
+	asked := func(s *story, host string) {
+		i := slices.IndexFunc(s.Runs, func(r Run) bool { return r.Host == host && r.Until == 0 })
+		s.Runs[i].Asked, s.Runs[i].Killed = s.now, true
+	}
 	for _, c := range []tale{
 		{name: "panics", then: func(s *story) {
 			s.then(sec)
@@ -215,6 +227,43 @@ func TestLivingProcess(t *testing.T) {
 		}, want: []string{"living-process h1 21s"}},
 		{name: "gives up", then: func(s *story) { s.end("h3", func(r *Run) { r.Status = 1 }) }, want: []string{"living-process h3 20s"}},
 		{name: "is killed", then: func(s *story) { s.end("h2", killed) }},
+		{name: "is asked to end", then: func(s *story) {
+			asked(s, "h2")
+			s.then(3 * sec)
+			s.end("h2", killed)
+		}},
+		{name: "is asked to end, and takes long", then: func(s *story) {
+			asked(s, "h2")
+			s.then(4 * sec)
+			s.end("h2", killed)
+		}, want: []string{"living-process h2 23s"}},
+		{name: "is asked to end, and releases", begin: func(s *story) { s.Hosts[1].Releases = true }, then: func(s *story) {
+			asked(s, "h2")
+			s.then(8 * sec)
+			s.end("h2", killed)
+		}},
+		{name: "is asked to end, and releases for long", begin: func(s *story) { s.Hosts[1].Releases = true }, then: func(s *story) {
+			asked(s, "h2")
+			s.then(9 * sec)
+			s.end("h2", killed)
+		}, want: []string{"living-process h2 28s"}},
+		{name: "is asked to end, and never does", then: func(s *story) {
+			asked(s, "h2")
+			s.then(5 * sec)
+		}, want: []string{"living-process h2 23s"}},
+		{name: "is asked to end, and fails", then: func(s *story) {
+			asked(s, "h2")
+			s.end("h2", func(r *Run) { r.Killed, r.Status = true, 1 })
+		}, want: []string{"living-process h2 20s"}},
+		{name: "is asked to end, and the signal ends it", then: func(s *story) {
+			asked(s, "h2")
+			s.end("h2", func(r *Run) { r.Killed, r.Status = true, -1 })
+		}, want: []string{"living-process h2 20s"}},
+		{name: "is asked to end while it starts", then: func(s *story) {
+			s.restart("h2", sec)
+			asked(s, "h2")
+			s.end("h2", func(r *Run) { r.Killed, r.Status = true, -1 })
+		}},
 	} {
 		c.run(t)
 	}
@@ -542,165 +591,6 @@ func TestRecovery(t *testing.T) {
 				s.Final.Mesh, s.Final.Silent = -1, []string{"h1 -> h4"}
 			})(s)
 		}, want: []string{"recovery h1 35s", "recovery h4 35s", "recovery h4 35s"}},
-	} {
-		c.run(t)
-	}
-}
-
-func TestNoLoss(t *testing.T) {
-	lost := func(at ...time.Duration) func(*story) {
-		return func(s *story) {
-			s.Pairs = []Pair{{From: "h1", To: "h2", Interval: sec / 50, Sent: 1000, Lost: at}}
-			s.then(30 * sec)
-		}
-	}
-	during := func(f Fault, at ...time.Duration) func(*story) {
-		return func(s *story) {
-			s.fault(5*sec, f)
-			lost(at...)(s)
-		}
-	}
-	touched := Fault{Kind: "partition", Hosts: []string{"h2"}}
-	// Another owner has the second host's subnet from 20 s to 50 s.
-	taken := func(at ...time.Duration) func(*story) {
-		return func(s *story) {
-			s.byOperator(func() { s.putBare(home(2), stranger) })
-			s.hooks["h2"] = func(x *Sample) { x.Own = nil }
-			lost(at...)(s)
-			s.byOperator(func() { s.del(home(2)) })
-			s.create("h2", home(2))
-			s.hooks["h2"] = nil
-			s.then(30 * sec)
-		}
-	}
-	for _, c := range []tale{
-		{name: "none", then: lost()},
-		{name: "it waits for its subnet", begin: func(s *story) { s.Hosts[1].Policy = subnet.Fence }, then: taken(22*sec, 49*sec, 59*sec)},
-		{name: "it has its subnet again", begin: func(s *story) { s.Hosts[1].Policy = subnet.Fence }, then: taken(75 * sec), want: []string{"no-loss h1 1m15s"}},
-		{name: "one packet", then: lost(21 * sec), want: []string{"no-loss h1 21s"}},
-		{name: "two bursts", then: lost(21*sec, 21*sec+sec/50, 25*sec), want: []string{"no-loss h1 21s", "no-loss h1 25s"}},
-		{name: "other hosts' fault", then: during(Fault{Kind: "partition", Hosts: []string{"h3"}}, 22*sec), want: []string{"no-loss h1 22s"}},
-		{name: "etcd's fault", then: during(Fault{Kind: "etcd-down", Unreachable: []string{"h1", "h2", "h3"}}, 22*sec), want: []string{"no-loss h1 22s"}},
-		{name: "its fault", then: during(touched, 19*sec+sec/2, 22*sec, 35*sec)},
-		{name: "everybody's fault", then: during(Fault{Kind: "x", Every: true}, 22*sec)},
-		{name: "long after its fault", then: during(touched, 35*sec+1), want: []string{"no-loss h1 35.000000001s"}},
-		{name: "before its fault", then: during(touched, 18*sec), want: []string{"no-loss h1 18s"}},
-		{name: "the machine's", then: func(s *story) {
-			s.Faults = blips([]time.Duration{25 * sec})
-			lost(25*sec, 26*sec)(s)
-		}},
-		{name: "long after the machine's", then: func(s *story) {
-			s.Faults = blips([]time.Duration{25 * sec})
-			lost(27 * sec)(s)
-		}, want: []string{"no-loss h1 27s"}},
-		{name: "the machine loses now and then", then: func(s *story) {
-			s.Faults = blips([]time.Duration{22 * sec, 25 * sec, 28 * sec, 31 * sec, 34 * sec})
-			lost()(s)
-		}},
-		{name: "the machine loses much", then: func(s *story) {
-			s.Faults = blips([]time.Duration{22 * sec, 25 * sec, 28 * sec, 31 * sec, 34 * sec, 37 * sec})
-			lost()(s)
-		}, want: []string{"no-loss 50s"}},
-		{name: "the machine loses much in a long run", then: func(s *story) {
-			s.Faults = blips([]time.Duration{22 * sec, 25 * sec, 28 * sec, 31 * sec, 34 * sec, 37 * sec})
-			lost()(s)
-			s.to(2 * time.Minute)
-		}},
-		{name: "its fault was never healed", then: func(s *story) {
-			lost(40 * sec)(s)
-			s.Faults = []Fault{{Kind: "partition", From: 20 * sec, Hosts: []string{"h1"}}}
-		}},
-	} {
-		c.run(t)
-	}
-}
-
-func TestBoundedLoad(t *testing.T) {
-	b := DefaultBounds(storyTTL)
-	load := func(l Load) func(*story) {
-		return func(s *story) {
-			s.then(40 * sec)
-			l.Host = "h2"
-			s.Load = []Load{l}
-		}
-	}
-	// course is what h2 costs in 5 minutes, told for every second.
-	course := func(cost func(*Cost, time.Duration)) func(*story) {
-		return func(s *story) {
-			c := Cost{At: 20 * sec}
-			l := Load{Host: "h2"}
-			for ; c.At < 320*sec; c.At += sec {
-				cost(&c, c.At)
-				l.Course = append(l.Course, c)
-			}
-			l.Requests, l.CPU, l.LogLines = c.Requests, c.CPU, c.LogLines
-			s.then(300 * sec)
-			s.Load = []Load{l}
-		}
-	}
-	busy := course(func(c *Cost, at time.Duration) {
-		if at >= 100*sec && at < 120*sec {
-			c.CPU += sec / 4
-		}
-	})
-	for _, c := range []tale{
-		{name: "quiet", then: course(func(c *Cost, _ time.Duration) { c.Requests, c.CPU = c.Requests+2, c.CPU+sec/50 })},
-		{name: "a quarter of a core for 20 s of 5 min", then: busy, want: []string{"bounded-load h2 1m41s", "bounded-load h2 1m51s", "bounded-load h2 2m1s"}},
-		{name: "the same after its start", then: func(s *story) {
-			s.Runs = append(s.Runs, Run{Host: "h2", From: 98 * sec, Until: 98 * sec, Killed: true}, Run{Host: "h2", From: 99 * sec, Until: 99 * sec, Killed: true}, Run{Host: "h2", From: 100 * sec, Until: 100 * sec, Killed: true})
-			busy(s)
-		}, want: []string{"bounded-load h2 1m51s", "bounded-load h2 2m1s"}},
-		{name: "a request loop for a few seconds", then: course(func(c *Cost, at time.Duration) {
-			if at == 200*sec {
-				c.Requests += 100
-			}
-		}), want: []string{"bounded-load h2 3m20s"}},
-		{name: "lines in a burst", then: course(func(c *Cost, at time.Duration) {
-			if at == 200*sec {
-				c.LogLines += 15
-			}
-		}), want: []string{"bounded-load h2 3m20s"}},
-		{name: "lines in a burst, of a fault of its own", then: func(s *story) {
-			s.Faults = []Fault{{Kind: FaultCut, From: 190 * sec, Until: 190 * sec, To: []string{"h2"}}}
-			course(func(c *Cost, at time.Duration) {
-				if at == 200*sec {
-					c.LogLines += 15
-				}
-			})(s)
-		}},
-		{name: "lines in a burst, long after a fault of etcd's", then: func(s *story) {
-			s.Faults = []Fault{{Kind: FaultCompact, From: 178 * sec, Until: 178 * sec}}
-			course(func(c *Cost, at time.Duration) {
-				if at == 200*sec {
-					c.LogLines += 15
-				}
-			})(s)
-		}, want: []string{"bounded-load h2 3m20s"}},
-		{name: "lines in a burst, and faults that are not its own", then: func(s *story) {
-			s.Faults = []Fault{
-				{Kind: FaultCut, From: 195 * sec, Until: 196 * sec, To: []string{"h1"}},
-				{Kind: faultSilence, From: 195 * sec, Until: 196 * sec, Hosts: []string{"h2"}},
-				{Kind: faultMachine, From: 195 * sec, Until: 196 * sec, Every: true},
-			}
-			course(func(c *Cost, at time.Duration) {
-				if at == 200*sec {
-					c.LogLines += 15
-				}
-			})(s)
-		}, want: []string{"bounded-load h2 3m20s"}},
-		{name: "within", then: load(Load{Requests: int(b.Requests.of(time.Minute, 0, 1)), CPU: 2 * sec, LogLines: 60})},
-		{name: "requests", then: load(Load{Requests: int(b.Requests.of(time.Minute, 0, 1)) + 1}), want: []string{"bounded-load h2 1m0s"}},
-		{name: "CPU", then: load(Load{CPU: 3 * sec}), want: []string{"bounded-load h2 1m0s"}},
-		{name: "log", then: load(Load{LogLines: 61}), want: []string{"bounded-load h2 1m0s"}},
-		{name: "all of them", then: load(Load{Requests: 1e6, CPU: time.Hour, LogLines: 1e6}), want: []string{"bounded-load h2 1m0s", "bounded-load h2 1m0s", "bounded-load h2 1m0s"}},
-		{name: "faults and starts cost something", then: func(s *story) {
-			s.restart("h2", sec)
-			s.take("h2", home(2))
-			s.fault(sec, Fault{Kind: "slow", To: []string{"h2"}})
-			s.fault(sec, Fault{Kind: "compact"})
-			s.to(time.Minute)
-			s.Load = []Load{{Host: "h2", CPU: 4 * sec, LogLines: 20 + 2*15 + 2*40}}
-		}},
 	} {
 		c.run(t)
 	}

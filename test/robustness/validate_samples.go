@@ -191,9 +191,10 @@ func (e *evidence) rightful(s Sample, names func(subnet.Subnet) bool) bool {
 	return !e.throughout(s.From-e.bounds.React, s.Until, another) || e.marked(s, host, another)
 }
 
-// marked reports whether a host in s counts as degraded. Silence counts only
-// while the host is not able. What the host says counts only as long as there is
-// a reason: a host that has been able for long, and whose policy and pool let it
+// marked reports whether a host in s counts as degraded. One that is not able
+// does, whatever it says and if it says nothing: its files cannot follow etcd, and
+// whether they follow what it says is another validator's. What an able host says
+// counts only as long as there is a reason: a host that has been able for long, and whose policy and pool let it
 // have another subnet all the time that its files were wrong, must have it by now.
 func (e *evidence) marked(s Sample, host Host, wrong func(*state) bool) bool {
 	if !e.ableFor(s.Host, s.From, e.bounds.Heal) {

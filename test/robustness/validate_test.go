@@ -211,6 +211,39 @@ func TestLostWrite(t *testing.T) {
 			s.put(home(1), s.value("h1", at("198.18.0.77"), as("other")))
 			s.then(sec)
 		}},
+		{name: "takeover soon after a challenge that was received late", then: func(s *story) {
+			s.put(home(1), s.value("h1", askedBy("other", "198.18.0.77")))
+			s.then(1200 * time.Millisecond)
+			s.put(home(1), s.value("h1", at("198.18.0.77"), as("other")))
+			s.then(sec)
+		}},
+		{name: "takeover soon after its process began", then: func(s *story) {
+			s.put(home(1), s.value("h1", at("198.18.0.77")))
+			s.restart("h1", sec)
+			s.then(sec / 5)
+			s.put(home(1), s.value("h1", at("198.18.0.77"), as("h1#1"), askedBy("h1#2", "198.18.0.1")))
+			s.then(2700 * time.Millisecond)
+			s.take("h1", home(1))
+			s.then(sec)
+		}, want: []string{"lost-write h1 23.9s"}},
+		{name: "takeover soon after its process began, and its clock jumped", then: func(s *story) {
+			s.put(home(1), s.value("h1", at("198.18.0.77")))
+			s.restart("h1", sec)
+			s.then(sec / 5)
+			s.put(home(1), s.value("h1", at("198.18.0.77"), as("h1#1"), askedBy("h1#2", "198.18.0.1")))
+			s.fault(0, Fault{Kind: FaultClock, To: []string{"h1"}})
+			s.then(2700 * time.Millisecond)
+			s.take("h1", home(1))
+			s.then(sec)
+		}},
+		{name: "takeover in time after its process began", then: func(s *story) {
+			s.put(home(1), s.value("h1", at("198.18.0.77")))
+			s.restart("h1", sec)
+			s.put(home(1), s.value("h1", at("198.18.0.77"), as("h1#1"), askedBy("h1#2", "198.18.0.1")))
+			s.then(3 * sec)
+			s.take("h1", home(1))
+			s.then(sec)
+		}},
 		{name: "takeover after another's challenge", then: func(s *story) {
 			s.put(home(1), s.value("h1", askedBy("another", "198.18.0.78")))
 			s.then(3 * sec)
@@ -470,7 +503,7 @@ func TestStopsUsing(t *testing.T) {
 			s.create("h1", home(7))
 			s.hooks["h1"] = func(x *Sample) { x.Own = append(x.Own, netip.MustParsePrefix("10.5.1.0/32")) }
 			s.then(30 * sec)
-		}, want: []string{"stops-using h1 25.5s"}},
+		}, want: []string{"stops-using h1 25.5s", "true-status h1 22s"}},
 		{name: "fence does not withdraw", begin: policy(subnet.Fence), then: func(s *story) {
 			taken(s)
 			s.then(30 * sec)
