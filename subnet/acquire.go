@@ -80,7 +80,8 @@ func (c Claim) attrs() Attrs {
 }
 
 // Acquire leases a subnet for c, having read w: a lease of its own that fits
-// the config (a reservation first, then the previous subnet), else a previous
+// the config and overlaps no older one of another owner (a reservation first, then
+// the previous subnet), else a previous
 // subnet that is free, else the first free one from [Pool.Start] on. Other leases
 // of its own are released, reservations excepted: those stay for ever.
 //
@@ -154,13 +155,32 @@ func (a *acquisition) sort() (keep *Lease, drop []Lease) {
 	slices.SortStableFunc(mine, func(x, y Lease) int { return cmp.Compare(a.rank(x), a.rank(y)) })
 	for i, l := range mine {
 		switch {
-		case keep == nil && a.pool.Fits(l.Subnet):
+		case keep == nil && a.fits(l):
 			keep = &mine[i]
 		case !l.Reservation():
 			drop = append(drop, l)
 		}
 	}
 	return keep, drop
+}
+
+// fits reports whether a lease of our own may be kept.
+func (a *acquisition) fits(l Lease) bool {
+	_, ok := a.claim.elder(a.world.Leases, l)
+	return a.pool.Fits(l.Subnet) && !ok
+}
+
+// elder returns another owner's lease that overlaps ours, l, and was created
+// before. No host of ours makes such leases by itself: somebody wrote one by hand,
+// or restored an older snapshot. Everybody then routes to the elder.
+func (c Claim) elder(leases []Lease, l Lease) (Lease, bool) {
+	i := slices.IndexFunc(leases, func(x Lease) bool {
+		return x.Created < l.Created && x.Subnet.Overlaps(l.Subnet) && c.relate(x) == foreign
+	})
+	if i < 0 {
+		return Lease{}, false
+	}
+	return leases[i], true
 }
 
 // rank orders leases of our own, the best first: reservations, and among them as

@@ -81,6 +81,10 @@ type KeeperOptions struct {
 // Ours is answered without a word about challenges: somebody else's changed our
 // key, and it is taken back as after every other change.
 //
+// Of two leases that overlap the older one holds, and everybody routes to that
+// one. If ours is the younger, that is a conflict as well, as it is for a host
+// that starts; if ours is the older, the other is refused, and its owner yields.
+//
 // What operators do to the key counts. One that was put without a lease is a
 // reservation from then on. A reservation that was deleted was released: the
 // subnet is created again as an ordinary lease. One that was moved to another

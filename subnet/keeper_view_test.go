@@ -314,3 +314,60 @@ func TestKeeperWithViewOfAnotherIdentity(t *testing.T) {
 		w.finish()
 	})
 }
+
+// Of two leases that overlap the older holds: the owner of the younger yields as
+// soon as its view shows that, by its policy, and the owner of the older does not.
+func TestKeeperBesideAnother(t *testing.T) {
+	const why = "node b at 198.18.0.2 (10.5.112.0/20) overlaps it, and was leased earlier"
+	wide := attrs("b", "198.18.0.2")
+	for _, tt := range []struct {
+		name   string
+		policy subnet.OnConflict
+		// before and after are done to the store before and after ours.
+		before, after func(*testing.T, *memstore.Store)
+		want          subnet.State
+		key, why      string
+	}{
+		{name: "younger", policy: subnet.Fence, after: func(t *testing.T, s *memstore.Store) { put(t, s, "10.5.112.0-20", wide, ttl) }, want: subnet.StateValid, key: home},
+		{name: "older, fence", policy: subnet.Fence, before: func(t *testing.T, s *memstore.Store) { put(t, s, "10.5.112.0-20", wide, ttl) }, want: subnet.StateConflict, key: home, why: why},
+		{name: "older, keep", policy: subnet.Keep, before: func(t *testing.T, s *memstore.Store) { put(t, s, "10.5.112.0-20", wide, ttl) }, want: subnet.StateConflict, key: home, why: why},
+		{name: "older, renumber", before: func(t *testing.T, s *memstore.Store) { put(t, s, "10.5.112.0-20", wide, ttl) }, want: subnet.StateValid, key: "10.5.128.0-24"},
+		{name: "older, our own", policy: subnet.Keep, before: func(t *testing.T, s *memstore.Store) {
+			put(t, s, "10.5.112.0-20", attrs("", "198.18.0.1"), ttl)
+		}, want: subnet.StateValid, key: home},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				data := newStore(config)
+				w := watch(t, data, func(o *subnet.ViewOptions) { o.Node = "me" })
+				// Both are there, as a restored snapshot has it that a creation
+				// was faster than.
+				if tt.before != nil {
+					tt.before(t, data)
+				}
+				id := put(t, data, home, subnet.Attrs{PublicIP: addr4("198.18.0.1"), Owner: "me", Instance: "me-1"}, ttl)
+				mine, _ := stored(t, data, home)
+				mine.TTL = ttl
+				if mine.ID != id {
+					t.Fatalf("%+v", mine)
+				}
+				h := start(t, data, func(o *subnet.KeeperOptions) {
+					o.View, o.OnConflict, o.Lease, o.Identity = w.view, tt.policy, mine, load(t, data).Identity
+				})
+				if tt.after != nil {
+					tt.after(t, data)
+				}
+				after(time.Second)
+				h.want(tt.want, tt.key, tt.why)
+				if tt.want == subnet.StateConflict {
+					data.DeleteKey("10.5.112.0-20")
+					synctest.Wait()
+					h.want(subnet.StateValid, home, "")
+				}
+				h.stop()
+				<-h.result
+				w.finish()
+			})
+		})
+	}
+}

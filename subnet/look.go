@@ -16,6 +16,8 @@ type sighting struct {
 	// modified is zero: the key is gone.
 	modified Revision
 	id       LeaseID
+	// elder is the lease of others that was in our place before ours.
+	elder Lease
 	// config is the network config's revision, where that matters: while we
 	// have no lease another config may allow one.
 	config Revision
@@ -33,6 +35,7 @@ func (k *Keeper) concerns(s *Snapshot) bool {
 	}
 	l, _ := s.Stored(k.m.lease.Subnet)
 	now := sighting{identity: s.Identity, modified: l.Modified, id: l.ID}
+	now.elder, _ = k.o.Claim.elder(s.beside, k.m.lease)
 	expected := sighting{identity: k.world.Identity, modified: k.m.lease.Modified, id: k.m.lease.ID}
 	ours := k.m.lease.Modified
 	if k.m.state == StateLost || k.m.state == StateConflict {
@@ -53,6 +56,10 @@ func (k *Keeper) concerns(s *Snapshot) bool {
 func (k *Keeper) noticed(s *Snapshot) event {
 	if s.Identity != k.world.Identity {
 		return event{kind: evLost, err: ErrStoreChanged}
+	}
+	if elder, ok := k.o.Claim.elder(s.beside, k.m.lease); ok {
+		// A renewal would prove that the key is as it was, and no more.
+		return event{kind: evLost, err: overlapped(elder)}
 	}
 	l, _ := s.Stored(k.m.lease.Subnet)
 	asked := l.Attrs.Owner == k.o.Claim.Node && l.Attrs.Instance == k.o.Claim.Instance && !l.Attrs.Challenge.IsZero()
@@ -108,7 +115,11 @@ func (k *Keeper) look(ctx context.Context) event {
 	same := w.Identity == k.world.Identity
 	k.world = w
 	if i := slices.IndexFunc(w.Leases, func(l Lease) bool { return l.Subnet == k.m.lease.Subnet }); i >= 0 {
-		return k.judge(w.Leases[i], same)
+		ev := k.judge(w.Leases[i], same)
+		if l, ok := k.o.Claim.elder(w.Leases, w.Leases[i]); ok && ev.kind == evOurs {
+			return event{kind: evTaken, err: overlapped(l)}
+		}
+		return ev
 	}
 	for _, l := range w.Leases {
 		if l.Subnet.Overlaps(k.m.lease.Subnet) {
@@ -169,6 +180,11 @@ func (k *Keeper) renumber(ctx context.Context) event {
 		return event{kind: evUpdated, lease: l}
 	}
 	return outcome(evCreated, l, err)
+}
+
+// overlapped says why an older lease denies us ours.
+func overlapped(elder Lease) error {
+	return fmt.Errorf("%s overlaps it, and was leased earlier", describeLease(elder))
 }
 
 // describeLease names a lease in the words of an error.

@@ -26,7 +26,9 @@ type Snapshot struct {
 	// lives counts how often the store was found to have lost its past.
 	lives int
 	// kin are the leases in the store that have the view's own node id.
-	kin     []Lease
+	kin []Lease
+	// beside are those of the store that overlap one of kin.
+	beside  []Lease
 	list    leaseList
 	changed chan struct{}
 	once    sync.Once
@@ -348,9 +350,14 @@ func (p *projection) nextRelease() (time.Duration, bool) {
 
 // snapshot shows the projection as it is.
 func (p *projection) snapshot() *Snapshot {
-	var kin []Lease
+	var kin, beside []Lease
 	for _, s := range slices.SortedFunc(maps.Keys(p.kin), Subnet.Compare) {
 		kin = append(kin, p.leases.get(s).lease)
+		for _, other := range p.index.overlapping(s) {
+			if e := p.leases.get(other); !e.gone && !e.unreadable {
+				beside = append(beside, e.lease)
+			}
+		}
 	}
 	return &Snapshot{
 		Revision: p.revision,
@@ -359,6 +366,7 @@ func (p *projection) snapshot() *Snapshot {
 		Bad:      slices.SortedFunc(maps.Values(p.bad), func(a, b BadKey) int { return cmp.Compare(a.Key, b.Key) }),
 		lives:    p.lives,
 		kin:      kin,
+		beside:   beside,
 		list:     p.leases,
 	}
 }

@@ -411,7 +411,7 @@ func (h *machine) run(ctx context.Context, c subnet.Claim) {
 	if err != nil {
 		return
 	}
-	o.View = subnet.NewView(subnet.ViewOptions{Store: h.store, Clock: h.clock, World: world, TTL: walkTTL, Random: o.Random})
+	o.View = subnet.NewView(subnet.ViewOptions{Store: h.store, Clock: h.clock, World: world, Node: c.Node, TTL: walkTTL, Random: o.Random})
 	k := subnet.NewKeeper(o)
 	h.keeper.Store(k)
 	ctx, stop := context.WithCancel(ctx)
