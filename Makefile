@@ -28,10 +28,15 @@ demo: build ## hosts in namespaces, containers that talk, each backend in turn
 deps: ## install what the tests need (Debian packages; needs root)
 	test/install-deps
 
+# The table that the tests on real machines leave is shown last, whatever came
+# of them.
+MATRIX      := $(CURDIR)/dist/hosts-matrix.txt
+WITH_MATRIX  = mkdir -p $(dir $(MATRIX)); rm -f $(MATRIX); trap 'cat $(MATRIX) 2>/dev/null || true' EXIT; FLANNEL_TEST_MATRIX=$(MATRIX)
+
 .PHONY: test
 test: deps ## all tests with the race detector, the long matrices aside; skips are listed
 	@$(GOTESTSUM) -- -race -shuffle=on -timeout 20m $(TESTFLAGS) $(shell $(GO) list ./... | grep -v "/test\(/\|$$\)")
-	@$(GOTESTSUM) -- -race -shuffle=on -timeout 25m -p 1 $(TESTFLAGS) ./test/...
+	@$(WITH_MATRIX) $(GOTESTSUM) -- -race -shuffle=on -timeout 25m -p 1 $(TESTFLAGS) ./test/...
 
 .PHONY: lint
 lint: ## formatting, vet, staticcheck and the doors between packages
@@ -40,7 +45,7 @@ lint: ## formatting, vet, staticcheck and the doors between packages
 
 .PHONY: hosts
 hosts: deps ## the whole matrix on real machines: systemd, dockerd, every backend
-	FLANNEL_TEST_HOSTS=all $(TOOL) gotestsum --format testname -- -count=1 -timeout 60m $(TESTFLAGS) ./test/hosts/...
+	@$(WITH_MATRIX) FLANNEL_TEST_HOSTS=all $(TOOL) gotestsum --format testname -- -count=1 -timeout 120m $(TESTFLAGS) ./test/hosts/...
 
 # How long one schedule of faults lasts, and its seed; without one, a fresh seed
 # after the other until a run fails.

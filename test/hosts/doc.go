@@ -9,6 +9,27 @@
 //	                                        |
 //	                     <lab>-sw: switch, etcd
 //
+// # Two kinds of machines
+//
+// Debian 12 and 13 boot with systemd. The one that has dockerd 28.5 has a systemd
+// that needs a machine with cgroups of version 2 alone: there a shell is process 1,
+// in namespaces and cgroups of its own, and scripts start the services. See
+// [supervisor].
+//
+// # The matrix
+//
+// A setup is a version of Docker, a backend and a variant of the firewall: two
+// machines, and a third host that runs nothing. All cells are asked of it in turn,
+// from inside the containers' namespaces, with INPUT's and FORWARD's policies DROP.
+// A table says what came of each; with $FLANNEL_TEST_MATRIX it is also written to
+// that file.
+//
+// Measured: beside dockerd 28.5.2 what the overlay delivers is dropped in raw
+// PREROUTING by "-d <container> ! -i docker0 -j DROP", with every packet counted
+// there and none in filter's "DOCKER ! -i docker0 -o docker0 -j DROP" behind it;
+// with an accept in front of the first, what comes by the overlay is accepted in
+// DOCKER-USER and never meets the second.
+//
 // # Contract
 //
 //   - A root is prepared once per recipe and kept outside of the repository, in

@@ -92,7 +92,7 @@ func (m *Machine) Boot(ctx context.Context) error {
 	if err := m.waitInit(ctx); err != nil {
 		return err
 	}
-	if out, err := m.script(ctx, m.services.settle, ""); err != nil {
+	if out, err := m.script(ctx, m.services.settle); err != nil {
 		return fmt.Errorf("machine %s has not settled: %w: %s", m.Name, err, out)
 	}
 	return m.waitDocker(ctx)
@@ -122,7 +122,7 @@ func (m *Machine) waitInit(ctx context.Context) error {
 		if m.init, err = strconv.Atoi(fields[0]); err != nil {
 			return false, fmt.Errorf("read %s: %w", children, err)
 		}
-		_, err = m.script(ctx, m.services.up, "")
+		_, err = m.script(ctx, m.services.up)
 		return err == nil, nil
 	})
 }
@@ -184,15 +184,15 @@ func (m *Machine) Pipe(ctx context.Context, in io.Reader, args ...string) (strin
 	return string(out), nil
 }
 
-// script runs a script of the machine's supervisor for a service.
-func (m *Machine) script(ctx context.Context, script, service string) (string, error) {
-	return m.Run(ctx, "sh", "-c", script, service)
+// script runs a script of the machine's supervisor.
+func (m *Machine) script(ctx context.Context, script string, args ...string) (string, error) {
+	return m.Run(ctx, append([]string{"sh", "-c", script}, args...)...)
 }
 
 // Service does what verb says to a service: start, stop or restart. Docker
 // answers when it returns.
 func (m *Machine) Service(ctx context.Context, service, verb string) error {
-	if _, err := m.Run(ctx, "service", service, verb); err != nil {
+	if _, err := m.script(ctx, m.services.service, service, verb); err != nil {
 		return err
 	}
 	if service == dockerService && verb != "stop" {
@@ -214,7 +214,7 @@ func (m *Machine) PowerOff(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
-	_, err := m.script(ctx, m.services.off, "")
+	_, err := m.script(ctx, m.services.off)
 	select {
 	case <-m.exited:
 		m.process = nil

@@ -56,9 +56,9 @@ type site struct {
 	machines []*Machine
 }
 
-// newSite boots machines of a recipe with the product installed, switched off,
-// and Docker running.
-func newSite(ctx context.Context, t *testing.T, r recipe, count int) *site {
+// newSite boots machines of a recipe and a variant with the product installed,
+// switched off, and Docker running.
+func newSite(ctx context.Context, t *testing.T, r recipe, v variant, count int) *site {
 	t.Helper()
 	requirements(t)
 	checkout, err := built()
@@ -69,7 +69,8 @@ func newSite(ctx context.Context, t *testing.T, r recipe, count int) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := lab.New(ctx, lab.Options{Hosts: count, Self: filepath.Join(checkout, "bin/flannel-lab")})
+	// One host more than machines: a peer that is not there.
+	l, err := lab.New(ctx, lab.Options{Hosts: count + 1, Self: filepath.Join(checkout, "bin/flannel-lab")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +88,7 @@ func newSite(ctx context.Context, t *testing.T, r recipe, count int) *site {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.Remove(dir) }) // empty by then
-	for _, h := range l.Hosts {
+	for _, h := range l.Hosts[:count] {
 		m, err := newMachine(r, base, filepath.Join(dir, h.Name), h)
 		if err != nil {
 			t.Fatal(err)
@@ -97,6 +98,9 @@ func newSite(ctx context.Context, t *testing.T, r recipe, count int) *site {
 				t.Error(err)
 			}
 		})
+		if err := v.choose(ctx, m); err != nil {
+			t.Fatal(err)
+		}
 		s.machines = append(s.machines, m)
 	}
 	s.each(t, func(m *Machine) error { return m.Boot(ctx) })
@@ -104,7 +108,7 @@ func newSite(ctx context.Context, t *testing.T, r recipe, count int) *site {
 		if out, err := exec.CommandContext(ctx, "make", "-C", checkout, "install", "DESTDIR="+m.Root).CombinedOutput(); err != nil {
 			return fmt.Errorf("make install: %w: %s", err, tail(string(out), 20))
 		}
-		_, err := m.script(ctx, m.services.installed, "")
+		_, err := m.script(ctx, m.services.installed)
 		return err
 	})
 	s.each(t, func(m *Machine) error { return loadImage(ctx, m) })

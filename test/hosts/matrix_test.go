@@ -19,12 +19,15 @@ type variant struct {
 	// iptables is the alternative that the name iptables stands for, for dockerd
 	// too.
 	iptables string
+	// native: the network config has EnableNFTables.
+	native bool
 }
 
 func variants() []variant {
 	return []variant{
-		{"iptables-nft", "iptables-nft"},
-		{"iptables-legacy", "iptables-legacy"},
+		{name: "iptables-nft", iptables: "iptables-nft"},
+		{name: "iptables-legacy", iptables: "iptables-legacy"},
+		{name: "nftables", iptables: "iptables-nft", native: true},
 	}
 }
 
@@ -37,7 +40,15 @@ type setup struct {
 
 func (s setup) String() string { return s.recipe.suite + "/" + s.walk.name + "/" + s.variant.name }
 
-// matrix has every setup, or the slice of it that `make test` has time for:
+// config is the network config.
+func (s setup) config() string {
+	if s.variant.native {
+		return strings.Replace(s.walk.config, "{", `{"EnableNFTables":true,`, 1)
+	}
+	return s.walk.config
+}
+
+// setups has every setup, or the slice of it that `make test` has time for:
 // every version, backend and variant once.
 func setups() []setup {
 	versions, backends, firewalls := []recipe{bookworm(), trixie(), forky()}, walks(), variants()

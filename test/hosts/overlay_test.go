@@ -31,11 +31,14 @@ type app struct {
 // newOverlay boots a site and goes through what a user does.
 func newOverlay(ctx context.Context, t *testing.T, set setup) *overlay {
 	t.Helper()
-	o := &overlay{site: newSite(ctx, t, set.recipe, 2), setup: set}
-	o.each(t, func(m *Machine) error { return set.variant.choose(ctx, m) })
+	o := &overlay{site: newSite(ctx, t, set.recipe, set.variant, 2), setup: set}
 	o.closeFirewall(ctx, t)
+	// With the config in place nobody waits for it.
+	if _, err := o.Client().Put(ctx, prefix+"/config", set.config()); err != nil {
+		t.Fatal(err)
+	}
 	o.startService(ctx, t)
-	o.putConfig(ctx, t, set.walk)
+	o.waitReady(ctx, t)
 	o.each(t, func(m *Machine) error { return m.Service(ctx, dockerService, "restart") })
 	version, err := o.machines[0].Run(ctx, "docker", "version", "--format={{.Server.Version}}")
 	if err != nil {
@@ -45,10 +48,8 @@ func newOverlay(ctx context.Context, t *testing.T, set setup) *overlay {
 	o.apps = make([]*app, len(o.machines))
 	t.Cleanup(o.closeApps)
 	o.each(t, func(m *Machine) error {
-		if _, err := m.Run(ctx, "docker", "run", "-d", "--restart=always", "--name=app", "-p", "8080:80", "busybox", "sleep", "86400"); err != nil {
-			return err
-		}
-		return nil
+		_, err := m.Run(ctx, "docker", "run", "-d", "--restart=always", "--stop-signal=KILL", "--name=app", "-p", "8080:80", "busybox", "sleep", "86400")
+		return err
 	})
 	if err := o.openApps(ctx); err != nil {
 		t.Fatal(err)
@@ -56,11 +57,12 @@ func newOverlay(ctx context.Context, t *testing.T, set setup) *overlay {
 	return o
 }
 
-// choose makes the variant the machine's, for Docker too.
+// choose makes the variant the machine's before it boots: rules that Docker wrote
+// to the other would stay there.
 func (v variant) choose(ctx context.Context, m *Machine) error {
 	for _, family := range []string{"iptables", "ip6tables"} {
 		path := "/usr/sbin/" + strings.Replace(v.iptables, "iptables", family, 1)
-		if _, err := m.Run(ctx, "update-alternatives", "--set", family, path); err != nil {
+		if err := command(ctx, "chroot", m.Root, "update-alternatives", "--set", family, path); err != nil {
 			return err
 		}
 	}
@@ -128,4 +130,27 @@ func wantPing(ctx context.Context, from, to *app) error {
 // bothWays runs f from each container to the other.
 func (o *overlay) bothWays(f func(from, to *app) error) error {
 	return errors.Join(f(o.apps[0], o.apps[1]), f(o.apps[1], o.apps[0]))
+}
+
+// waitPeers waits until both machines have so many peers.
+func (o *overlay) waitPeers(ctx context.Context, peers int) error {
+	for _, m := range o.machines {
+		if err := m.waitPeers(ctx, peers); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// processes are Docker's and the containers', by machine.
+func (o *overlay) processes(ctx context.Context) (string, error) {
+	var all strings.Builder
+	for _, m := range o.machines {
+		out, err := m.Run(ctx, "sh", "-c", "pidof dockerd; docker inspect --format={{.State.Pid}} app")
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&all, "%s: dockerd, app: %s\n", m.Name, strings.Join(strings.Fields(out), ", "))
+	}
+	return all.String(), nil
 }

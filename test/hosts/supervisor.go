@@ -8,9 +8,8 @@ const (
 	ourService    = "flanneld-go"
 )
 
-// supervisor is what boots a machine and runs its services. Both kinds know
-// `service NAME start`, stop and restart; the rest are scripts for a shell in
-// the machine.
+// supervisor is what boots a machine and runs its services. All but boot are
+// scripts for a shell in the machine.
 type supervisor struct {
 	// boot is the command that boots the machine and ends with it. Its only
 	// child is the machine's process 1.
@@ -27,6 +26,8 @@ type supervisor struct {
 	enable string
 	// off ends the machine in order, and need not wait for that.
 	off string
+	// service does to the service $0 what $1 says: start, stop or restart.
+	service string
 	// log prints the end of what the service $0 printed.
 	log string
 }
@@ -53,7 +54,9 @@ func systemd() supervisor {
 		installed: "systemctl daemon-reload",
 		enable:    "systemctl enable " + ourService,
 		off:       "systemctl poweroff --no-block",
-		log:       `journalctl -u "$0" --no-pager -n 60 -o short-precise`,
+		// Tests restart Docker more often than its unit takes for health.
+		service: `systemctl reset-failed "$0" && systemctl "$1" "$0"`,
+		log:     `journalctl -u "$0" --no-pager -n 60 -o short-precise`,
 	}
 }
 
@@ -74,6 +77,7 @@ func plain() supervisor {
 		installed: "true",
 		enable:    `cp /etc/init.d/` + dockerService + ` /etc/init.d/` + ourService,
 		off:       `for s in ` + dockerService + ` ` + ourService + `; do service $s stop; done; kill 1`,
+		service:   `service "$0" "$1"`,
 		log:       `tail -n 20 "/var/log/$0.log"`,
 	}
 }

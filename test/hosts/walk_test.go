@@ -48,7 +48,7 @@ func TestWalkThrough(t *testing.T) {
 func walkThrough(t *testing.T, r recipe, w walk) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	s := newSite(ctx, t, r, 2)
+	s := newSite(ctx, t, r, variants()[0], 2)
 	version, err := s.machines[0].Run(ctx, "docker", "version", "--format={{.Server.Version}}")
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +93,7 @@ func (s *site) startService(ctx context.Context, t *testing.T) {
 		if _, err := m.Pipe(ctx, strings.NewReader(settings), "tee", "/etc/default/flanneld-go"); err != nil {
 			return err
 		}
-		_, err := m.script(ctx, m.services.enable, "")
+		_, err := m.script(ctx, m.services.enable)
 		return err
 	})
 	began := time.Now()
@@ -102,7 +102,7 @@ func (s *site) startService(ctx context.Context, t *testing.T) {
 		defer cancel()
 		return m.Service(startCtx, ourService, "start")
 	})
-	t.Logf("the start without a config returned after %s", time.Since(began).Round(time.Millisecond))
+	t.Logf("the start of the service returned after %s", time.Since(began).Round(time.Millisecond))
 }
 
 // checkWaiting looks at what systemd says of a service without a config.
@@ -140,24 +140,27 @@ func (s *site) putConfig(ctx context.Context, t *testing.T, w walk) {
 // others.
 func (s *site) waitReady(ctx context.Context, t *testing.T) {
 	t.Helper()
-	s.each(t, func(m *Machine) error {
-		var last string
-		err := m.poll(ctx, "readiness", func() (bool, error) {
-			last, _ = m.Run(ctx, "flannelctl", "status", "--json")
-			var status struct {
-				Ready bool
-				Peers []struct{ Error string }
-			}
-			if err := json.Unmarshal([]byte(last), &status); err != nil {
-				return false, nil // not up yet
-			}
-			return status.Ready && len(status.Peers) == len(s.machines)-1, nil
-		})
-		if err != nil {
-			return fmt.Errorf("%w: %s", err, last)
+	s.each(t, func(m *Machine) error { return m.waitPeers(ctx, len(s.machines)-1) })
+}
+
+// waitPeers waits until the machine says that it is ready and has so many peers.
+func (m *Machine) waitPeers(ctx context.Context, peers int) error {
+	var last string
+	err := m.poll(ctx, "readiness", func() (bool, error) {
+		last, _ = m.Run(ctx, "flannelctl", "status", "--json")
+		var status struct {
+			Ready bool
+			Peers []struct{ Error string }
 		}
-		return nil
+		if err := json.Unmarshal([]byte(last), &status); err != nil {
+			return false, nil // not up yet
+		}
+		return status.Ready && len(status.Peers) == peers, nil
 	})
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, last)
+	}
+	return nil
 }
 
 // subnetOf returns a machine's FLANNEL_SUBNET.
@@ -317,6 +320,20 @@ func (s *site) checkPublishedPort(ctx context.Context, t *testing.T) {
 	}
 }
 
+// checkFirstStart looks at a boot, at which /run was empty: docker0 has the leased
+// address, and systemd started Docker once.
+func (s *site) checkFirstStart(ctx context.Context, t *testing.T, m *Machine, subnet string) {
+	t.Helper()
+	link, err := m.Run(ctx, "ip", "-o", "-4", "addr", "show", "docker0")
+	if err != nil || !strings.Contains(link, " "+subnet+" ") {
+		t.Errorf("%s: docker0 after the boot: %q (%v), want %s", m.Name, link, err, subnet)
+	}
+	journal, err := m.Run(ctx, "journalctl", "-b", "-u", "docker", "-t", "systemd", "-o", "cat", "--no-pager")
+	if starts := strings.Count(journal, "Starting docker.service"); err != nil || starts != 1 {
+		t.Errorf("%s: Docker was started %d times at the boot (%v), want 1:\n%s", m.Name, starts, err, journal)
+	}
+}
+
 // checkReboot reboots the second machine: same subnet, and traffic without a
 // hand.
 func (s *site) checkReboot(ctx context.Context, t *testing.T, w walk) {
@@ -340,6 +357,7 @@ func (s *site) checkReboot(ctx context.Context, t *testing.T, w walk) {
 	if before != after {
 		t.Errorf("subnet %s before the reboot, %s after it", before, after)
 	}
+	s.checkFirstStart(ctx, t, m, after)
 	addrs := make([]string, len(s.machines))
 	for i, m := range s.machines {
 		err := m.poll(ctx, "container app", func() (bool, error) {

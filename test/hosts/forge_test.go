@@ -1,0 +1,293 @@
+package hosts
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sys/unix"
+
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
+)
+
+// forgedPort is where the container listens.
+const forgedPort = 9999
+
+// lease is what etcd says of a machine.
+type lease struct {
+	PublicIP    netip.Addr
+	BackendType string
+	BackendData struct{ VtepMAC string }
+
+	subnet netip.Prefix
+}
+
+// leases are those in etcd, by the machines' addresses.
+func (o *overlay) leases(ctx context.Context) (map[netip.Addr]lease, error) {
+	r, err := o.Client().Get(ctx, prefix+"/subnets/", clientv3.WithPrefix())
+	if err != nil {
+		return nil, err
+	}
+	all := map[netip.Addr]lease{}
+	for _, kv := range r.Kvs {
+		var l lease
+		if err := json.Unmarshal(kv.Value, &l); err != nil {
+			return nil, fmt.Errorf("read lease: %w", err)
+		}
+		if l.subnet, err = netip.ParsePrefix(strings.Replace(path.Base(string(kv.Key)), "-", "/", 1)); err != nil {
+			return nil, fmt.Errorf("read lease: %w", err)
+		}
+		all[l.PublicIP] = l
+	}
+	return all, nil
+}
+
+// forger sends packets from one machine's own namespace, past everything that
+// its daemon and its firewall would say, to the container of the other.
+type forger struct {
+	from, to         *app
+	fromLease, lease lease // of both machines
+	tunnel           string
+}
+
+func (o *overlay) newForger(ctx context.Context, from, to *app) (*forger, error) {
+	all, err := o.leases(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &forger{
+		from: from, to: to, tunnel: o.walk.name,
+		fromLease: all[from.machine.Host.Addrs[0].Addr()], lease: all[to.machine.Host.Addrs[0].Addr()],
+	}, nil
+}
+
+// packet is a UDP datagram to the container with the source as its payload.
+func (f *forger) packet(source netip.Addr) []byte {
+	payload := source.String()
+	b := make([]byte, 28, 28+len(payload))
+	b[0] = 4<<4 | 5 // version, words of header
+	binary.BigEndian.PutUint16(b[2:], uint16(cap(b)))
+	b[8], b[9] = 64, unix.IPPROTO_UDP // TTL
+	copy(b[12:], source.AsSlice())
+	copy(b[16:], f.to.addr.AsSlice())
+	binary.BigEndian.PutUint16(b[10:], checksum(b[:20]))
+	binary.BigEndian.PutUint16(b[20:], forgedPort)
+	binary.BigEndian.PutUint16(b[22:], forgedPort)
+	binary.BigEndian.PutUint16(b[24:], uint16(8+len(payload)))
+	return append(b, payload...) // a UDP checksum of 0 is none
+}
+
+// checksum is that of RFC 1071.
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for i := 0; i < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
+
+// throughTunnel sends what a machine could say to be from the overlay.
+func (f *forger) throughTunnel(source netip.Addr) error {
+	inner := f.packet(source)
+	at := f.lease.PublicIP
+	switch f.tunnel {
+	case "udp":
+		return sendUDP(f.from.machine.Host.Node, netip.AddrPortFrom(at, 8285), inner)
+	case "vxlan":
+		to, err := net.ParseMAC(f.lease.BackendData.VtepMAC)
+		if err != nil {
+			return err
+		}
+		from, err := net.ParseMAC(f.fromLease.BackendData.VtepMAC)
+		if err != nil {
+			return err
+		}
+		// RFC 7348: flags, reserved, VNI 1, reserved.
+		frame := append([]byte{0x08, 0, 0, 0, 0, 0, 1, 0}, ethernet(to, from, inner)...)
+		return sendUDP(f.from.machine.Host.Node, netip.AddrPortFrom(at, 8472), frame)
+	default:
+		return f.byUplink(source)
+	}
+}
+
+func ethernet(to, from net.HardwareAddr, packet []byte) []byte {
+	frame := append(append([]byte{}, to...), from...)
+	return append(binary.BigEndian.AppendUint16(frame, unix.ETH_P_IP), packet...)
+}
+
+func sendUDP(from *lab.Node, to netip.AddrPort, payload []byte) error {
+	return from.Do(func() error {
+		conn, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(to))
+		if err != nil {
+			return err
+		}
+		_, err = conn.Write(payload)
+		return errors.Join(err, conn.Close())
+	})
+}
+
+// byUplink puts a packet on the wire as it is.
+func (f *forger) byUplink(source netip.Addr) error {
+	to, err := f.to.machine.Host.Links().LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	from, err := f.from.machine.Host.Links().LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	frame := ethernet(to.Attrs().HardwareAddr, from.Attrs().HardwareAddr, f.packet(source))
+	return f.from.machine.Host.Do(func() error {
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open packet socket: %w", err)
+		}
+		err = unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: from.Attrs().Index})
+		return errors.Join(err, unix.Close(fd))
+	})
+}
+
+// forgery is one kind of packet that must not arrive.
+type forgery struct {
+	name   string
+	source netip.Addr
+	send   func(netip.Addr) error
+}
+
+// wantDropped sends forgeries between two honest packets: these must arrive,
+// those not.
+func (f *forger) wantDropped(ctx context.Context, forgeries []forgery) error {
+	var conn *net.UDPConn
+	err := f.to.Do(func() error {
+		var err error
+		conn, err = net.ListenUDP("udp4", &net.UDPAddr{Port: forgedPort})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	honest := forgery{"honest", f.from.addr, f.throughTunnel}
+	if err := f.wantHonest(ctx, conn, honest); err != nil {
+		return err
+	}
+	for _, forged := range forgeries {
+		if err := forged.send(forged.source); err != nil {
+			return fmt.Errorf("send %s: %w", forged.name, err)
+		}
+	}
+	// What was under way is there when all that comes behind it is.
+	arrived := map[string]bool{}
+	if err := honest.send(honest.source); err != nil {
+		return err
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+		return err
+	}
+	buf := make([]byte, 1500)
+	for {
+		n, err := conn.Read(buf)
+		if err != nil {
+			break // the deadline
+		}
+		arrived[string(buf[:n])] = true
+	}
+	if !arrived[honest.source.String()] {
+		return errors.New("an honest packet behind the forged ones did not arrive: the cell proves nothing")
+	}
+	var errs []error
+	for _, forged := range forgeries {
+		if arrived[forged.source.String()] {
+			errs = append(errs, fmt.Errorf("a packet with the source %s (%s) reached the container", forged.source, forged.name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// wantHonest sends until one arrives: the first may only teach an address.
+func (f *forger) wantHonest(ctx context.Context, conn *net.UDPConn, honest forgery) error {
+	buf := make([]byte, 1500)
+	for {
+		if err := honest.send(honest.source); err != nil {
+			return fmt.Errorf("send honest: %w", err)
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+			return err
+		}
+		if _, err := conn.Read(buf); err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return errors.New("no honest packet arrives: the cell proves nothing")
+		}
+	}
+}
+
+// absent is a peer that has a lease and an address, and runs nothing.
+const absent = `{"PublicIP":"%s","BackendType":"%s","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:03"}}`
+
+// absentSubnet is its subnet; other addresses in the network are nobody's.
+var absentSubnet = netip.MustParsePrefix("172.20.251.0/24")
+
+// forgedCell sends sources that the network does not have by the tunnel, and
+// those that it has around the tunnel.
+func forgedCell(ctx context.Context, o *overlay) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	f, err := o.newForger(ctx, o.apps[1], o.apps[0])
+	if err != nil {
+		return "", err
+	}
+	forgeries := []forgery{{"a foreign source by the tunnel", netip.MustParseAddr("203.0.113.7"), f.throughTunnel}}
+	if o.walk.name != "host-gw" { // whose tunnel is the uplink
+		next := f.from.addr.Next()
+		forgeries = append(forgeries, forgery{"a source of the overlay by the uplink", next, f.byUplink})
+	}
+	return "", f.wantDropped(ctx, forgeries)
+}
+
+// forgedInsideCell sends sources of the network that are others', by the tunnel.
+func forgedInsideCell(ctx context.Context, o *overlay) (_ string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	f, err := o.newForger(ctx, o.apps[1], o.apps[0])
+	if err != nil {
+		return "", err
+	}
+	backendType := o.walk.name
+	if backendType == "udp" {
+		backendType = ""
+	}
+	key := prefix + "/subnets/" + strings.Replace(absentSubnet.String(), "/", "-", 1)
+	third := o.Hosts[2].Addrs[0].Addr()
+	if _, err := o.Client().Put(ctx, key, fmt.Sprintf(absent, third, backendType)); err != nil {
+		return "", err
+	}
+	defer func() {
+		_, removed := o.Client().Delete(context.WithoutCancel(ctx), key)
+		err = errors.Join(err, removed, o.waitPeers(ctx, 1))
+	}()
+	if err := o.waitPeers(ctx, 2); err != nil {
+		return "", err
+	}
+	// A plain packet's sender is told by its MAC, which somebody must have
+	// asked for.
+	if _, err := f.to.machine.Host.Ping(ctx, lab.PingOptions{To: third, Count: 1}); err != nil {
+		return "", err
+	}
+	return "", f.wantDropped(ctx, []forgery{
+		{"of another peer", absentSubnet.Addr().Next().Next(), f.throughTunnel},
+		{"of the machine's own subnet", f.to.addr.Next(), f.throughTunnel},
+	})
+}
