@@ -63,17 +63,17 @@ func TestJudge(t *testing.T) {
 			want: "network config at revision 9 is invalid, waiting for a valid one: " +
 				"Network: 10.5.0.0/33: must be an IPv4 network such as \"10.5.0.0/16\"\n" +
 				"SubnetLen: x: must be an integer without quotes\n" +
-				"Backend.Type: missing: is required in Backend | flannelctl config set",
+				"Backend.Type: missing: is required in Backend | flannelctl config set FILE, with a config that flannelctl config validate FILE takes",
 		},
 		{
 			name: "all problems of a backend", next: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":17000000,"Port":-1}}`,
 			want: "network config at revision 9 is invalid, waiting for a valid one: " +
 				"Backend.VNI: 17000000: must be between 1 and 16777215\n" +
-				"Backend.Port: -1: must be between 0 and 65535 | flannelctl config set",
+				"Backend.Port: -1: must be between 0 and 65535 | flannelctl config set FILE, with a config that flannelctl config validate FILE takes",
 		},
 		{
 			name: "a backend that does not exist", next: `{"Network":"10.5.0.0/16","Backend":{"Type":"wormhole"}}`,
-			want: `network config at revision 9 is invalid, waiting for a valid one: Backend.Type: "wormhole": must be one of alloc, host-gw, udp, vxlan: unknown backend | flannelctl config set`,
+			want: `network config at revision 9 is invalid, waiting for a valid one: Backend.Type: "wormhole": must be one of alloc, host-gw, udp, vxlan: unknown backend | flannelctl config set FILE, with a config that flannelctl config validate FILE takes`,
 		},
 		{
 			name: "gone at run time", first: running,
@@ -87,7 +87,7 @@ func TestJudge(t *testing.T) {
 		},
 		{
 			name: "invalid at run time", first: running, next: `{`,
-			want: "network config at revision 9 is invalid, keeping that of revision 4: line 1, column 2: unexpected end of JSON input | flannelctl config set",
+			want: `network config at revision 9 is invalid, keeping that of revision 4: line 1, column 2: unexpected end of JSON input | flannelctl config set '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7}}' puts the former one back`,
 		},
 		{
 			name: "another network at run time", first: running, next: `{"Network":"10.6.0.0/16","Backend":{"Type":"vxlan","VNI":7}}`,

@@ -200,6 +200,9 @@ func TestFence(t *testing.T) {
 					t.Errorf("%s, ready %t", s.Line(), s.Ready)
 				}
 				paths = append(paths, s.Backend.DataPath)
+				if got, want := h.problem(status.ComponentLease).Hint, "systemctl restart flanneld-go takes another subnet; flannelctl release "+former+" --yes gives this one back, if its holder is gone"; got != want {
+					t.Errorf("try: %s\nwant %s", got, want)
+				}
 				for _, f := range s.Files {
 					if f.State != fileWithdrawn {
 						t.Errorf("file %+v, want it withdrawn", f)

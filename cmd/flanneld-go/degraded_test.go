@@ -57,7 +57,7 @@ func TestLoopUnreadableKey(t *testing.T) {
 		}
 		h.eventually(soon, "the key is a problem", func() bool {
 			p := h.problem(status.ComponentPeers)
-			return strings.HasPrefix(p.Message, "1 keys in etcd are no leases, the first: ") && strings.Contains(p.Message, "10.5.99.0-24") && p.Hint == "flannelctl leases"
+			return strings.HasPrefix(p.Message, "1 keys in etcd are no leases, the first: ") && strings.Contains(p.Message, "10.5.99.0-24") && p.Hint == "flannelctl release '10.5.99.0-24' --yes deletes such a key"
 		})
 		h.data.DeleteKey("10.5.99.0-24")
 		h.eventually(soon, "no problem any more", func() bool { return h.problem(status.ComponentPeers) == status.Problem{} })

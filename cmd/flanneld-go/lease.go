@@ -76,7 +76,7 @@ func (l *loop) takeLease(ctx context.Context) error {
 		return &fatal{fmt.Errorf("this host's subnet is now %s, by a network config that only a restart can follow", s.Lease.Subnet)}
 	}
 	if l.mustWithdraw(s) {
-		return l.withdraw(ctx, withHint(fmt.Errorf("lease of %s is in conflict, data path and files are withdrawn: %s", s.Lease.Subnet, s.Why), "flannelctl leases"))
+		return l.withdraw(ctx, withHint(fmt.Errorf("lease of %s is in conflict, data path and files are withdrawn: %s", s.Lease.Subnet, s.Why), "%s", l.outOfConflict(s)))
 	}
 	l.lease.withdrawn, l.lease.former = false, ""
 	return l.standing(s)
@@ -111,7 +111,7 @@ func (l *loop) followLease(s *subnet.KeeperStatus) {
 func (l *loop) standing(s *subnet.KeeperStatus) error {
 	switch s.State {
 	case subnet.StateConflict:
-		err := withHint(fmt.Errorf("lease of %s is in conflict: %s", s.Lease.Subnet, s.Why), "flannelctl leases")
+		err := withHint(fmt.Errorf("lease of %s is in conflict: %s", s.Lease.Subnet, s.Why), "%s", l.outOfConflict(s))
 		if l.opts.onConflict == subnet.Keep {
 			// We go on, but peers send elsewhere.
 			return &untrue{err}
@@ -126,6 +126,15 @@ func (l *loop) standing(s *subnet.KeeperStatus) error {
 	case subnet.StateValid, subnet.StateDegraded, subnet.StateEnded:
 	}
 	return l.sharedByUs()
+}
+
+// outOfConflict says what to type when another holds our subnet. A start leases
+// what it can get, whatever the policy of a host that runs.
+func (l *loop) outOfConflict(s *subnet.KeeperStatus) string {
+	if l.opts.onConflict == subnet.Renumber {
+		return "flannelctl leases; it takes another subnet by itself as soon as one is free"
+	}
+	return fmt.Sprintf("systemctl restart flanneld-go takes another subnet; flannelctl release %s --yes gives this one back, if its holder is gone", s.Lease.Subnet)
 }
 
 // cachedLease reports whether the cache holds a lease that was still ours, and

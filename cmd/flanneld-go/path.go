@@ -72,29 +72,33 @@ func (l *loop) reportPeers(failed map[subnet.Subnet]string) {
 			n++
 		}
 	}
-	var parts []string
-	hint := "flannelctl status"
+	var parts, hints []string
 	if n > 0 {
 		parts = append(parts, fmt.Sprintf("%d of %d peers have no path: %s", n, len(l.path.peers)+len(l.path.refused), l.firstFailures(failed)))
 	}
+	if n > mostNamed {
+		hints = append(hints, "flannelctl status lists them")
+	}
 	if len(bad) > 0 {
 		parts = append(parts, fmt.Sprintf("%d keys in etcd are no leases, the first: %v", len(bad), bad[0].Err))
-		hint = "flannelctl leases"
+		hints = append(hints, "flannelctl release "+quoted(bad[0].Key)+" --yes deletes such a key")
 	}
 	if clash, release := l.sharedByPeers(); clash != "" {
 		parts = append(parts, clash)
-		hint = release
+		hints = append(hints, release)
 	}
 	var err error
 	if len(parts) > 0 {
-		err = withHint(errors.New(strings.Join(parts, "; ")), "%s", hint)
+		err = withHint(errors.New(strings.Join(parts, "; ")), "%s", strings.Join(hints, "; "))
 	}
 	l.report(stage{component: status.ComponentPeers}, err)
 }
 
-// firstFailures names up to three of them.
+// mostNamed is how many peers without a path a problem names.
+const mostNamed = 3
+
+// firstFailures names the first of them.
 func (l *loop) firstFailures(failed map[subnet.Subnet]string) string {
-	const most = 3
 	var names []string
 	for _, p := range l.path.peers {
 		if why, ok := failed[p.Subnet]; ok {
@@ -108,8 +112,8 @@ func (l *loop) firstFailures(failed map[subnet.Subnet]string) string {
 	}
 	text := ""
 	for i, name := range names {
-		if i == most {
-			return text + fmt.Sprintf("; and %d more", len(names)-most)
+		if i == mostNamed {
+			return text + fmt.Sprintf("; and %d more", len(names)-mostNamed)
 		}
 		if i > 0 {
 			text += "; "

@@ -151,14 +151,14 @@ func TestReportPeers(t *testing.T) {
 	}
 	message := func() string {
 		for _, p := range l.board.Snapshot().Problems {
-			if p.Component == status.ComponentPeers && !p.Blocking && strings.HasPrefix(p.Hint, "flannelctl ") {
-				return p.Message
+			if p.Component == status.ComponentPeers && !p.Blocking {
+				return p.Message + " | " + p.Hint
 			}
 		}
 		return ""
 	}
 	l.reportPeers(failed)
-	want := "2 of 3 peers have no path: peer 10.5.1.0/24: refused; peer 10.5.3.0/24: refused"
+	want := "2 of 3 peers have no path: peer 10.5.1.0/24: refused; peer 10.5.3.0/24: refused | "
 	if got := message(); got != want {
 		t.Errorf("problem %q, want %q", got, want)
 	}
@@ -166,10 +166,21 @@ func TestReportPeers(t *testing.T) {
 		l.path.refused = append(l.path.refused, refusal{lease: testLease(prefix, "198.18.0.9", 9), why: "lies outside"})
 	}
 	l.reportPeers(failed)
-	want = "4 of 5 peers have no path: peer 10.5.1.0/24: refused; peer 10.5.3.0/24: refused; 10.6.1.0/24 at 198.18.0.9 lies outside; and 1 more"
+	want = "4 of 5 peers have no path: peer 10.5.1.0/24: refused; peer 10.5.3.0/24: refused; 10.6.1.0/24 at 198.18.0.9 lies outside; and 1 more | flannelctl status lists them"
 	if got := message(); got != want {
 		t.Errorf("problem %q, want %q", got, want)
 	}
+	// Each thing that is wrong comes with what to type against it.
+	l.path.bad = []subnet.BadKey{{Key: "it's", Err: errors.New("no subnet")}}
+	l.path.clashes = []clash{{netip.MustParseAddr("198.18.0.7"), []subnet.Lease{testLease("10.5.7.0/24", "198.18.0.7", 8), testLease("10.5.6.0/24", "198.18.0.7", 7)}}}
+	l.path.refused = nil
+	l.reportPeers(nil)
+	want = "1 keys in etcd are no leases, the first: no subnet; several owners publish 198.18.0.7: 10.5.7.0/24 of node node 198.18.0.7 and 10.5.6.0/24 of node node 198.18.0.7" +
+		" | flannelctl release 'it'\\''s' --yes deletes such a key; flannelctl release 10.5.6.0/24 --yes, if that host is gone; else give one of them another --public-ip"
+	if got := message(); got != want {
+		t.Errorf("problem %q, want %q", got, want)
+	}
+	l.path.bad, l.path.clashes = nil, nil
 	l.path.refused = nil
 	l.reportPeers(nil)
 	if got := message(); got != "" {

@@ -78,7 +78,13 @@ func (l *loop) sharedByPeers() (problem, hint string) {
 	if len(others) > 1 {
 		problem += fmt.Sprintf("; and %d more such addresses", len(others)-1)
 	}
-	return problem, "flannelctl release --yes of the one that is stale, or another --public-ip for one of the hosts"
+	stale := first.leases[0]
+	for _, x := range first.leases[1:] { // the host that is there now came last
+		if x.Created < stale.Created {
+			stale = x
+		}
+	}
+	return problem, fmt.Sprintf("flannelctl release %s --yes, if that host is gone; else give one of them another --public-ip", stale.Subnet)
 }
 
 // listHolders names leases by subnet and owner.

@@ -155,7 +155,10 @@ func (l *loop) judge(doc subnet.Document) error {
 		return l.noConfig()
 	}
 	cfg, err := catalog.Parse(doc.Text)
-	set := "flannelctl config set"
+	set := "flannelctl config set FILE, with a config that flannelctl config validate FILE takes"
+	if l.config.current != nil {
+		set = "flannelctl config set " + quoted(l.config.doc.Text) + " puts the former one back"
+	}
 	switch {
 	case err != nil && l.config.current == nil:
 		return withHint(fmt.Errorf("network config at revision %d is invalid, waiting for a valid one: %w", doc.Modified, err), "%s", set)
@@ -192,7 +195,7 @@ func (l *loop) noConfig() error {
 	return fmt.Errorf("no network config yet: waiting for key %s at %s; put one with: %s", key, where, put)
 }
 
-// quoted is a config as one word of a shell, on one line.
+// quoted is a config, or a key, as one word of a shell, on one line.
 func quoted(config string) string {
 	var line bytes.Buffer
 	if json.Compact(&line, []byte(config)) == nil {
@@ -319,11 +322,11 @@ func (l *loop) takeBackend(ctx context.Context) error {
 	}
 	l.saved.BackendType, l.saved.Backend = l.config.current.BackendType, backendObject(l.config.current)
 	l.saved.Ranges = ranges(l.config.current)
-	l.saved.SubnetFile, l.saved.DockerOptions = l.opts.subnetFile, l.opts.dockerOptions
+	l.saved.SubnetFile, l.saved.DockerOptions, l.saved.DockerNetwork = l.opts.subnetFile, l.opts.dockerOptions, l.opts.dockerNetwork
 	l.saveHost()
 	l.backend, l.attrs = b, attrs
 	l.board.Update(func(s *status.Status) {
-		s.Backend = status.Backend{Type: l.config.current.BackendType, Devices: b.Tunnel().Devices, MTU: b.MTU(), Port: int(b.Tunnel().Port)}
+		s.Backend = status.Backend{Type: l.config.current.BackendType, Devices: b.Tunnel().Devices, Direct: b.Tunnel().Direct, MTU: b.MTU(), Port: int(b.Tunnel().Port)}
 	})
 	return nil
 }
