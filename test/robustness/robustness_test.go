@@ -18,8 +18,9 @@ import (
 )
 
 const (
-	// fixedSeed is that of the run which is the same every time.
-	fixedSeed = 664
+	// fixedSeed is that of the run which is the same every time: of many, the
+	// one whose minute has the most kinds of faults, usurp and wipe among them.
+	fixedSeed = 3191
 	// leaseTTL is as short as lets a host fail twice in it.
 	leaseTTL = 5 * time.Second
 	// slice is how long each of the two schedules of make test is.

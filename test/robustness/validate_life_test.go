@@ -52,6 +52,11 @@ func TestRouteFollows(t *testing.T) {
 			s.hooks["h2"] = withoutRoute("10.5.4.0/24")
 			s.then(20 * sec)
 		}, want: []string{"route-follows h2 26s"}},
+		{name: "an operator's new lease", then: func(s *story) {
+			s.byOperator(func() { s.putLeased(home(8), stranger) })
+			s.hooks["h2"] = withoutRoute("10.5.8.0/24")
+			s.then(20 * sec)
+		}, want: []string{"route-follows h2 26s"}},
 		{name: "next hop without an address", then: func(s *story) {
 			s.then(sec)
 			s.hooks["h3"] = func(x *Sample) { x.Routes[0].Via = netip.Addr{} }

@@ -159,7 +159,7 @@ func (e *evidence) oldMAC(s Sample, r Route) bool {
 }
 
 // expected are the peers' leases that a host in s must have a path to: those that
-// daemons wrote, have been there for React, and that nothing speaks against.
+// have been there for React, whoever wrote them, and that nothing speaks against.
 func (e *evidence) expected(s Sample) []*holding {
 	from := s.From - e.bounds.React
 	if !isReady(s.Status) || !e.ableFor(s.Host, s.From, e.bounds.Heal) {
@@ -184,7 +184,7 @@ func (e *evidence) expected(s Sample) []*holding {
 
 // routable reports whether nothing speaks against a path of us to h.
 func (s *state) routable(h *holding, us Host) bool {
-	if h.err != nil || h.Operator || h.has(us.Addr) || len(s.overlapping(h)) > 0 {
+	if h.err != nil || h.has(us.Addr) || len(s.overlapping(h)) > 0 {
 		return false
 	}
 	own := s.of(ownerOf(us))
