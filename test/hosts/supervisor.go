@@ -137,7 +137,7 @@ start)
 	. "/etc/default/$name"
 	set +a
 	exec start-stop-daemon --start --oknodo --background --no-close --make-pidfile --pidfile "/run/$name.sv" \
-		--startas "$(command -v "$daemon")" -- $FLANNEL_OPTIONS >>"/var/log/$name.log" 2>&1 ;;
+		$START_OPTIONS --startas "$(command -v "$daemon")" -- $FLANNEL_OPTIONS >>"/var/log/$name.log" 2>&1 ;;
 stop)
 	exec start-stop-daemon --stop --oknodo --retry TERM/15/KILL/5 --remove-pidfile --pidfile "/run/$name.sv" ;;
 restart)
