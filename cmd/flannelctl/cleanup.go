@@ -20,6 +20,7 @@ import (
 	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 	"github.com/flanneld-go/flanneld-go/daemonconfig"
+	"github.com/flanneld-go/flanneld-go/daemonconfig/dockerd"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -92,6 +93,9 @@ func planCleanup(dir statedir.Dir, saved statedir.Host, host kernel.Host, log *s
 			return firewall.RestoreForwarding(host, []firewall.SysctlChange{c})
 		}})
 	}
+	if name := saved.DockerNetwork; name != "" {
+		steps = append(steps, cleanup{"remove docker network " + name, func(ctx context.Context) error { return dropNetwork(ctx, name) }})
+	}
 	memory := filepath.Join(string(dir), "docker.json")
 	// One that cannot be read fails its step alone.
 	if m, err := daemonconfig.LoadMemory(memory); err != nil || m.Path != "" {
@@ -124,6 +128,16 @@ func formerBackend(dir statedir.Dir, saved statedir.Host, host kernel.Host, log 
 		return nil, fmt.Errorf("find out what backend %s left: %w", saved.BackendType, err)
 	}
 	return b, nil
+}
+
+// dropNetwork removes our network from Docker. A Docker that is down is no reason
+// to stop, but one to say so.
+func dropNetwork(ctx context.Context, name string) error {
+	_, err := dockerd.NewClient(dockerd.DefaultSocket).Drop(ctx, name)
+	if errors.Is(err, dockerd.ErrDown) {
+		return fmt.Errorf("%w: start it, then docker network rm %s", err, name)
+	}
+	return err
 }
 
 func removeFile(path string) error {

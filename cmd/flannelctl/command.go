@@ -14,6 +14,7 @@ import (
 	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/version"
+	"github.com/flanneld-go/flanneld-go/daemonconfig/dockerd"
 	"github.com/flanneld-go/flanneld-go/subnet"
 	"github.com/flanneld-go/flanneld-go/subnet/etcdstore"
 )
@@ -46,6 +47,7 @@ type invocation struct {
 	node     string
 	publicIP string
 	stateDir string
+	docker   string
 	yes      bool
 }
 
@@ -59,6 +61,7 @@ func commands() []command {
 		{name: "leases", help: "list all leases with owner and remaining time", register: leasesFlags, run: runLeases},
 		{name: "reserve", args: "SUBNET", takes: 1, help: "make a subnet one host's for ever: --node ID or --public-ip IP", register: reserveFlags, run: runReserve},
 		{name: "release", args: "SUBNET", takes: 1, help: "end a reservation, or with --yes the lease of a host that is gone", register: releaseFlags, run: runRelease},
+		{name: "docker network create", args: "NAME", takes: 1, help: "make a Docker network on this host's subnet, as the daemon does with --docker-network", register: dockerFlags, run: runNetworkCreate},
 		{name: "cleanup", help: "remove devices, routes, rules and settings that the daemon left on this host", register: cleanupFlags, run: runCleanup},
 	}
 }
@@ -72,6 +75,10 @@ func etcdFlags(inv *invocation, fs *pflag.FlagSet) { inv.etcd.Register(fs) }
 func leasesFlags(inv *invocation, fs *pflag.FlagSet) {
 	etcdFlags(inv, fs)
 	jsonFlag(inv, fs)
+}
+
+func dockerFlags(inv *invocation, fs *pflag.FlagSet) {
+	fs.StringVar(&inv.docker, "docker-socket", dockerd.DefaultSocket, "Docker's unix `socket`")
 }
 
 func cleanupFlags(inv *invocation, fs *pflag.FlagSet) {

@@ -5,6 +5,7 @@
 //	flannelctl status                      <- unix socket of the daemon
 //	flannelctl config get|set|validate     <- etcd
 //	flannelctl leases|reserve|release      <- etcd
+//	flannelctl docker network create       <- the daemon and Docker's socket
 //	flannelctl cleanup                     <- this host's kernel and files
 //
 // Where etcd is, it learns from flags, else from the environment, else from the

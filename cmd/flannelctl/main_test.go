@@ -124,6 +124,7 @@ Commands:
   leases                       list all leases with owner and remaining time
   reserve SUBNET               make a subnet one host's for ever: --node ID or --public-ip IP
   release SUBNET               end a reservation, or with --yes the lease of a host that is gone
+  docker network create NAME   make a Docker network on this host's subnet, as the daemon does with --docker-network
   cleanup                      remove devices, routes, rules and settings that the daemon left on this host
   version                      print the version
 

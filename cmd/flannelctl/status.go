@@ -71,6 +71,9 @@ func printStatus(out io.Writer, s status.Status, now time.Time) error {
 	for _, r := range oddities(s) {
 		row(r[0], "%s", r[1])
 	}
+	if s.Docker != nil {
+		row("docker", "%s", dockerLine(*s.Docker))
+	}
 	row("peers", "%s", peersLine(s))
 	if err := w.Flush(); err != nil {
 		return err
@@ -159,6 +162,30 @@ func leaseLine(l status.Lease, now time.Time) string {
 	}
 	if l.Reason != "" {
 		line += ": " + l.Reason
+	}
+	return line
+}
+
+// dockerLine is what Docker is and has.
+func dockerLine(d status.Docker) string {
+	line := orDash(d.Version)
+	if !d.Running {
+		line += ", not running"
+	}
+	if d.Firewall != "" {
+		line += ", firewall " + d.Firewall
+	}
+	if d.Bridge != "" {
+		line += ", " + strings.TrimSpace(d.Bridge+" "+strings.Join(d.Addresses, " "))
+		if d.MTU != 0 {
+			line += fmt.Sprintf(" mtu %d", d.MTU)
+		}
+	}
+	if d.Network != "" {
+		line += ", network " + d.Network
+	}
+	if len(d.Differs) > 0 {
+		line += "; DIFFERS: " + strings.Join(d.Differs, "; ") + ": " + d.Hint
 	}
 	return line
 }

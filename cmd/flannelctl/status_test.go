@@ -38,7 +38,16 @@ func running() status.Status {
 
 func TestStatusScreens(t *testing.T) {
 	tests := map[string]func(*status.Status){
-		"running":     func(*status.Status) {},
+		"running": func(*status.Status) {},
+		"docker": func(s *status.Status) {
+			s.Docker = &status.Docker{
+				Version: "28.5.2", Running: true, Firewall: "iptables", Bridge: "docker0", Addresses: []string{"172.17.0.1/16"}, MTU: 1500,
+				Differs: []string{"docker0 has not 10.5.72.1/24, this host's subnet", "docker0 has mtu 1500 and not 1430"}, Hint: "systemctl restart docker",
+			}
+		},
+		"docker_down": func(s *status.Status) {
+			s.Docker = &status.Docker{Network: "flannel"}
+		},
 		"reservation": func(s *status.Status) { s.Lease.Reservation, s.Lease.Expires = true, time.Time{} },
 		"degraded": func(s *status.Status) {
 			s.State, s.Etcd.Connected, s.Lease.State, s.Lease.Reason = status.StateDegraded, false, "unproven", "etcd is silent"

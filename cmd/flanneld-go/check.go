@@ -70,6 +70,10 @@ func (l *loop) printPlan(out io.Writer, world subnet.World) error {
 		fmt.Fprintf(out, "          %s at %s %s\n", r.lease.Subnet, publicIP(r.lease), r.why)
 	}
 	fmt.Fprintf(out, "\n%s:\n%s", l.opts.subnetFile, indent(string(l.env().Format())))
+	if l.opts.dockerNetwork != "" {
+		fmt.Fprintf(out, "\ndocker network %s:\n  bridge %s, subnet %s, mtu %d\n", l.opts.dockerNetwork, l.dockerSpec().Bridge(), l.lease.own.Subnet, l.backend.MTU())
+		return nil
+	}
 	if l.opts.dockerOptions != "" {
 		fmt.Fprintf(out, "\n%s:\n%s", l.opts.dockerOptions, indent(string(daemonconfig.OptionsFile(l.env()))))
 		return nil

@@ -111,7 +111,7 @@ func (l *loop) takeDown(ctx context.Context) error {
 		l.path.stop = nil
 	}
 	l.path.applied, l.path.steady = false, false
-	errs := []error{l.backend.Cleanup(ctx), l.withdrawFiles()}
+	errs := []error{l.backend.Cleanup(ctx), l.withdrawFiles(), l.dropDockerNetwork(ctx)}
 	for _, err := range joined(l.firewall.Cleanup(ctx)) {
 		// Without tools there are no rules of ours.
 		if !errors.Is(err, firewall.ErrNoTools) {
@@ -203,6 +203,8 @@ func (l *loop) renumbered(former subnet.Subnet, s *subnet.KeeperStatus) {
 	}
 	docker := "is not configured by us: restart what reads the subnet file"
 	switch {
+	case l.opts.dockerNetwork != "":
+		docker = "has the network " + l.opts.dockerNetwork + ", which is made anew when no container belongs to it"
 	case l.opts.dockerConfig == "" && l.opts.dockerOptions == "":
 	case l.opts.dockerRestart == "on-change":
 		docker = "is restarted now if it runs: its containers get new addresses"

@@ -46,6 +46,7 @@ type daemon struct {
 	store    store
 	firewall *firewall.Firewall
 	notify   systemd.Notifier
+	units    units
 }
 
 // newDaemon builds the graph. It reads files that options name, and touches
@@ -78,6 +79,7 @@ func newDaemon(opts options, log *slog.Logger) (*daemon, error) {
 		board:    status.NewBoard(clock.Now, initialStatus(opts, node)),
 		store:    store,
 		firewall: firewall.New(firewall.Options{Log: log}),
+		units:    systemdUnits{},
 	}, nil
 }
 

@@ -21,9 +21,9 @@ func TestWantRestart(t *testing.T) {
 		h.stop()
 		l := h.loop
 		ask := func() bool {
-			l.files.restart = false
+			l.docker.restart = false
 			l.wantRestart(t.Context())
-			return l.files.restart
+			return l.docker.restart
 		}
 		if ask() {
 			t.Error("wanted for what the file said before")

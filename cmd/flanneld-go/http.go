@@ -52,6 +52,9 @@ func (h health) mux() *http.ServeMux {
 		s := h.board.Snapshot()
 		if s.Ready {
 			fmt.Fprintln(w, "ok")
+			if s.Docker != nil && len(s.Docker.Differs) > 0 {
+				fmt.Fprintf(w, "%s: %s\n", status.ComponentDocker, strings.Join(s.Docker.Differs, "; "))
+			}
 			return
 		}
 		w.WriteHeader(http.StatusServiceUnavailable)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/backend/uplink"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
+	"github.com/flanneld-go/flanneld-go/daemonconfig/dockerd"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -39,6 +40,8 @@ type options struct {
 	dockerConfig  string
 	dockerOptions string
 	dockerRestart string
+	dockerNetwork string
+	dockerSocket  string // empty: Docker is not asked
 
 	ipMasq         bool
 	noFullyRandom  bool
@@ -111,6 +114,7 @@ func (r *rawOptions) register(fs *pflag.FlagSet) {
 	fs.StringVar(&r.dockerConfig, "docker-config", "", "Docker's config `file` to keep bip and mtu in, or none (default: "+defaultDockerConfig+" where dockerd is installed)")
 	fs.StringVar(&r.dockerOptions, "docker-options", "", "write Docker's options to this environment `file` instead, as mk-docker-opts.sh does")
 	fs.StringVar(&r.dockerRestart, "docker-restart", "never", "restart Docker when its subnet or MTU must change: never or on-change (`when`)")
+	fs.StringVar(&r.dockerNetwork, "docker-network", "", "keep a Docker bridge network of this `name` on our subnet, and leave docker0 as Docker makes it")
 	fs.BoolVar(&r.ipMasq, "ip-masq", false, "masquerade traffic that leaves the network")
 	fs.BoolVar(&r.noFullyRandom, "ip-masq-fully-random-disable", false, "masquerade without --random-fully")
 	fs.BoolVar(&r.forwardRules, "iptables-forward-rules", true, "accept forwarded traffic between our subnet and the network")
@@ -200,6 +204,15 @@ func (r *rawOptions) checkDocker(fs *pflag.FlagSet) error {
 	}
 	if r.dockerRestart != "never" && r.dockerRestart != "on-change" {
 		return cli.Usagef("--docker-restart: %q: must be never or on-change", r.dockerRestart)
+	}
+	r.dockerSocket = dockerd.DefaultSocket
+	if r.dockerNetwork != "" {
+		if err := dockerd.CheckName(r.dockerNetwork); err != nil {
+			return cli.Usagef("--docker-network: %w", err)
+		}
+		if r.dockerOptions != "" {
+			return cli.Usagef("--docker-network and --docker-options exclude each other: both give our subnet to a bridge of Docker's")
+		}
 	}
 	switch {
 	case r.dockerConfig == "none" || r.dockerOptions != "":
@@ -292,6 +305,8 @@ func newLogger(opts options, out io.Writer) *slog.Logger {
 // docker is what the daemon keeps for the container daemon, for the log.
 func (o options) docker() string {
 	switch {
+	case o.dockerNetwork != "":
+		return "network " + o.dockerNetwork
 	case o.dockerOptions != "":
 		return o.dockerOptions
 	case o.dockerConfig != "":

@@ -69,6 +69,7 @@ type loop struct {
 	lease   leaseState
 	path    pathState
 	files   fileState
+	docker  dockerState
 }
 
 // heartbeat is when the loop last finished a round.

@@ -70,6 +70,8 @@ type Host struct {
 	// SubnetFile and DockerOptions are the files written for others.
 	SubnetFile    string `json:"subnet_file,omitempty"`
 	DockerOptions string `json:"docker_options,omitempty"`
+	// DockerNetwork is the network that was kept in Docker.
+	DockerNetwork string `json:"docker_network,omitempty"`
 }
 
 // Remember adds sysctls to h. One that is known keeps its first value.

@@ -55,8 +55,10 @@ type Status struct {
 	BadKeys []BadKey `json:"bad_keys,omitempty"`
 	// SharedAddresses are those that leases of several owners publish.
 	SharedAddresses []SharedAddress `json:"shared_addresses,omitempty"`
-	Sync            Sync            `json:"sync"`
-	Files           []File          `json:"files"`
+	// Docker is nil where it is none of ours.
+	Docker *Docker `json:"docker,omitempty"`
+	Sync   Sync    `json:"sync"`
+	Files  []File  `json:"files"`
 }
 
 // Problem is one thing that is wrong.
@@ -155,9 +157,11 @@ const (
 
 // Backend is the encapsulation in use.
 type Backend struct {
-	Type     string            `json:"type"`
-	DataPath DataPath          `json:"data_path,omitempty"`
-	Devices  []string          `json:"devices"`
+	Type     string   `json:"type"`
+	DataPath DataPath `json:"data_path,omitempty"`
+	Devices  []string `json:"devices"`
+	// Direct: packets of peers also come in plainly, by the uplink.
+	Direct   bool              `json:"direct,omitempty"`
 	MTU      int               `json:"mtu"`
 	Port     int               `json:"port"`
 	Counters map[string]uint64 `json:"counters,omitempty"`
@@ -199,6 +203,29 @@ type Sync struct {
 	Failures    uint64    `json:"failures"`
 	Put         uint64    `json:"entries_put"`
 	Deleted     uint64    `json:"entries_deleted"`
+}
+
+// Docker is this host's.
+type Docker struct {
+	// Version is empty as long as it is not known.
+	Version string `json:"version,omitempty"`
+	Running bool   `json:"running"`
+	// Firewall is where its rules are: "iptables", "iptables+firewalld" or
+	// "nftables".
+	Firewall string `json:"firewall,omitempty"`
+	// Bridge is its default bridge, with what it really has; MTU is 0 where
+	// that cannot be told.
+	Bridge    string   `json:"bridge,omitempty"`
+	Addresses []string `json:"addresses,omitempty"`
+	MTU       int      `json:"mtu,omitempty"`
+	// Differs are how that is not as this host's subnet wants it, and Hint what
+	// to type.
+	Differs []string `json:"differs,omitempty"`
+	Hint    string   `json:"hint,omitempty"`
+	// Network is the one that is kept in place of the bridge.
+	Network string `json:"network,omitempty"`
+	// IPMasq: the daemon masquerades, so Docker must not.
+	IPMasq bool `json:"ip_masq"`
 }
 
 // File is a file kept for the container daemon.

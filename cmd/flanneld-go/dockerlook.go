@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+	"github.com/flanneld-go/flanneld-go/daemonconfig"
+	"github.com/flanneld-go/flanneld-go/daemonconfig/dockerd"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// dockerLook is how long what Docker said is good: rounds are more frequent
+// than Docker changes.
+const dockerLook = 5 * time.Second
+
+// dockerSeen is the Docker of this host as it was seen last.
+type dockerSeen struct {
+	// at is the uptime then; 0: never.
+	at time.Duration
+	// up: it answers.
+	up     bool
+	engine dockerd.Engine
+	// capabilities outlive a Docker that is down; their version is zero until
+	// it is known.
+	capabilities dockerd.Capabilities
+	// given are dockerd's flags.
+	given []dockerd.Given
+	// bridge is Docker's network on docker0, where there is one.
+	bridge *dockerd.Network
+}
+
+// held reports that docker0 cannot get another address now, restart or not.
+func (s *dockerSeen) held() bool {
+	return s.up && s.engine.Info.LiveRestore && s.engine.Info.ContainersRunning > 0
+}
+
+// client returns a client of this host's Docker.
+func (l *loop) dockerClient() *dockerd.Client {
+	socket := dockerd.Socket(l.docker.seen.given)
+	if socket == dockerd.DefaultSocket {
+		socket = l.opts.dockerSocket
+	}
+	return dockerd.NewClient(socket)
+}
+
+// lookAtDocker finds out what Docker is and has, if that is not known by now. A
+// Docker that cannot be asked is no problem of ours: what it has in the kernel
+// is looked at all the same.
+func (l *loop) lookAtDocker(ctx context.Context) {
+	s := &l.docker.seen
+	if l.opts.dockerSocket == "" || s.at != 0 && l.clock.Uptime()-s.at < dockerLook {
+		return
+	}
+	s.at = l.clock.Uptime()
+	ctx, cancel := context.WithTimeout(ctx, dockerAnswer)
+	defer cancel()
+	given, err := dockerd.Running(dockerd.PIDFile, "/proc")
+	if err == nil {
+		s.given = given
+	}
+	engine, err := l.dockerClient().Ask(ctx)
+	if err != nil {
+		if s.up || s.capabilities.Version == (dockerd.Version{}) {
+			l.lookAtStopped(ctx)
+		}
+		s.up, s.engine, s.bridge = false, dockerd.Engine{}, nil
+		if !errors.Is(err, dockerd.ErrDown) {
+			l.log.Debug("docker cannot be asked", "error", err)
+		}
+		return
+	}
+	if !s.up || s.engine.Name != engine.Name {
+		l.log.Info("docker found", "version", engine.Name, "api", engine.API, "firewall", dockerd.CapabilitiesOf(engine.Version, engine.Info).Firewall.String())
+	}
+	s.up, s.engine = true, engine
+	s.capabilities = dockerd.CapabilitiesOf(engine.Version, engine.Info)
+	s.bridge = nil
+	if n, err := l.dockerClient().Network(ctx, "bridge"); err == nil {
+		s.bridge = &n
+	}
+}
+
+// lookAtStopped finds out what would start: the program's version, and the
+// flags of its unit.
+func (l *loop) lookAtStopped(ctx context.Context) {
+	s := &l.docker.seen
+	if binary, err := exec.LookPath("dockerd"); err == nil {
+		if v, err := dockerd.BinaryVersion(ctx, binary); err == nil {
+			s.capabilities = dockerd.CapabilitiesOf(v, dockerd.Info{})
+		}
+	}
+	if unit, err := l.units.Unit(ctx); err == nil {
+		s.given = unit.Flags()
+	}
+}
+
+// knowsNetworkOpts reports whether Docker's file may say which MTU later
+// networks get. Of a Docker whose version is not known, the file as it is knows.
+func (l *loop) knowsNetworkOpts() bool {
+	c := l.docker.seen.capabilities
+	if c.Version != (dockerd.Version{}) {
+		return c.NetworkOpts
+	}
+	memory, err := daemonconfig.LoadMemory(l.memoryPath())
+	if err != nil {
+		return false
+	}
+	_, ok := memory.Keys["default-network-opts"]
+	return ok && memory.Path == l.opts.dockerConfig
+}
+
+// bridgeState is docker0 as the kernel has it.
+type bridgeState struct {
+	link  kernel.Link
+	addrs []netip.Prefix
+}
+
+// lookAtBridge returns docker0; nil: there is none.
+func (l *loop) lookAtBridge(ctx context.Context) (*bridgeState, error) {
+	link, err := l.host.LinkByName(ctx, dockerBridge)
+	if errors.Is(err, kernel.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look at %s: %w", dockerBridge, err)
+	}
+	list, err := l.host.Addrs(link.Index).List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look at %s: %w", dockerBridge, err)
+	}
+	b := &bridgeState{link: link}
+	for _, a := range list {
+		b.addrs = append(b.addrs, a.Prefix)
+	}
+	return b, nil
+}
+
+// dockerDiffers says how docker0, if there is one, differs from what Docker was
+// told.
+func (l *loop) dockerDiffers(ctx context.Context) ([]string, error) {
+	want := l.hostAddr()
+	bridge, err := l.lookAtBridge(ctx)
+	if err != nil || bridge == nil || !want.IsValid() {
+		return nil, err
+	}
+	var differs []string
+	if !slices.Contains(bridge.addrs, want) {
+		differs = append(differs, fmt.Sprintf("%s has not %s, this host's subnet", dockerBridge, want))
+	}
+	if have := l.bridgeMTU(bridge); have != 0 && have != l.backend.MTU() {
+		differs = append(differs, fmt.Sprintf("%s has mtu %d and not %d", dockerBridge, have, l.backend.MTU()))
+	}
+	if n := l.docker.seen.bridge; n != nil {
+		masquerade, known := n.Masquerade()
+		// An options file always says it, daemon.json only with --ip-masq.
+		said := l.opts.ipMasq || l.opts.dockerOptions != ""
+		if known && said && masquerade == l.opts.ipMasq {
+			differs = append(differs, map[bool]string{
+				true:  "Docker masquerades what leaves the host's subnet, as we do",
+				false: "Docker does not masquerade what leaves the host's subnet, and neither do we",
+			}[masquerade])
+		}
+	}
+	return differs, nil
+}
+
+// bridgeMTU is what Docker gives to containers on docker0; 0: not known. Docker
+// says it. Of the device it can be told only with a container on it: before, older
+// Dockers leave it as the kernel made it.
+func (l *loop) bridgeMTU(b *bridgeState) int {
+	if n := l.docker.seen.bridge; n != nil {
+		return n.MTU()
+	}
+	if b.link.Type == "bridge" && b.link.Running {
+		return b.link.MTU
+	}
+	return 0
+}
+
+// showDocker puts Docker on the board.
+func (l *loop) showDocker(ctx context.Context) {
+	s := &l.docker.seen
+	d := &status.Docker{Running: s.up, Network: l.opts.dockerNetwork, IPMasq: l.opts.ipMasq}
+	if s.up {
+		d.Version, d.Firewall = s.engine.Name, s.capabilities.Firewall.String()
+	} else if v := s.capabilities.Version; v != (dockerd.Version{}) {
+		d.Version = v.String()
+	}
+	if b, err := l.lookAtBridge(ctx); err == nil && b != nil {
+		d.Bridge, d.MTU = dockerBridge, l.bridgeMTU(b)
+		for _, a := range b.addrs {
+			if a.Addr().Is4() || l.lease.own.Subnet[subnet.IPv6].IsValid() {
+				d.Addresses = append(d.Addresses, a.String())
+			}
+		}
+	}
+	if l.opts.dockerNetwork == "" {
+		if differs, err := l.dockerDiffers(ctx); err == nil && len(differs) > 0 {
+			d.Differs = differs
+			var h *hintError
+			if asHint(l.differsProblem(differs), &h) {
+				d.Hint = h.hint
+			}
+		}
+	}
+	l.board.Update(func(st *status.Status) { st.Docker = d })
+}
