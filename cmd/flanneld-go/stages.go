@@ -322,11 +322,11 @@ func (l *loop) takeBackend(ctx context.Context) error {
 	}
 	l.saved.BackendType, l.saved.Backend = l.config.current.BackendType, backendObject(l.config.current)
 	l.saved.Ranges = ranges(l.config.current)
-	l.saved.SubnetFile, l.saved.DockerOptions = l.opts.subnetFile, l.opts.dockerOptions
+	l.saved.SubnetFile, l.saved.DockerOptions, l.saved.DockerNetwork = l.opts.subnetFile, l.opts.dockerOptions, l.opts.dockerNetwork
 	l.saveHost()
 	l.backend, l.attrs = b, attrs
 	l.board.Update(func(s *status.Status) {
-		s.Backend = status.Backend{Type: l.config.current.BackendType, Devices: b.Tunnel().Devices, MTU: b.MTU(), Port: int(b.Tunnel().Port)}
+		s.Backend = status.Backend{Type: l.config.current.BackendType, Devices: b.Tunnel().Devices, Direct: b.Tunnel().Direct, MTU: b.MTU(), Port: int(b.Tunnel().Port)}
 	})
 	return nil
 }
