@@ -155,7 +155,7 @@ func TestApplyFollowsDesired(t *testing.T) {
 		b.apply(t, vxlanDesired())
 
 		d := vxlanDesired()
-		d.Tunnel.Port, d.Peers = 4789, addrs("198.18.0.7")
+		d.Tunnel.Port, d.Peers = 4789, peers(addrs("198.18.0.7")...)
 		b.apply(t, d)
 		b.wantChain(t, "filter", "INPUT",
 			"-p udp -m udp --dport 4789 -j FLANNELD-GO-INPUT",
@@ -345,7 +345,7 @@ func TestBothFamilies(t *testing.T) {
 		d := vxlanDesired()
 		d.Networks[1], d.Own[1] = netip.MustParsePrefix("fd05::/32"), netip.MustParsePrefix("fd05:0:0:3::/64")
 		d.Tunnel.Devices = []string{"flannel.1", "flannel-v6.1"}
-		d.Peers = append(d.Peers, addrs("fd00:198:18::2", "fd00:198:18::3")...)
+		d.Peers = append(d.Peers, peers(addrs("fd00:198:18::2", "fd00:198:18::3")...)...)
 		b.apply(t, d)
 		b.wantPlaces(t)
 		v6.wantChain(t, "filter", chainInput,

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -163,5 +164,5 @@ func concerns(b []byte) bool {
 // watchedTables are those that decide on what we write: also by whether somebody
 // uses them.
 func watchedTables() []string {
-	return []string{"filter", "nat", tableRaw, "mangle", "security"}
+	return []string{"filter", "nat", tableRaw, "mangle", "security", native.TableName}
 }

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 
 	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -47,9 +48,10 @@ type Desired struct {
 	// Uplink is the name of the interface by which packets of peers come in
 	// plainly; needed if Tunnel.Direct.
 	Uplink string
-	// Peers are the addresses that peers send from, in any order, both
-	// families mixed; needed if Tunnel.Port is not zero.
-	Peers []netip.Addr
+	// Segments are the ranges of the uplink.
+	Segments []netip.Prefix
+	// Peers are all other hosts, in any order.
+	Peers []native.Peer
 	// ForwardRules: write the accepts in FORWARD, DOCKER-USER and raw
 	// PREROUTING (--iptables-forward-rules).
 	ForwardRules bool
@@ -59,6 +61,27 @@ type Desired struct {
 	// RandomFully: choose source ports at random where iptables can
 	// (not --ip-masq-fully-random-disable).
 	RandomFully bool
+	// Native: translate sources in our own table of nf_tables and not in
+	// iptables (EnableNFTables).
+	Native bool
+}
+
+// native is the part of d that our own table does.
+func (d Desired) native(nat bool) native.Desired {
+	return native.Desired{
+		Networks: d.Networks, Own: d.Own, Tunnel: d.Tunnel,
+		Uplink: d.Uplink, Segments: d.Segments, Peers: d.Peers,
+		NAT: nat, Masquerade: d.Masquerade, RandomFully: d.RandomFully,
+	}
+}
+
+// addresses are what peers send from.
+func (d Desired) addresses() []netip.Addr {
+	var out []netip.Addr
+	for _, p := range d.Peers {
+		out = append(out, p.PublicIP[:]...)
+	}
+	return out
 }
 
 // interfaces are the ways by which packets of peers come in and go out.
@@ -117,20 +140,35 @@ func tableNames() [3]string { return [3]string{tableRaw, "filter", "nat"} }
 // tableRaw is written only beside a Docker that drops in it: see directDrops.
 const tableRaw = "raw"
 
+// share is the part of a family's work that iptables does.
+type share struct {
+	// nat: translate sources.
+	nat bool
+	// drops: drop what the tunnel delivers from outside of the network.
+	drops bool
+	// randomFully: it knows how to choose ports at random.
+	randomFully bool
+}
+
 // compile says what one family's tables should hold of ours. It returns a spec
 // for each of tableNames, empty where nothing is wanted.
-func compile(d Desired, f subnet.Family, canRandomFully bool) []tableSpec {
+func compile(d Desired, f subnet.Family, does share) []tableSpec {
 	raw, filter, nat := tableSpec{name: tableRaw}, tableSpec{name: "filter"}, tableSpec{name: "nat"}
 	network, own := d.Networks[f], d.Own[f]
 	if network.IsValid() && own.IsValid() {
 		if d.ForwardRules {
 			raw.addArrivals(arrivals(d.interfaces(), network, own), own)
-			filter.addForwards(forwards(d.interfaces(), network, own))
+			var forged []rule
+			if does.drops {
+				forged = forgeries(d.Tunnel.Devices, network)
+			}
+			filter.addForwards(append(forged, forwards(d.interfaces(), network, own)...))
 		}
-		full := d.RandomFully && canRandomFully
-		nat.addNAT(translations(d, network, own, full))
+		if does.nat {
+			nat.addNAT(translations(d, network, own, d.RandomFully && does.randomFully))
+		}
 	}
-	filter.addInput(d.Tunnel.Port, peersOf(d.Peers, f))
+	filter.addInput(d.Tunnel.Port, peersOf(d.addresses(), f))
 	return []tableSpec{raw, filter, nat}
 }
 
@@ -197,6 +235,19 @@ func forwards(interfaces []string, network, own netip.Prefix) []rule {
 		out = append(out, in, rule{
 			src: own, dst: network, out: interfaces[i], target: "ACCEPT",
 			comment: Mark + ": out to the overlay",
+		})
+	}
+	return out
+}
+
+// forgeries are what our own table drops where the kernel has none, as far as
+// iptables can tell.
+func forgeries(devices []string, network netip.Prefix) []rule {
+	var out []rule
+	for _, name := range devices {
+		out = append(out, rule{
+			src: network, notSrc: true, in: name, target: "DROP",
+			comment: Mark + ": from outside of the network",
 		})
 	}
 	return out

@@ -20,12 +20,13 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 func TestCompile(t *testing.T) {
 	dual := func(d *Desired) {
 		d.Networks[subnet.IPv6], d.Own[subnet.IPv6] = netip.MustParsePrefix("fd05::/32"), netip.MustParsePrefix("fd05:0:0:3::/64")
-		d.Peers = append(d.Peers, addrs("fd00:198:18::2")...)
+		d.Peers = append(d.Peers, peers(addrs("fd00:198:18::2")...)...)
 	}
 	cases := []struct {
 		name   string
 		change func(*Desired)
 		family subnet.Family
+		drops  bool
 	}{
 		{name: "vxlan"},
 		{name: "vxlan-no-masquerade", change: func(d *Desired) { d.Masquerade = false }},
@@ -37,7 +38,9 @@ func TestCompile(t *testing.T) {
 		{name: "host-gw", change: func(d *Desired) { d.Tunnel = backend.Tunnel{Direct: true} }},
 		{name: "alloc", change: func(d *Desired) { d.Tunnel = backend.Tunnel{} }},
 		{name: "vxlan-dual-ipv6", change: dual, family: subnet.IPv6},
-		{name: "vxlan-ipv4-over-ipv6", family: subnet.IPv6, change: func(d *Desired) { d.Peers = addrs("fd00:198:18::2") }},
+		{name: "vxlan-ipv4-over-ipv6", family: subnet.IPv6, change: func(d *Desired) { d.Peers = peers(addrs("fd00:198:18::2")...) }},
+		{name: "vxlan-native", change: func(d *Desired) { d.Native = true }},
+		{name: "vxlan-no-nftables", drops: true},
 		{name: "off", family: subnet.IPv6},
 	}
 	for _, c := range cases {
@@ -47,7 +50,7 @@ func TestCompile(t *testing.T) {
 				c.change(&d)
 			}
 			var got strings.Builder
-			for _, spec := range compile(d, c.family, true) {
+			for _, spec := range compile(d, c.family, share{nat: !d.Native, drops: c.drops, randomFully: true}) {
 				if lines := plan(nil, spec); len(lines) > 0 {
 					got.WriteString(change{table: spec.name, lines: lines}.script())
 				}
@@ -86,7 +89,7 @@ func TestCompileKeepsItsInput(t *testing.T) {
 	devices := append(make([]string, 0, 4), "flannel.1")
 	d := vxlanDesired()
 	d.Tunnel.Devices, d.Tunnel.Direct = devices, true
-	compile(d, subnet.IPv4, true)
+	compile(d, subnet.IPv4, share{nat: true})
 	if got := devices[:2][1]; got != "" {
 		t.Errorf("compile wrote %q behind the devices", got)
 	}

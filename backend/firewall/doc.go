@@ -1,12 +1,23 @@
 // Package firewall lets the overlay through the firewall of a Docker host, and
 // nothing else: rules in iptables and ip6tables, in whichever of their variants
-// (nf_tables, legacy) the host uses.
+// (nf_tables, legacy) the host uses, and a table of our own in nf_tables.
 //
 //	Desired --- compile ---> tables: chains of ours, and where they are hooked
 //	                            |
 //	iptables-save --- parse --> plan --- restore --noflush ---> the kernel
 //	    ^                                                          |
 //	    +---------- read again: nothing left to do? <--------------+
+//	                                                               |
+//	Drift: somebody changed rules <--- nfnetlink events, a poll ---+
+//
+// # Who does what
+//
+// An accept stands where the drops are, and so in iptables. Forged packets are
+// dropped, with counters, by our own table: package native. Sources are translated
+// by iptables, or by our own table if the config has EnableNFTables or the host
+// has no iptables. What the kernel lacks for our own table iptables does: all of
+// the translation, and of the drops that of sources outside of the network that a
+// tunnel delivers for our containers.
 //
 // # What is written
 //
@@ -63,6 +74,15 @@
 //     whole; chains that are as they should be are not written.
 //   - Failures are joined; what could be done is done. Missing tools are
 //     [ErrNoTools].
+//
+// # Drift
+//
+// The kernel tells every change in nf_tables, of which those in tables of iptables'
+// names and in ours wake. Legacy tables tell nothing: four times a second their
+// sizes are looked at, once a second their rules, without running a program, and
+// only those of tables in use, since to ask for another makes the kernel create
+// it. Both together cost a tenth of a millisecond a second on a Docker host and 10
+// ms with 10,000 rules. A wake is never lost, and at most five come in a second.
 //
 // # Two variants
 //

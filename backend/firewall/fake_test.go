@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -234,4 +235,27 @@ func parsed(spec string) (line, error) {
 		return line{}, err
 	}
 	return line{spec: spec, rule: parseRule(words)}, nil
+}
+
+// fakeNative is our own table as it was last wanted.
+type fakeNative struct {
+	want native.Desired
+	// fail is what Apply and Cleanup return.
+	fail error
+	// applied is called by Apply.
+	applied func()
+}
+
+func (f *fakeNative) Apply(_ context.Context, d native.Desired) error {
+	f.want = d
+	if f.applied != nil {
+		f.applied()
+	}
+	return f.fail
+}
+
+func (f *fakeNative) Cleanup(ctx context.Context) error { return f.Apply(ctx, native.Desired{}) }
+
+func (f *fakeNative) Counters() (map[string]uint64, error) {
+	return map[string]uint64{native.ForeignSource: 1}, nil
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -25,17 +26,30 @@ var (
 type Options struct {
 	// Log is told what had to be changed; nil: slog.Default.
 	Log *slog.Logger
-	// Tools is the door to the firewall; nil: a new Exec.
+	// Tools is the door to iptables; nil: a new Exec.
 	Tools Tools
+	// Native is our own table of nf_tables; nil: a new native.Table.
+	Native Native
+}
+
+// Native is what is needed of a [native.Table], which is the real one.
+type Native interface {
+	Apply(ctx context.Context, d native.Desired) error
+	Cleanup(ctx context.Context) error
+	Counters() (map[string]uint64, error)
 }
 
 // Firewall keeps the rules of one host. Its methods are safe for concurrent
 // use; they run one after the other.
 type Firewall struct {
-	log   *slog.Logger
-	tools Tools
+	log    *slog.Logger
+	tools  Tools
+	native Native
 
 	mu sync.Mutex
+	// lacks is what our own table could not do the last time, so that
+	// iptables does it.
+	lacks lacks
 	// clean are the families that have been found without anything of ours
 	// since the last Apply that wanted something there.
 	clean subnet.ByFamily[bool]
@@ -43,55 +57,147 @@ type Firewall struct {
 
 // New returns a Firewall that has not acted yet.
 func New(o Options) *Firewall {
-	f := &Firewall{log: o.Log, tools: o.Tools}
+	f := &Firewall{log: o.Log, tools: o.Tools, native: o.Native}
 	if f.log == nil {
 		f.log = slog.Default()
 	}
 	if f.tools == nil {
 		f.tools = &Exec{}
 	}
+	if f.native == nil {
+		f.native = native.New(native.Options{Log: f.log})
+	}
 	return f
 }
 
 // Apply makes the firewall hold what d wants of us, and nothing else of ours.
 // It is idempotent, goes past single failures and returns them joined; none of
-// them is a reason to stop, all of them are to be tried again.
+// them is a reason to stop, all of them are to be tried again. What our own table
+// cannot do in this kernel, and iptables does instead, is no failure.
 func (f *Firewall) Apply(ctx context.Context, d Desired) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var errs []error
+	var direct error
 	if d.Tunnel.Direct && d.Uplink == "" {
-		errs = append(errs, ErrNoUplink)
+		direct = ErrNoUplink
 	}
+	if d.Native || f.noTools(ctx, d) {
+		// Who takes the translation over has it before the other lets go.
+		err := f.applyNative(ctx, d, true)
+		return errors.Join(direct, err, f.applyTools(ctx, d, true))
+	}
+	knew := f.lacks
+	err := f.applyTools(ctx, d, false)
+	nativeErr := f.applyNative(ctx, d, false)
+	if f.lacks != knew {
+		err = f.applyTools(ctx, d, false)
+	}
+	return errors.Join(direct, err, nativeErr)
+}
+
+// noTools reports whether a family that is wanted has no iptables, so that our
+// own table is the only one that can translate.
+func (f *Firewall) noTools(ctx context.Context, d Desired) bool {
 	for _, family := range subnet.Families() {
-		specs := map[bool][]tableSpec{true: compile(d, family, true), false: compile(d, family, false)}
-		wanted := slices.ContainsFunc(specs[false], func(t tableSpec) bool { return len(t.chains) > 0 })
-		if !wanted && f.clean[family] {
+		if !d.Networks[family].IsValid() {
 			continue
 		}
-		f.clean[family] = false
-		err := f.converge(ctx, family, func(v Variant) intent {
-			return intent{specs: specs[v.RandomFully], own: d.Own[family], network: d.Networks[family]}
-		})
-		if !wanted {
-			// Nothing can be there without the tools to put it there.
-			f.clean[family] = err == nil || errors.Is(err, ErrNoTools)
-			if f.clean[family] {
-				continue
-			}
+		if _, err := f.tools.Variants(ctx, family); errors.Is(err, ErrNoTools) {
+			return true
 		}
-		if err != nil {
+	}
+	return false
+}
+
+// applyTools does the part of iptables: all of it but what our own table does.
+func (f *Firewall) applyTools(ctx context.Context, d Desired, nativeNAT bool) error {
+	var errs []error
+	for _, family := range subnet.Families() {
+		does := share{nat: !nativeNAT || f.lacks.nat[family], drops: f.lacks.tables[family]}
+		if err := f.applyFamily(ctx, d, family, does); err != nil {
 			errs = append(errs, fmt.Errorf("%s firewall: %w", family, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
+func (f *Firewall) applyFamily(ctx context.Context, d Desired, family subnet.Family, does share) error {
+	specs := map[bool][]tableSpec{}
+	for _, does.randomFully = range []bool{true, false} {
+		specs[does.randomFully] = compile(d, family, does)
+	}
+	wanted := slices.ContainsFunc(specs[false], func(t tableSpec) bool { return len(t.chains) > 0 })
+	if !wanted && f.clean[family] {
+		return nil
+	}
+	f.clean[family] = false
+	err := f.converge(ctx, family, func(v Variant) intent {
+		return intent{specs: specs[v.RandomFully], own: d.Own[family], network: d.Networks[family]}
+	})
+	if wanted {
+		return err
+	}
+	// Nothing can be there without the tools to put it there.
+	f.clean[family] = err == nil || errors.Is(err, ErrNoTools)
+	if f.clean[family] {
+		return nil
+	}
+	return err
+}
+
+// lacks is what the kernel has not got for our own table.
+type lacks struct{ tables, nat subnet.ByFamily[bool] }
+
+// applyNative does the part of our own table, and remembers what it cannot do.
+func (f *Firewall) applyNative(ctx context.Context, d Desired, nat bool) error {
+	err := f.native.Apply(ctx, d.native(nat))
+	var found lacks
+	var rest []error
+	for _, e := range parts(err) {
+		lack := (*native.ErrUnsupported)(nil)
+		if !errors.As(e, &lack) {
+			rest = append(rest, fmt.Errorf("nftables: %w", e))
+			continue
+		}
+		found.add(lack)
+	}
+	if len(rest) > 0 {
+		// Whether it translates is not known: iptables does it too, which
+		// changes nothing for what is translated already.
+		found.nat = subnet.ByFamily[bool]{true, true}
+	}
+	f.lacks = found
+	return errors.Join(rest...)
+}
+
+func (l *lacks) add(e *native.ErrUnsupported) {
+	switch e.Feature {
+	case native.FeatureTables:
+		l.tables[e.Family], l.nat[e.Family] = true, true
+	case native.FeatureNAT:
+		l.nat[e.Family] = true
+	case native.FeatureFIB:
+		// Nothing else can do that; the table does what is left.
+	}
+}
+
+// parts takes a joined error apart.
+func parts(err error) []error {
+	if err == nil {
+		return nil
+	}
+	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // the shape itself is asked for
+	if !ok {
+		return []error{err}
+	}
+	return joined.Unwrap()
+}
+
 // Cleanup removes everything of ours, whoever put it there, and nothing else.
 func (f *Firewall) Cleanup(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var errs []error
+	errs := []error{f.cleanupNative(ctx)}
 	for _, family := range subnet.Families() {
 		f.clean[family] = false
 		err := f.converge(ctx, family, func(Variant) intent { return intent{} })
@@ -101,6 +207,19 @@ func (f *Firewall) Cleanup(ctx context.Context) error {
 	}
 	return errors.Join(errs...)
 }
+
+// cleanupNative takes a kernel without nf_tables for one without our table.
+func (f *Firewall) cleanupNative(ctx context.Context) error {
+	err := f.native.Cleanup(ctx)
+	if lack := (*native.ErrUnsupported)(nil); err == nil || errors.As(err, &lack) {
+		return nil
+	}
+	return fmt.Errorf("nftables: %w", err)
+}
+
+// Counters are how many forged packets were dropped, by reason; see
+// [native.Table.Counters]. The map is the caller's.
+func (f *Firewall) Counters() (map[string]uint64, error) { return f.native.Counters() }
 
 // converge reads, writes what differs, and reads again until nothing does.
 func (f *Firewall) converge(ctx context.Context, family subnet.Family, want func(Variant) intent) error {

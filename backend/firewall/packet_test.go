@@ -3,6 +3,7 @@ package firewall
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -150,6 +152,14 @@ func (m *machine) contained() string { return fmt.Sprintf("10.5.%d.2", m.n) }
 func (m *machine) vtep() string      { return fmt.Sprintf("10.5.%d.0", m.n) }
 func (m *machine) mac() string       { return fmt.Sprintf("02:00:00:00:00:%02x", m.n) }
 
+// peer is the machine as others see it.
+func (m *machine) peer() native.Peer {
+	return native.Peer{
+		Subnet:   subnet.Subnet{netip.MustParsePrefix(m.subnet())},
+		PublicIP: subnet.ByFamily[netip.Addr]{netip.MustParseAddr(m.public())},
+	}
+}
+
 func newMachine(t *testing.T, net *space, n int) *machine {
 	t.Helper()
 	m := &machine{host: newSpace(t), container: newSpace(t), n: n}
@@ -206,12 +216,19 @@ const strict = "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n-A INPUT -m con
 
 // protect gives the host Docker's rules and a firewall of ours that is not
 // applied yet.
-func (m *machine) protect(t *testing.T, variant, docker string, tunnel backend.Tunnel, peers ...string) {
+func (m *machine) protect(t *testing.T, p path, from ...*machine) {
 	t.Helper()
 	m.d = Desired{
 		Networks: subnet.ByFamily[netip.Prefix]{netip.MustParsePrefix("10.5.0.0/16")},
 		Own:      subnet.Subnet{netip.MustParsePrefix(m.subnet())},
-		Tunnel:   tunnel, Uplink: "eth0", Peers: addrs(peers...), ForwardRules: true,
+		Tunnel:   p.tunnel, Uplink: "eth0", ForwardRules: true, Native: p.native == nativeNAT,
+	}
+	for _, peer := range from {
+		m.d.Peers = append(m.d.Peers, peer.peer())
+	}
+	var table Native
+	if p.native == nativeMissing {
+		table = &fakeNative{fail: &native.ErrUnsupported{Feature: native.FeatureTables}}
 	}
 	m.host.do(t, func() error {
 		tools := &Exec{}
@@ -219,14 +236,14 @@ func (m *machine) protect(t *testing.T, variant, docker string, tunnel backend.T
 		if err != nil {
 			return err
 		}
-		i := slices.IndexFunc(variants, func(v Variant) bool { return v.Command == variant })
+		i := slices.IndexFunc(variants, func(v Variant) bool { return v.Command == p.variant })
 		if i < 0 {
-			return fmt.Errorf("no %s in PATH", variant)
+			return fmt.Errorf("no %s in PATH", p.variant)
 		}
-		m.b = &bench{tools, variants[i], New(Options{Log: quiet(), Tools: tools})}
+		m.b = &bench{tools, variants[i], New(Options{Log: quiet(), Tools: tools, Native: table})}
 		return nil
 	})
-	m.others(t, dockerWrites(t, docker, m.n)+strict)
+	m.others(t, dockerWrites(t, p.docker, m.n)+strict)
 }
 
 func (m *machine) apply(t *testing.T) {
@@ -266,7 +283,21 @@ func TestPackets(t *testing.T) {
 type path struct {
 	variant, docker string
 	tunnel          backend.Tunnel
+	// native says what our own table does.
+	native nativeUse
 }
+
+type nativeUse uint8
+
+const (
+	nativeDrops nativeUse = iota
+	// nativeNAT: translate too.
+	nativeNAT
+	// nativeMissing: nothing, the kernel has no nf_tables.
+	nativeMissing
+)
+
+func (u nativeUse) String() string { return [...]string{"drops", "nat", "missing"}[u] }
 
 // onPaths runs a test for each variant, Docker and kind of backend.
 func onPaths(t *testing.T, test func(t *testing.T, p path)) {
@@ -274,18 +305,23 @@ func onPaths(t *testing.T, test func(t *testing.T, p path)) {
 		t.Skip("needs root: makes network namespaces")
 	}
 	tunnels := map[string]backend.Tunnel{
-		"vxlan":   {Devices: []string{"flannel.1"}, Port: 8472},
+		"vxlan":   {Devices: []string{"flannel.1"}, Port: 8472, Encapsulation: backend.VXLANFrame, VNI: 1},
 		"host-gw": {Direct: true},
 	}
+	n := 0
 	for _, variant := range []string{"iptables-nft", "iptables-legacy"} {
 		for _, docker := range []string{"20.10", "28.5"} {
-			for name, tunnel := range tunnels {
-				t.Run(variant+"/"+docker+"/"+name, func(t *testing.T) {
+			for _, name := range slices.Sorted(maps.Keys(tunnels)) {
+				tunnel := tunnels[name]
+				// In turn: with each variant, Docker and tunnel some.
+				native := []nativeUse{nativeDrops, nativeNAT, nativeMissing}[n%3]
+				n++
+				t.Run(fmt.Sprintf("%s/%s/%s/%s", variant, docker, name, native), func(t *testing.T) {
 					t.Parallel()
 					if _, err := exec.LookPath(variant); err != nil {
 						t.Skip("needs program: " + variant)
 					}
-					test(t, path{variant, docker, tunnel})
+					test(t, path{variant, docker, tunnel, native})
 				})
 			}
 		}
@@ -301,8 +337,8 @@ func testPackets(t *testing.T, p path) {
 	b.join(t, a, tunnel)
 	a.join(t, c, tunnel)
 	c.join(t, a, tunnel)
-	a.protect(t, p.variant, p.docker, tunnel, b.public())
-	b.protect(t, p.variant, p.docker, tunnel, a.public())
+	a.protect(t, p, b)
+	b.protect(t, p, a)
 	// Docker lets containers out to anywhere; where it does not, ours must do.
 	a.others(t, map[string]string{
 		"20.10": "*filter\n-D FORWARD -i docker0 ! -o docker0 -j ACCEPT\nCOMMIT\n",
@@ -333,7 +369,7 @@ func testStranger(t *testing.T, a, c *machine, tunnel backend.Tunnel) {
 	t.Helper()
 	if !tunnel.Direct {
 		wantCall(t, "tunnel of a stranger", c.container.call(t, "", a.contained()), "unreachable")
-		a.d.Peers = append(a.d.Peers, netip.MustParseAddr(c.public()))
+		a.d.Peers = append(a.d.Peers, c.peer())
 		a.apply(t)
 	}
 	wantCall(t, "tunnel of a new peer", c.container.call(t, "", a.contained()), c.contained())
@@ -348,11 +384,13 @@ func testForged(t *testing.T, a, b *machine) {
 	b.host.ip(t, "addr add "+foreign+"/32 dev lo")
 	a.host.ip(t, "route add "+foreign+" via "+b.public())
 	wantCall(t, "foreign source by the overlay", b.host.call(t, foreign, a.contained()), "unreachable")
-	a.others(t, "*filter\n:FORWARD ACCEPT [0:0]\n-I DOCKER-ISOLATION-STAGE-1 1 -o docker0 -j ACCEPT\nCOMMIT\n*raw\n-I PREROUTING 1 -s "+foreign+" -j ACCEPT\nCOMMIT\n")
+	a.host.do(t, func() error { return native.New(native.Options{Log: quiet()}).Cleanup(t.Context()) })
+	a.others(t, "*filter\n:FORWARD ACCEPT [0:0]\n-I FORWARD 1 -s "+foreign+" -j ACCEPT\n-I DOCKER-ISOLATION-STAGE-1 1 -o docker0 -j ACCEPT\nCOMMIT\n*raw\n-I PREROUTING 1 -s "+foreign+" -j ACCEPT\nCOMMIT\n")
 	if got := b.host.call(t, foreign, a.contained()); got != foreign {
 		t.Errorf("the forged packet does not arrive with an open firewall either (%s): the test proves nothing", got)
 	}
-	a.others(t, "*filter\n:FORWARD DROP [0:0]\n-D DOCKER-ISOLATION-STAGE-1 -o docker0 -j ACCEPT\nCOMMIT\n*raw\n-D PREROUTING -s "+foreign+" -j ACCEPT\nCOMMIT\n")
+	a.others(t, "*filter\n:FORWARD DROP [0:0]\n-D FORWARD -s "+foreign+" -j ACCEPT\n-D DOCKER-ISOLATION-STAGE-1 -o docker0 -j ACCEPT\nCOMMIT\n*raw\n-D PREROUTING -s "+foreign+" -j ACCEPT\nCOMMIT\n")
+	a.apply(t)
 	b.apply(t)
 }
 

@@ -178,7 +178,7 @@ func TestManyPeersForReal(t *testing.T) {
 		b.others(t, docker20)
 		before := b.save(t)
 		d := vxlanDesired()
-		d.Peers = scattered(10000)
+		d.Peers = peers(scattered(10000)...)
 		steps := []struct {
 			name string
 			do   func()
@@ -186,7 +186,7 @@ func TestManyPeersForReal(t *testing.T) {
 			{"10,000 peers", func() { b.apply(t, d) }},
 			{"nothing to do", func() { b.apply(t, d) }},
 			{"one peer more", func() {
-				d.Peers = append(d.Peers, netip.MustParseAddr("10.77.88.99"))
+				d.Peers = append(d.Peers, peers(netip.MustParseAddr("10.77.88.99"))...)
 				b.apply(t, d)
 			}},
 			{"cleanup", func() { b.cleanup(t) }},

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -28,24 +29,24 @@ type bench struct {
 // namespace of its own.
 func onEach(t *testing.T, test func(t *testing.T, b *bench)) {
 	t.Helper()
-	run := func(t *testing.T, tools Tools, command string) {
+	run := func(t *testing.T, tools Tools, native Native, command string) {
 		variants, err := tools.Variants(t.Context(), subnet.IPv4)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, v := range variants {
 			if v.Command == command {
-				test(t, &bench{tools, v, New(Options{Log: quiet(), Tools: tools})})
+				test(t, &bench{tools, v, New(Options{Log: quiet(), Tools: tools, Native: native})})
 				return
 			}
 		}
 		t.Skipf("needs program: %s", command)
 	}
-	t.Run("fake", func(t *testing.T) { run(t, newFakeTools(), "iptables-nft") })
+	t.Run("fake", func(t *testing.T) { run(t, newFakeTools(), &fakeNative{}, "iptables-nft") })
 	for _, command := range []string{"iptables-nft", "iptables-legacy"} {
 		t.Run(command, func(t *testing.T) {
 			enterNamespace(t)
-			run(t, &Exec{}, command)
+			run(t, &Exec{}, nil, command)
 		})
 	}
 }
@@ -126,9 +127,20 @@ func vxlanDesired() Desired {
 		Own:          subnet.Subnet{netip.MustParsePrefix("10.5.3.0/24")},
 		Tunnel:       backend.Tunnel{Devices: []string{"flannel.1"}, Port: 8472},
 		Uplink:       "eth0",
-		Peers:        addrs("198.18.0.2", "198.18.0.3", "198.18.0.9"),
+		Peers:        peers(addrs("198.18.0.2", "198.18.0.3", "198.18.0.9")...),
 		ForwardRules: true, Masquerade: true, RandomFully: true,
 	}
+}
+
+// peers are hosts of which only the addresses matter.
+func peers(addrs ...netip.Addr) []native.Peer {
+	var out []native.Peer
+	for _, a := range addrs {
+		var p native.Peer
+		p.PublicIP[subnet.FamilyOf(a)] = a
+		out = append(out, p)
+	}
+	return out
 }
 
 func addrs(texts ...string) []netip.Addr {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/flanneld-go/flanneld-go/backend/firewall"
+	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
@@ -71,6 +72,12 @@ func (noTools) Changes(context.Context) (<-chan struct{}, error) {
 	close(ended)
 	return ended, nil
 }
+
+// noTable is a kernel without nf_tables.
+type noTable struct{ firewall.Native }
+
+func (noTable) Apply(context.Context, native.Desired) error { return &native.ErrUnsupported{} }
+func (noTable) Cleanup(context.Context) error               { return nil }
 
 // logBuffer is a log that many write and the test reads.
 type logBuffer struct {
@@ -160,7 +167,7 @@ func (h *testHost) start() {
 	h.board = status.NewBoard(clock.Now, initialStatus(h.opts, h.node))
 	d := &daemon{
 		opts: h.opts, log: log, clock: clock, node: h.node, instance: h.instance, dir: statedir.Dir(h.opts.stateDir),
-		board: h.board, store: openStore{h.store}, firewall: firewall.New(firewall.Options{Log: log, Tools: h.tools}),
+		board: h.board, store: openStore{h.store}, firewall: firewall.New(firewall.Options{Log: log, Tools: h.tools, Native: noTable{}}),
 		units: h.units,
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(h.t.Context()))

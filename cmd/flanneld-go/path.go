@@ -11,6 +11,7 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/firewall"
+	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -267,19 +268,17 @@ func (l *loop) applyFirewall(ctx context.Context) error {
 		Own:          l.lease.own.Subnet,
 		Tunnel:       l.backend.Tunnel(),
 		Uplink:       l.uplink.Link.Name,
+		Segments:     l.uplink.Segments,
 		Masquerade:   l.opts.ipMasq,
 		RandomFully:  !l.opts.noFullyRandom,
 		ForwardRules: l.opts.forwardRules,
+		Native:       l.config.current.EnableNFTables,
 	}
 	for f, r := range l.config.current.Ranges {
 		d.Networks[f] = r.Network
 	}
 	for _, p := range l.path.peers {
-		for _, addr := range p.Attrs.PublicIP {
-			if addr.IsValid() {
-				d.Peers = append(d.Peers, addr)
-			}
-		}
+		d.Peers = append(d.Peers, native.Peer{Subnet: p.Subnet, PublicIP: p.Attrs.PublicIP})
 	}
 	held, release := l.whileHeld(ctx)
 	defer release()
