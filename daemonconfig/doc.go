@@ -21,6 +21,9 @@
 //     keys of [Docker] and not one byte of the rest, and refuses a file that it
 //     does not understand whole. [Memory] is the proof of what is ours: a value
 //     is taken away or put back only while it is still the one that we wrote.
+//     Inside of an object of the administrator's that holds for our value alone.
+//   - [DockerConfig.Revert] undoes the last Commit, after dockerd would not start
+//     with it. Which dockerd knows which key, package dockerd says.
 //   - Memory is saved before daemon.json is, so that a crash in between leaves
 //     a memory of something not done, which proves nothing and does no harm.
 //   - The package imports the standard library and renameio only, and knows

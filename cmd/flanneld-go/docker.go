@@ -258,10 +258,7 @@ func (l *loop) wantRestart(ctx context.Context) {
 // wantDocker is what Docker is to be told.
 func (l *loop) wantDocker() daemonconfig.Docker {
 	e := l.env()
-	want := daemonconfig.Docker{MTU: e.MTU}
-	for f := range e.Networks {
-		want.Networks[f] = e.Networks[f]
-	}
+	want := daemonconfig.Docker{MTU: e.MTU, Networks: e.Networks}
 	if own := e.Subnets[subnet.IPv4]; own.IsValid() {
 		want.BIP = daemonconfig.HostAddr(own)
 	}
