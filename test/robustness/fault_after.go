@@ -55,7 +55,11 @@ func consequences(deeds []deed, hosts []string, ttl time.Duration) []Fault {
 	deeds = slices.DeleteFunc(slices.Clone(deeds), func(d deed) bool { return d.void })
 	touched := func(kind FaultKind, host string, from, until time.Duration, detail string) {
 		until = prolonged(until, stuck(deeds, host))
-		out = append(out, Fault{Kind: kind, From: from, Until: until, Hosts: []string{host}, Detail: host + detail})
+		f := Fault{Kind: kind, From: from, Until: until, Hosts: []string{host}, Detail: host + detail}
+		// Two causes may come to the same.
+		if !slices.ContainsFunc(out, func(o Fault) bool { return o.describe() == f.describe() }) {
+			out = append(out, f)
+		}
 	}
 	for _, host := range hosts {
 		for _, s := range merge(silences(deeds, host), ttl/3) {
