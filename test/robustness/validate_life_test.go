@@ -511,6 +511,26 @@ func TestStoreIdentity(t *testing.T) {
 			s.hooks["h1"], s.hooks["h2"] = nil, nil
 			s.then(5 * sec)
 		}, want: []string{"store-identity h3 21s", "store-identity h3 21s"}},
+		{name: "peers are dropped by a host whose clock jumped", then: func(s *story) {
+			held(s, "h1", "h2")
+			s.wipe()
+			s.then(sec / 4)
+			s.fault(0, Fault{Kind: FaultClock, To: []string{"h3"}})
+			s.then(5 * sec)
+			returned(s)
+			s.hooks["h1"], s.hooks["h2"] = nil, nil
+			s.then(5 * sec)
+		}},
+		{name: "peers are dropped, and its own clock did not jump", then: func(s *story) {
+			held(s, "h1", "h2")
+			s.wipe()
+			s.fault(sec, Fault{Kind: FaultOverwrite, Hosts: []string{"h3"}, To: []string{"h3"}})
+			s.fault(sec, Fault{Kind: FaultClock, To: []string{"h2"}})
+			s.then(5 * sec)
+			returned(s)
+			s.hooks["h1"], s.hooks["h2"] = nil, nil
+			s.then(5 * sec)
+		}, want: []string{"store-identity h3 21s", "store-identity h3 21s"}},
 		{name: "peers are dropped after a TTL", then: func(s *story) {
 			held(s, "h1", "h2", "h3")
 			s.wipe()

@@ -247,17 +247,38 @@ func (e *evidence) unreadable() []Violation {
 }
 
 // lostPaths looks for peers that were forgotten because their key cannot be read.
+// There is nothing to wait for: the path was there, and must stay.
 func (e *evidence) lostPaths() []Violation {
 	return e.eachTable(func(s Sample, report reporter) {
 		window := e.line.window(s.From-e.bounds.React, s.Until)
 		for _, h := range window[len(window)-1].state.order {
-			unreadable := h.former != "" && h.former != ownerOf(e.hosts[s.Host]) && e.throughout(s.From-e.bounds.React, s.Until, func(x *state) bool {
-				then := x.holdings[h.Key]
-				return then != nil && then.err != nil && then.introduced.Revision == h.introduced.Revision && len(x.overlapping(then)) == 0
-			})
-			if unreadable && e.drops(s, h.subnet[subnet.IPv4], h.has, h.introduced.At-e.bounds.Lag) {
+			if h.former == "" || h.former == ownerOf(e.hosts[s.Host]) {
+				continue
+			}
+			before := h.introduced.At - e.bounds.Lag
+			if !e.becameUnreadable(h, s, before) {
+				e.excused++
+				continue
+			}
+			if e.drops(s, h.subnet[subnet.IPv4], h.has, before) {
 				report(h.Key, []string{h.Key}, "dropped the path to %s, whose key cannot be read", h.subnet)
 			}
 		}
+	})
+}
+
+// becameUnreadable reports whether nothing else happened to a key from a host's
+// last sample before a time to s than that it became unreadable.
+func (e *evidence) becameUnreadable(h *holding, s Sample, before time.Duration) bool {
+	last := e.sampleBefore(s.Host, before)
+	return last != nil && e.throughout(last.From, s.Until, func(x *state) bool {
+		then := x.holdings[h.Key]
+		switch {
+		case then == nil || len(x.overlapping(then)) > 0:
+			return false
+		case then.err != nil:
+			return then.introduced.Revision == h.introduced.Revision
+		}
+		return then.owner == h.former && then.attrs.PublicIP == h.attrs.PublicIP
 	})
 }

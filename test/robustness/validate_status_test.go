@@ -40,6 +40,9 @@ func TestTrueStatus(t *testing.T) {
 		{name: "no bip any more", then: hook(func(x *Sample) { x.DockerConfig.Text = `{"debug":true}` }), want: []string{"true-status h1 23s"}},
 		{name: "no daemon.json any more", then: hook(func(x *Sample) { x.DockerConfig = File{} }), want: []string{"true-status h1 23s"}},
 		{name: "says another subnet", then: cutOff(hook(func(x *Sample) { x.Status.Subnet = another })), want: []string{"true-status h1 23s", "true-status h1 23s", "true-status h1 23s"}},
+		{name: "says another subnet every second", then: cutOff(hook(func(x *Sample) {
+			x.Status.Subnet = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, byte(100 + x.From/sec), 0}), 24)
+		}))},
 		{name: "is silent at times", then: cutOff(func(s *story) {
 			silent := false
 			hook(func(x *Sample) {
@@ -129,6 +132,14 @@ func TestTimelyReady(t *testing.T) {
 			s.hooks["h1"] = unready
 			s.then(14 * sec)
 			s.hooks["h1"] = nil
+			s.then(sec)
+		}},
+		{name: "in time after it got its lease", hosts: 4, begin: func(s *story) { late("h4")(s); never(s) }, then: func(s *story) {
+			s.start("h4")
+			s.then(9 * sec)
+			s.create("h4", home(4))
+			s.then(14 * sec)
+			s.hooks["h4"] = nil
 			s.then(sec)
 		}},
 		{name: "late after a restart", then: func(s *story) {

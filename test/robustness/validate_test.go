@@ -468,7 +468,31 @@ func TestUnreadable(t *testing.T) {
 				x.Routes = slices.DeleteFunc(x.Routes, func(r Route) bool { return r.Subnet == netip.MustParsePrefix("10.5.1.0/24") })
 			}
 			s.then(20 * sec)
-		}, want: []string{"unreadable-occupies h2 26s"}},
+		}, want: []string{"unreadable-occupies h2 24s"}},
+		{name: "its peer drops the path at once", then: func(s *story) {
+			renumber(s)
+			s.hooks["h2"] = withoutRoute("10.5.1.0/24")
+			s.then(sec)
+			s.hooks["h2"] = nil
+			s.then(sec)
+		}, want: []string{"unreadable-occupies h2 22s"}},
+		{name: "it was deleted before, and its peer drops the path", then: func(s *story) {
+			s.byOperator(func() { s.del(home(1)) })
+			s.then(sec)
+			s.create("h1", home(1))
+			renumber(s)
+			s.hooks["h2"] = withoutRoute("10.5.1.0/24")
+			s.then(sec)
+			s.hooks["h2"] = nil
+			s.then(sec)
+		}},
+		{name: "it was another's a moment ago", then: func(s *story) {
+			s.byOperator(func() { s.put(home(1), stranger) })
+			s.create("h1", home(7))
+			s.byOperator(func() { s.put(home(1), "{") })
+			s.hooks["h2"] = withoutRoute("10.5.1.0/24")
+			s.then(5 * sec)
+		}},
 		{name: "its peer withdraws", then: func(s *story) {
 			renumber(s)
 			s.then(2 * sec)
