@@ -493,6 +493,13 @@ func TestUnreadable(t *testing.T) {
 			s.hooks["h2"] = withoutRoute("10.5.1.0/24")
 			s.then(5 * sec)
 		}},
+		{name: "it was another's for a moment", then: func(s *story) {
+			s.byOperator(func() { s.put(home(1), stranger) })
+			s.byOperator(func() { s.put(home(1), s.value("h1")) })
+			renumber(s)
+			s.hooks["h2"] = withoutRoute("10.5.1.0/24")
+			s.then(5 * sec)
+		}},
 		{name: "its peer withdraws", then: func(s *story) {
 			renumber(s)
 			s.then(2 * sec)
