@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -206,10 +207,29 @@ func (s *site) checkFiles(ctx context.Context, t *testing.T, w walk) {
 		if err := json.Unmarshal([]byte(text), &docker); err != nil {
 			t.Fatalf("%s: daemon.json: %v: %s", m.Name, err, text)
 		}
-		if diff := cmp.Diff(map[string]any{"bip": subnet, "mtu": float64(w.mtu)}, docker); diff != "" {
+		keys := map[string]any{"bip": subnet, "mtu": float64(w.mtu)}
+		if knowsNetworkOpts(ctx, t, m) {
+			keys["default-network-opts"] = map[string]any{"bridge": map[string]any{"com.docker.network.driver.mtu": strconv.Itoa(w.mtu)}}
+		}
+		if diff := cmp.Diff(keys, docker); diff != "" {
 			t.Errorf("%s: daemon.json (-want +got):\n%s", m.Name, diff)
 		}
 	}
+}
+
+// knowsNetworkOpts reports whether the machine's dockerd takes the key
+// default-network-opts: since 24.0.
+func knowsNetworkOpts(ctx context.Context, t *testing.T, m *Machine) bool {
+	t.Helper()
+	version, err := m.Run(ctx, "docker", "version", "--format={{.Server.Version}}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	major, err := strconv.Atoi(strings.SplitN(version, ".", 2)[0])
+	if err != nil {
+		t.Fatalf("%s: docker's version is %q: %v", m.Name, version, err)
+	}
+	return major >= 24
 }
 
 // startContainers starts one on each machine and returns their addresses.
