@@ -27,7 +27,7 @@ func TestReport(t *testing.T) {
      20s: revision 4 put by the operator, no lease: {"Owner":"n99","PublicIP":"198.18.0.99"}
      21s: revision 5 put, no lease: {"Owner":"n1","Instance":"h1#1","PublicIP":"198.18.0.1"}
 
-2. bounded-load at 21s: h2: 1000.0 log lines in the 21s since 0s, with 1 fault and 1 start: at most 72.0
+2. bounded-load at 21s: h2: 1000.0 log lines in the 21s since 0s, with 1 fault and 1 start: at most 87.0
    rule: Requests to etcd, CPU and log lines of each host stay within their budgets.
    fault: overwrite, at 20s, h1, foreign
 
