@@ -273,6 +273,8 @@ func TestHistoryOfARestoredStore(t *testing.T) {
 			o.put("/p/b", "1")
 			last := o.put("/p/a", "2")
 			if compact {
+				// What nobody had received would be gone, rightly so.
+				o.do("catch up", func(ctx context.Context) error { return o.catchUp(ctx, o.last()) })
 				o.do("compact", func(ctx context.Context) error {
 					_, err := o.client.Compact(ctx, last, clientv3.WithCompactPhysical())
 					return err
