@@ -41,6 +41,10 @@ type ViewOptions struct {
 	// Load that Acquire needed as well. Cached: it comes from a file.
 	World  World
 	Cached bool
+	// Former, when its Identity is set, is what an earlier process of this host
+	// knew last: a World that was just loaded is taken as the next thing that
+	// process would have read. What it lacks was deleted this moment.
+	Former World
 	// Node is this host: a [Keeper] that follows the view notices then that
 	// another machine has its node id.
 	Node NodeID
@@ -97,6 +101,10 @@ func NewView(o ViewOptions) *View {
 	v := &View{o: o, ready: make(chan struct{}), p: newProjection(o.Node, o.Hold, o.TTL)}
 	s := &Snapshot{Since: o.Clock.Now(), Why: "the store has not been read yet", changed: make(chan struct{})}
 	if o.World.Identity != "" {
+		if o.Former.Identity != "" && !o.Cached {
+			v.p.load(o.Former, o.Clock.Uptime())
+			v.p.partial = true // as every file is
+		}
 		v.p.load(o.World, o.Clock.Uptime())
 		v.p.partial = o.Cached
 		s = v.p.snapshot()

@@ -320,3 +320,35 @@ func TestViewAfterChangesInAGap(t *testing.T) {
 		w.finish()
 	})
 }
+
+// A host restarted while its peers' keys are gone, all of them having run out with
+// its own, waits for them as the earlier process would have.
+func TestViewAfterARestart(t *testing.T) {
+	tests := []struct {
+		name string
+		lose func(data *memstore.Store)
+		held time.Duration
+	}{
+		{"deleted", func(data *memstore.Store) { data.DeleteKey("10.5.2.0-24") }, 2 * time.Second},
+		{"wiped", func(data *memstore.Store) { data.Wipe(); data.OverwriteConfig(config) }, ttl},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				data := newStore(config)
+				put(t, data, "10.5.2.0-24", attrs("b", "198.18.0.3"), 0)
+				former := load(t, data)
+				tt.lose(data)
+				put(t, data, "10.5.1.0-24", attrs("a", "198.18.0.2"), 0)
+				world := load(t, data)
+				w := watch(t, data, func(o *subnet.ViewOptions) { o.Former, o.World = former, world })
+				after(tt.held - time.Millisecond)
+				w.want("10.5.1.0/24 a", "10.5.2.0/24 b")
+				w.synced(true, "")
+				after(2 * time.Millisecond)
+				w.want("10.5.1.0/24 a")
+				w.finish()
+			})
+		})
+	}
+}

@@ -233,6 +233,42 @@ func TestCacheHoldsWhatWasSaidLast(t *testing.T) {
 	})
 }
 
+// All keys ran out while etcd was silent. Whoever is restarted first, then, has no
+// path withdrawn from those who come a moment later; a config that a running host
+// would not follow makes another network of it.
+func TestRestartBeforeThePeers(t *testing.T) {
+	tests := []struct {
+		name, config string
+		routes       int
+	}{
+		{"same config", networkConfig, 1},
+		{"another range", strings.Replace(networkConfig, "{", `{"SubnetMax":"10.5.220.0",`, 1), 1},
+		{"another backend", `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7}}`, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				h.data.OverwriteConfig(networkConfig)
+				h.peer("10.5.200.0-24", "198.18.0.2")
+				h.start()
+				h.ready()
+				h.eventually(soon, "a route", func() bool { return len(h.routes()) == 1 })
+				h.stop()
+				h.data.DeleteKey("10.5.200.0-24")
+				h.data.OverwriteConfig(tt.config)
+				h.start()
+				defer h.stop()
+				h.ready()
+				if got := len(h.routes()); got != tt.routes {
+					t.Errorf("%d routes, want %d", got, tt.routes)
+				}
+				h.eventually(10*time.Second, "the route is gone", func() bool { return len(h.routes()) == 0 })
+			})
+		})
+	}
+}
+
 // A host restarted while etcd is empty goes on with what it has, says so, and gets
 // it back.
 func TestRestartAfterAWipe(t *testing.T) {

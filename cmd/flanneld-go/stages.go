@@ -76,7 +76,7 @@ func (l *loop) startView(ctx context.Context) error {
 		o.World, o.Cached = l.cache.World(), true
 		l.log.Warn("etcd holds no network config, starting from the cache", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers))
 	case err == nil:
-		o.World, l.world = world, &world
+		o.World, l.world, o.Former = world, &world, l.formerWorld(world.Config)
 	case l.cache.Identity != "":
 		o.World, o.Cached = l.cache.World(), true
 		l.log.Warn("etcd is silent, starting from the cache", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers), "error", err)
@@ -85,6 +85,21 @@ func (l *loop) startView(ctx context.Context) error {
 	l.firstSnap = l.view.Snapshot()
 	l.group.Go(func() error { return l.view.Run(ctx) })
 	return err
+}
+
+// formerWorld is what the earlier process of this host knew of its peers, if they
+// still mean the same by the config doc. Their keys may have run out together with
+// ours, after etcd was silent, and they are about to be created again.
+func (l *loop) formerWorld(doc subnet.Document) subnet.World {
+	then, err := catalog.Parse(l.cache.Config.Text)
+	if err != nil {
+		return subnet.World{}
+	}
+	now, err := catalog.Parse(doc.Text)
+	if err != nil || len(needsRestart(then, now)) > 0 {
+		return subnet.World{}
+	}
+	return subnet.World{Identity: l.cache.Identity, Revision: l.cache.Revision, Config: l.cache.Config, Leases: l.cache.Peers}
 }
 
 // takeConfig judges the latest config document once. The first valid one comes
