@@ -1,7 +1,9 @@
 package firewall
 
 import (
+	"flag"
 	"fmt"
+	"os/exec"
 	"slices"
 	"testing"
 
@@ -148,5 +150,42 @@ func checkHooks(t *rapid.T, set ruleset, tab *table) {
 				t.Fatalf("%s: not first: %v", c.name, c.rules)
 			}
 		}
+	}
+}
+
+var realRounds = flag.Int("rounds", 25, "how often the real variants are disturbed")
+
+// TestRealRounds is TestThousandRounds in the kernel: what others do to ours is
+// mended, and nothing is ever there twice.
+func TestRealRounds(t *testing.T) {
+	scripts := []string{
+		"*filter\n-F FORWARD\n-A FORWARD -j DOCKER-USER\n-A FORWARD -j DOCKER-FORWARD\nCOMMIT\n",
+		"*filter\n-D FORWARD -j DOCKER-FORWARD\n-I FORWARD 1 -j DOCKER-FORWARD\n-D FORWARD -j DOCKER-USER\n-I FORWARD 1 -j DOCKER-USER\nCOMMIT\n",
+		"*filter\n-A FORWARD -j FLANNELD-GO-FWD\n-I INPUT 1 -j FLANNELD-GO-INPUT\n-I DOCKER-USER 1 -j FLANNELD-GO-FWD\nCOMMIT\n",
+		"*raw\n-I PREROUTING 1 -j FLANNELD-GO-RAW\nCOMMIT\n",
+		"*raw\n-D PREROUTING " + directDrop + "\n-I PREROUTING 1 " + directDrop + "\nCOMMIT\n",
+		"*nat\n-F FLANNELD-GO-NAT\n-A POSTROUTING -j FLANNELD-GO-NAT\nCOMMIT\n",
+		"*filter\n-F FLANNELD-GO-FWD\n-A FLANNELD-GO-FWD -j ACCEPT\nCOMMIT\n",
+	}
+	for _, command := range []string{"iptables-nft", "iptables-legacy"} {
+		t.Run(command, func(t *testing.T) {
+			t.Parallel()
+			enterNamespace(t)
+			if _, err := exec.LookPath(command); err != nil {
+				t.Skip("needs program: " + command)
+			}
+			tools := &Exec{}
+			b := &bench{tools, Variant{Command: command, NFT: command == "iptables-nft", RandomFully: true}, New(Options{Log: quiet(), Tools: tools})}
+			b.others(t, dockerWrites(t, "28.5", 3))
+			b.apply(t, vxlanDesired())
+			want := sorted(b.save(t))
+			for n := range *realRounds {
+				b.others(t, scripts[n%len(scripts)])
+				b.apply(t, vxlanDesired())
+				if diff := cmp.Diff(want, sorted(b.save(t))); diff != "" {
+					t.Fatalf("round %d (-want +got):\n%s", n, diff)
+				}
+			}
+		})
 	}
 }

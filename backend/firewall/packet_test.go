@@ -3,7 +3,6 @@ package firewall
 import (
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -45,10 +44,9 @@ func newSpace(t *testing.T) *space {
 	return s
 }
 
-// do runs fn on a thread inside.
-func (s *space) do(t *testing.T, fn func() error) {
-	t.Helper()
-	err := make(chan error)
+// inside starts fn on a thread inside and returns where its end will be told.
+func (s *space) inside(fn func() error) <-chan error {
+	err := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		if e := netns.Set(s.handle); e != nil {
@@ -57,8 +55,14 @@ func (s *space) do(t *testing.T, fn func() error) {
 		}
 		err <- fn()
 	}()
-	if e := <-err; e != nil {
-		t.Fatal(e)
+	return err
+}
+
+// do runs fn on a thread inside.
+func (s *space) do(t *testing.T, fn func() error) {
+	t.Helper()
+	if err := <-s.inside(fn); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -276,7 +280,7 @@ func wantCall(t *testing.T, what, got, want string) {
 // Three real hosts with the rules of Docker, FORWARD's and INPUT's policies DROP,
 // and Docker's masquerade: packets of every kind, over a tunnel and plainly.
 func TestPackets(t *testing.T) {
-	onPaths(t, testPackets)
+	onPaths(t, paths("20.10", "28.5"), testPackets)
 }
 
 // path is one of the ways that packets can go.
@@ -299,46 +303,56 @@ const (
 
 func (u nativeUse) String() string { return [...]string{"drops", "nat", "missing"}[u] }
 
-// onPaths runs a test for each variant, Docker and kind of backend.
-func onPaths(t *testing.T, test func(t *testing.T, p path)) {
+func (p path) String() string {
+	kind := "host-gw"
+	if !p.tunnel.Direct {
+		kind = "vxlan"
+	}
+	return fmt.Sprintf("%s/%s/%s/%s", p.variant, p.docker, kind, p.native)
+}
+
+// paths are one for each variant, Docker and kind of backend, and in turn what
+// our own table does.
+func paths(dockers ...string) []path {
+	tunnels := []backend.Tunnel{
+		{Devices: []string{"flannel.1"}, Port: 8472, Encapsulation: backend.VXLANFrame, VNI: 1},
+		{Direct: true},
+	}
+	var out []path
+	for _, variant := range []string{"iptables-nft", "iptables-legacy"} {
+		for _, docker := range dockers {
+			for _, tunnel := range tunnels {
+				native := []nativeUse{nativeDrops, nativeNAT, nativeMissing}[len(out)%3]
+				out = append(out, path{variant, docker, tunnel, native})
+			}
+		}
+	}
+	return out
+}
+
+// onPaths runs a test on each, at the same time.
+func onPaths(t *testing.T, paths []path, test func(t *testing.T, p path)) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes network namespaces")
 	}
-	tunnels := map[string]backend.Tunnel{
-		"vxlan":   {Devices: []string{"flannel.1"}, Port: 8472, Encapsulation: backend.VXLANFrame, VNI: 1},
-		"host-gw": {Direct: true},
-	}
-	n := 0
-	for _, variant := range []string{"iptables-nft", "iptables-legacy"} {
-		for _, docker := range []string{"20.10", "28.5"} {
-			for _, name := range slices.Sorted(maps.Keys(tunnels)) {
-				tunnel := tunnels[name]
-				// In turn: with each variant, Docker and tunnel some.
-				native := []nativeUse{nativeDrops, nativeNAT, nativeMissing}[n%3]
-				n++
-				t.Run(fmt.Sprintf("%s/%s/%s/%s", variant, docker, name, native), func(t *testing.T) {
-					t.Parallel()
-					if _, err := exec.LookPath(variant); err != nil {
-						t.Skip("needs program: " + variant)
-					}
-					test(t, path{variant, docker, tunnel, native})
-				})
+	for _, p := range paths {
+		t.Run(p.String(), func(t *testing.T) {
+			t.Parallel()
+			if _, err := exec.LookPath(p.variant); err != nil {
+				t.Skip("needs program: " + p.variant)
 			}
-		}
+			test(t, p)
+		})
 	}
 }
 
 func testPackets(t *testing.T, p path) {
 	tunnel := p.tunnel
-	lan := newSpace(t)
-	lan.ip(t, "link add switch type bridge\nlink set switch up")
-	a, b, c := newMachine(t, lan, 1), newMachine(t, lan, 2), newMachine(t, lan, 3)
-	a.join(t, b, tunnel)
-	b.join(t, a, tunnel)
+	a, b, lan := pair(t, p)
+	c := newMachine(t, lan, 3)
 	a.join(t, c, tunnel)
 	c.join(t, a, tunnel)
-	a.protect(t, p, b)
-	b.protect(t, p, a)
 	// Docker lets containers out to anywhere; where it does not, ours must do.
 	a.others(t, map[string]string{
 		"20.10": "*filter\n-D FORWARD -i docker0 ! -o docker0 -j ACCEPT\nCOMMIT\n",
@@ -362,6 +376,19 @@ func testPackets(t *testing.T, p path) {
 	testStranger(t, a, c, tunnel)
 	testForged(t, a, b)
 	testOutside(t, a, lan)
+}
+
+// pair are two hosts that are joined, with Docker's rules and without ours.
+func pair(t *testing.T, p path) (a, b *machine, lan *space) {
+	t.Helper()
+	lan = newSpace(t)
+	lan.ip(t, "link add switch type bridge\nlink set switch up")
+	a, b = newMachine(t, lan, 1), newMachine(t, lan, 2)
+	a.join(t, b, p.tunnel)
+	b.join(t, a, p.tunnel)
+	a.protect(t, p, b)
+	b.protect(t, p, a)
+	return a, b, lan
 }
 
 // testStranger: c is no peer of a yet and has no firewall at all.

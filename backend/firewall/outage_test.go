@@ -1,0 +1,107 @@
+package firewall
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"testing"
+	"time"
+)
+
+// keep applies as the daemon's loop does: at every drift.
+func (m *machine) keep(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	watching := make(chan struct{})
+	ended := m.host.inside(func() error {
+		var errs error
+		drift := m.b.f.Drift(ctx)
+		close(watching)
+		for range drift {
+			if err := m.b.f.Apply(ctx, m.d); err != nil && ctx.Err() == nil {
+				errs = errors.Join(errs, err)
+			}
+		}
+		return errs
+	})
+	<-watching
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Apply: %v", err)
+		}
+	})
+}
+
+const pingEvery = 5 * time.Millisecond
+
+// outage pings for a while, during which disturb acts, and returns the longest
+// time without an answer.
+func (s *space) outage(t *testing.T, to string, pings int, disturb func()) time.Duration {
+	t.Helper()
+	var out bytes.Buffer
+	var cmd *exec.Cmd
+	s.do(t, func() error {
+		cmd = exec.Command("ping", "-n", "-i", fmt.Sprint(pingEvery.Seconds()), "-c", strconv.Itoa(pings), "-W", "1", to)
+		cmd.Stdout = &out
+		return cmd.Start()
+	})
+	disturb()
+	_ = cmd.Wait() // that some are lost is what we look for
+	longest, last := 0, 0
+	seq := regexp.MustCompile(`icmp_seq=(\d+)`)
+	for lines := bufio.NewScanner(&out); lines.Scan(); {
+		m := seq.FindStringSubmatch(lines.Text())
+		if m == nil {
+			continue
+		}
+		n, err := strconv.Atoi(m[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		longest, last = max(longest, n-last-1), n
+	}
+	if last == 0 {
+		t.Fatalf("no answer at all:\n%s", out.String())
+	}
+	return time.Duration(max(longest, pings-last)) * pingEvery
+}
+
+// What people type when nothing works takes our accepts away, and the policies
+// drop everything then: traffic is back within a second.
+func TestOutageAfterFlush(t *testing.T) {
+	onPaths(t, paths("28.5"), func(t *testing.T, p path) {
+		a, b, _ := pair(t, p)
+		for _, m := range []*machine{a, b} {
+			m.apply(t)
+			m.keep(t)
+		}
+		if got := a.container.outage(t, b.contained(), 100, func() {}); got > time.Second/2 {
+			t.Fatalf("undisturbed the longest outage is %v: the test proves nothing", got)
+		}
+		flush := func() {
+			for range 3 {
+				for _, m := range []*machine{a, b} {
+					m.host.do(t, func() error {
+						out, err := exec.Command("sh", "-c", p.variant+" -P FORWARD DROP; "+p.variant+" -F").CombinedOutput()
+						if err != nil {
+							return fmt.Errorf("%w: %s", err, out)
+						}
+						return nil
+					})
+				}
+				time.Sleep(1500 * time.Millisecond) //nolint:forbidigo // between two disturbances
+			}
+		}
+		longest := a.container.outage(t, b.contained(), 1200, flush)
+		t.Logf("longest outage %v", longest)
+		if longest > time.Second {
+			t.Errorf("the longest outage is %v, want under 1 s", longest)
+		}
+	})
+}
