@@ -283,13 +283,14 @@ func (t *trial) stop(ctx context.Context) (*Record, error) {
 	// A mesh that is whole does not yet say that nobody uses what is another's.
 	after(ctx, healed+t.Quiet-t.rec.now())
 	t.control.stop()
-	t.account(t.control.lost(t.rec.at))
+	lost, uncounted := t.control.lost(t.rec.at)
+	t.account(lost)
 	record, stopped := t.rec.stop(ctx)
 	t.recording = false
 	if record != nil {
 		attribute(record, t.reserved)
 	}
-	return record, errors.Join(err, stopped)
+	return record, errors.Join(err, uncounted, stopped)
 }
 
 // attribute marks the operator's writes that were not told the recorder: those of

@@ -2,8 +2,13 @@ package robustness
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
@@ -19,14 +24,84 @@ const (
 	blip         = time.Second
 )
 
-// control are pings that no fault of a run touches and no daemon has a hand in:
-// between the namespaces of the switch and of etcd's members. What they lose the
-// machine has lost, by a queue that overflowed while nobody was given time; then
-// lost pings of containers prove nothing.
-type control struct{ series []*lab.Pinging }
+// control tells when the machine lost packets; then lost pings of containers
+// prove nothing. It says so itself where the queue of a CPU overflowed while
+// nobody was given time, and counts them. And it lost those of its own pings that
+// do not arrive: no fault of a run touches them, no daemon has a hand in them,
+// between the namespaces of the switch and of etcd's members.
+type control struct {
+	series []*lab.Pinging
+	end    context.CancelFunc
+	ended  sync.WaitGroup
 
-// startControl begins them.
+	// What follows is read after the end.
+
+	// dropped are the moments between which the machine counted drops.
+	dropped []time.Time
+	// failed is why they were not counted any more.
+	failed error
+}
+
+// softnet has a line per CPU, in hexadecimal: packets received, and dropped since
+// more than net.core.netdev_max_backlog were waiting (net/core/net-procfs.c). It
+// is the same in every namespace.
+const softnet = "/proc/net/softnet_stat"
+
+// softnetDrops returns the sum of all CPUs' dropped packets in the text of softnet.
+func softnetDrops(text string) (uint64, error) {
+	var sum uint64
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			return 0, fmt.Errorf("%s: %q: want at least two columns", softnet, line)
+		}
+		n, err := strconv.ParseUint(fields[1], 16, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", softnet, err)
+		}
+		sum += n
+	}
+	if text == "" {
+		return 0, errors.New(softnet + " is empty")
+	}
+	return sum, nil
+}
+
+// count notes when the machine's count of drops grows, until ctx ends.
+func (c *control) count(ctx context.Context) {
+	ticker := time.NewTicker(controlEvery)
+	defer ticker.Stop()
+	var before uint64
+	var then time.Time
+	for {
+		now := time.Now()
+		text, err := os.ReadFile(softnet)
+		if err != nil {
+			c.failed = fmt.Errorf("count the machine's drops: %w", err)
+			return
+		}
+		drops, err := softnetDrops(string(text))
+		if err != nil {
+			c.failed = fmt.Errorf("count the machine's drops: %w", err)
+			return
+		}
+		if !then.IsZero() && drops != before {
+			c.dropped = append(c.dropped, then, time.Now())
+		}
+		before, then = drops, now
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// startControl begins to count, and the pings.
 func (t *trial) startControl(ctx context.Context) error {
+	counting, end := context.WithCancel(ctx)
+	t.control.end = end
+	t.control.ended.Go(func() { t.control.count(counting) })
 	for _, m := range t.cluster.Members {
 		series, err := t.lab.Switch.StartPing(ctx, lab.PingOptions{To: m.Addr, Interval: controlEvery, Timeout: lostAfter})
 		if err != nil {
@@ -37,23 +112,31 @@ func (t *trial) startControl(ctx context.Context) error {
 	return nil
 }
 
-// stop ends them.
+// stop ends all of it.
 func (c *control) stop() {
+	if c.end != nil {
+		c.end()
+	}
+	c.ended.Wait()
 	for _, series := range c.series {
 		series.Stop()
 	}
 }
 
-// lost is when packets were lost that were sent.
-func (c *control) lost(at func(time.Time) time.Duration) []time.Duration {
+// lost is when packets were lost, of the pings as they were sent. It fails if the
+// machine's drops could not be counted to the end.
+func (c *control) lost(at func(time.Time) time.Duration) ([]time.Duration, error) {
 	var lost []time.Duration
+	for _, moment := range c.dropped {
+		lost = append(lost, at(moment))
+	}
 	for _, series := range c.series {
 		for _, sent := range series.LostAt() {
 			lost = append(lost, at(sent))
 		}
 	}
 	slices.Sort(lost)
-	return lost
+	return lost, c.failed
 }
 
 // blips are faults of the machine, one for losses that follow each other.
