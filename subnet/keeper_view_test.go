@@ -2,7 +2,9 @@ package subnet_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -141,6 +143,54 @@ func TestStartWithoutWrites(t *testing.T) {
 				after(time.Minute)
 				h.want(subnet.StateValid, home, "")
 				h.end()
+			})
+		})
+	}
+}
+
+// Until it can write, the key has the instance of the process before. Somebody else
+// who changes it, a machine that asks whether we live say, is not that process.
+func TestChallengedWithoutWrites(t *testing.T) {
+	for _, cached := range []bool{false, true} {
+		t.Run(fmt.Sprintf("cached %t", cached), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				data := newStore(config)
+				former := claim("me", "198.18.0.1").Attrs
+				former.Owner, former.Instance = "me", "me-0"
+				id := put(t, data, home, former, ttl)
+				w := watch(t, data, func(o *subnet.ViewOptions) { o.Node = "me" })
+				var full atomic.Bool
+				full.Store(true)
+				h := start(t, data, func(o *subnet.KeeperOptions) {
+					o.Lease, _ = stored(t, data, home)
+					o.View, o.Cached, o.Identity = w.view, cached, load(t, data).Identity
+					o.Store = data.Open(memstore.Options{Before: func(method string) error {
+						if method == "Update" && full.Load() {
+							return errors.New("no space")
+						}
+						return nil
+					}})
+				})
+				after(ttl)
+				h.is(subnet.StateDegraded)
+				full.Store(false)
+				asked := former
+				asked.Challenge = subnet.Challenge{Instance: "clone-1", PublicIP: addr4("198.18.0.9")}
+				value, err := json.Marshal(asked)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := data.Put(home, string(value), id); err != nil {
+					t.Fatal(err)
+				}
+				after(subnet.ChallengeWait)
+				h.want(subnet.StateValid, home, "")
+				if l, _ := stored(t, data, home); l.Attrs.Instance != "me-1" || !l.Attrs.Challenge.IsZero() {
+					t.Errorf("the store holds %+v, want an answer", l)
+				}
+				h.stop()
+				<-h.result
+				w.finish()
 			})
 		})
 	}

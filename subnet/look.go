@@ -144,7 +144,9 @@ func (k *Keeper) judge(l Lease, sameStore bool) event {
 		return event{kind: evTaken, err: errors.New(describeLease(l) + " holds it")}
 	case own:
 	}
-	another := l.Attrs.Owner == k.o.Claim.Node && l.Attrs.Instance != "" && l.Attrs.Instance != k.o.Claim.Instance
+	// While no write got through, the key has the instance that it was found with.
+	known := []string{"", k.o.Claim.Instance, k.m.lease.Attrs.Instance}
+	another := l.Attrs.Owner == k.o.Claim.Node && !slices.Contains(known, l.Attrs.Instance)
 	if another && sameStore && k.m.confirmed && l.Modified > k.m.lease.Modified {
 		return event{kind: evFatal, err: &SupersededError{l}}
 	}
