@@ -43,9 +43,11 @@ type leaseState struct {
 	// what the cache says of it.
 	withdrawn bool
 	former    string
-	// cached is what the cache file holds, since the uptime cachedAt.
+	// cached is what the cache file holds, since the uptime cachedAt. In
+	// cacheIn it is to be written again; 0: not yet.
 	cached   statedir.Cache
 	cachedAt time.Duration
+	cacheIn  time.Duration
 }
 
 // changed is closed when the lease is not what it was; nil without one.
@@ -331,21 +333,50 @@ func (l *loop) keepState(context.Context) error {
 	return errors.Join(err, l.keepCache())
 }
 
-// cacheEvery is how often changes of peers alone are written to the cache.
-const cacheEvery = 10 * time.Second
+// cacheLeast and cachePerPeer say how soon after another the cache is written for
+// peers alone: the file is as long as they are many.
+const (
+	cacheLeast   = time.Second
+	cachePerPeer = time.Millisecond
+)
 
 // keepCache writes what etcd last said, if it differs from what is written: at
-// once when our lease or the config changed, and peers now and then.
+// once when our lease or the config changed, and for peers a second after the
+// last time. Who is killed must not start with fewer peers than it had.
 func (l *loop) keepCache() error {
-	c := &l.lease.cached
-	known := !c.Own.Subnet.IsZero() && c.Own == l.lease.own && c.Former == l.lease.former && c.Config == l.config.doc
-	if known && l.clock.Uptime()-l.lease.cachedAt < cacheEvery {
+	c, next := &l.lease.cached, l.nextCache()
+	l.lease.cacheIn = 0
+	if next == nil || next.Same(*c) {
 		return nil
 	}
-	return l.saveCache()
+	known := !c.Own.Subnet.IsZero() && c.Own == next.Own && c.Former == next.Former && c.Config == next.Config
+	every := max(cacheLeast, cachePerPeer*time.Duration(len(next.Peers)))
+	if wait := l.lease.cachedAt + every - l.clock.Uptime(); known && wait > 0 {
+		l.lease.cacheIn = wait
+		return nil
+	}
+	return l.writeCache(*next)
 }
 
+// saveCache writes the cache now, if it differs from what is written.
 func (l *loop) saveCache() error {
+	next := l.nextCache()
+	if next == nil || next.Same(l.lease.cached) {
+		return nil
+	}
+	return l.writeCache(*next)
+}
+
+func (l *loop) writeCache(next statedir.Cache) error {
+	if err := l.dir.SaveCache(next); err != nil {
+		return err
+	}
+	l.lease.cached, l.lease.cachedAt = next, l.clock.Uptime()
+	return nil
+}
+
+// nextCache is what the cache should hold; nil: nothing that a start could use.
+func (l *loop) nextCache() *statedir.Cache {
 	next := l.lease.cached
 	// While etcd is silent this is what it said last: a host that is booted then
 	// must not miss a peer that came shortly before. What started from nothing has
@@ -365,14 +396,16 @@ func (l *loop) saveCache() error {
 	if next.Own.Subnet.IsZero() || next.Identity == "" || l.config.current == nil || !insideNetwork(l.config.current, next.Own.Subnet) {
 		return nil
 	}
-	if next.Same(l.lease.cached) {
-		return nil
+	return &next
+}
+
+// untilCache shortens a pause so that it does not outlast the time at which the
+// cache is to be written.
+func (l *loop) untilCache(pause time.Duration) time.Duration {
+	if l.lease.cacheIn == 0 {
+		return pause
 	}
-	if err := l.dir.SaveCache(next); err != nil {
-		return err
-	}
-	l.lease.cached, l.lease.cachedAt = next, l.clock.Uptime()
-	return nil
+	return min(pause, l.lease.cacheIn)
 }
 
 // leave ends the loop: everything stays in place, only the cache is written.

@@ -233,6 +233,36 @@ func TestCacheHoldsWhatWasSaidLast(t *testing.T) {
 	})
 }
 
+// A host that is killed starts from the cache with all the peers that it had a
+// second before, one that came right after it was written included.
+func TestCacheAfterAKill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(networkConfig)
+		h.owned("10.5.200.0-24", "198.18.0.2", "other")
+		h.start()
+		h.ready()
+		h.owned("10.5.201.0-24", "198.18.0.3", "third")
+		time.Sleep(cacheLeast + settle)
+		synctest.Wait()
+		kept, err := os.ReadFile(h.path("state/cache.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.store.SetUnavailable(errors.New("etcd is down"))
+		h.stop()
+		// What the end of the process wrote, a kill would not have.
+		h.writeFile("state/cache.json", string(kept))
+		h.start()
+		defer h.stop()
+		time.Sleep(cacheAfter + soon)
+		synctest.Wait()
+		if got := len(h.routes()); got != 2 {
+			t.Errorf("%d routes, want those to both peers", got)
+		}
+	})
+}
+
 // All keys ran out while etcd was silent. Whoever is restarted first, then, has no
 // path withdrawn from those who come a moment later; a config that a running host
 // would not follow makes another network of it.

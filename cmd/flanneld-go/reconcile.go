@@ -138,7 +138,7 @@ func (l *loop) run(ctx context.Context) error {
 			return err
 		}
 		l.beat.set(l.clock.Now())
-		timer := l.clock.Timer(l.inGrace(l.pause(complete)))
+		timer := l.clock.Timer(l.untilCache(l.inGrace(l.pause(complete))))
 		// News is worth a try at once, and ends the patience with what failed.
 		select {
 		case <-ctx.Done():
