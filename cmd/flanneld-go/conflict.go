@@ -175,15 +175,16 @@ func (l *loop) formerTaken() (subnet.Lease, bool) {
 	return subnet.Lease{}, false
 }
 
-// holder returns the lease of another owner that overlaps s.
-func (l *loop) holder(s subnet.Subnet) (subnet.Lease, bool) {
+// holder returns the lease of another owner that overlaps s: of several the oldest,
+// which is the one that holds.
+func (l *loop) holder(s subnet.Subnet) (holder subnet.Lease, ok bool) {
 	for _, other := range l.snap.Leases() {
 		ours := other.Attrs.Owner == l.node || other.Attrs.Owner == "" && publishes(other, l.attrs.PublicIP)
-		if !ours && other.Subnet.Overlaps(s) {
-			return other, true
+		if !ours && other.Subnet.Overlaps(s) && (!ok || other.Created < holder.Created) {
+			holder, ok = other, true
 		}
 	}
-	return subnet.Lease{}, false
+	return holder, ok
 }
 
 // holderOf names a lease's owner: "node 5ab3 at 198.18.0.2".

@@ -136,7 +136,11 @@ func (l *loop) outOfConflict(s *subnet.KeeperStatus) string {
 	if l.opts.onConflict == subnet.Renumber {
 		return "flannelctl leases; it takes another subnet by itself as soon as one is free"
 	}
-	return fmt.Sprintf("systemctl restart flanneld-go takes another subnet; flannelctl release %s --yes gives this one back, if its holder is gone", s.Lease.Subnet)
+	way := "systemctl restart flanneld-go takes another subnet"
+	if holder, ok := l.holder(s.Lease.Subnet); ok { // its key may be another than ours
+		way += fmt.Sprintf("; flannelctl release %s --yes gives this one back, if its holder is gone", holder.Subnet)
+	}
+	return way
 }
 
 // cachedLease reports whether the cache holds a lease that was still ours, and

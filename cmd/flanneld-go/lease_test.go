@@ -5,12 +5,15 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -90,5 +93,45 @@ func TestOccupied(t *testing.T) {
 	want := []string{"10.5.40.0/24", "10.5.41.0/24", "10.5.51.0/24", "198.18.0.0/24"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// What to type names the key in the way, which may be another than ours, or none.
+func TestWayOutOfConflict(t *testing.T) {
+	const restart = "systemctl restart flanneld-go takes another subnet"
+	for name, tt := range map[string]struct {
+		deny func(*testHost)
+		want string
+	}{
+		"a wider subnet": {
+			deny: func(h *testHost) { h.owned("10.5.0.0-17", "198.18.0.9", "other") },
+			want: restart + "; flannelctl release 10.5.0.0/17 --yes gives this one back, if its holder is gone",
+		},
+		"several, the oldest holds": {
+			deny: func(h *testHost) {
+				h.owned("10.5.64.0-18", "198.18.0.9", "other")
+				h.owned("10.5.0.0-17", "198.18.0.8", "another")
+			},
+			want: restart + "; flannelctl release 10.5.64.0/18 --yes gives this one back, if its holder is gone",
+		},
+		"the config": {
+			deny: func(h *testHost) { h.data.OverwriteConfig(strings.Replace(vxlanConfig, "10.5.", "10.6.", 1)) },
+			want: restart,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				h.opts.onConflict = subnet.Fence
+				h.data.OverwriteConfig(vxlanConfig)
+				h.start()
+				defer h.stop()
+				h.ready()
+				_, key := h.subnet()
+				h.data.DeleteKey(key)
+				tt.deny(h)
+				h.eventually(promise, "the way out", func() bool { return h.problem(status.ComponentLease).Hint == tt.want })
+			})
+		})
 	}
 }

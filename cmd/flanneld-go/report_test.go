@@ -176,7 +176,7 @@ func TestReportPeers(t *testing.T) {
 	l.path.refused = nil
 	l.reportPeers(nil)
 	want = "1 keys in etcd are no leases, the first: no subnet; several owners publish 198.18.0.7: 10.5.7.0/24 of node node 198.18.0.7 and 10.5.6.0/24 of node node 198.18.0.7" +
-		" | flannelctl release 'it'\\''s' --yes deletes such a key; flannelctl release 10.5.6.0/24 --yes, if that host is gone; else give one of them another --public-ip"
+		" | flannelctl release 'it'\\''s' --yes deletes such a key; flannelctl release 10.5.7.0/24 --yes or flannelctl release 10.5.6.0/24 --yes, whichever is of a host that is gone; if none is, give one of them another --public-ip"
 	if got := message(); got != want {
 		t.Errorf("problem %q, want %q", got, want)
 	}

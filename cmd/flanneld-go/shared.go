@@ -61,7 +61,7 @@ func (l *loop) sharedByUs() error {
 		}
 		return &harmless{withHint(fmt.Errorf("this host's address %s is published by another owner too: ours is %s, the other %s: "+
 			"a lease that this machine had before it was installed anew, or two hosts with one --public-ip", c.addr, listHolders(ours), listHolders(others)),
-			"flannelctl release %s --yes, if no other host has it; else give one of them another --public-ip", others[0].Subnet)}
+			"%s, if no other host has it; else give one of them another --public-ip", releaseOneOf(others))}
 	}
 	return nil
 }
@@ -78,13 +78,17 @@ func (l *loop) sharedByPeers() (problem, hint string) {
 	if len(others) > 1 {
 		problem += fmt.Sprintf("; and %d more such addresses", len(others)-1)
 	}
-	stale := first.leases[0]
-	for _, x := range first.leases[1:] { // the host that is there now came last
-		if x.Created < stale.Created {
-			stale = x
-		}
+	return problem, releaseOneOf(first.leases) + ", whichever is of a host that is gone; if none is, give one of them another --public-ip"
+}
+
+// releaseOneOf is what to type to release one of the leases. Which, the operator
+// knows: no revision tells who lives.
+func releaseOneOf(leases []subnet.Lease) string {
+	var lines []string
+	for _, x := range leases {
+		lines = append(lines, fmt.Sprintf("flannelctl release %s --yes", x.Subnet))
 	}
-	return problem, fmt.Sprintf("flannelctl release %s --yes, if that host is gone; else give one of them another --public-ip", stale.Subnet)
+	return strings.Join(lines, " or ")
 }
 
 // listHolders names leases by subnet and owner.
