@@ -223,7 +223,7 @@ func TestDriftCollects(t *testing.T) {
 		tools := newFakeTools()
 		tools.changes = make(chan struct{}, 1)
 		ctx, cancel := context.WithCancel(t.Context())
-		drift := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}}).Drift(ctx)
+		drift := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}, Firewalld: noFirewalld{}}).Drift(ctx)
 		wakes := make(chan time.Duration, 100)
 		began := time.Now()
 		go func() {

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 
 	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/firewall/firewalld"
 	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -73,6 +74,18 @@ func (d Desired) native(nat bool) native.Desired {
 		Uplink: d.Uplink, Segments: d.Segments, Peers: d.Peers,
 		NAT: nat, Masquerade: d.Masquerade, RandomFully: d.RandomFully,
 	}
+}
+
+// firewalld is the part of d that a firewalld with nf_tables must let through.
+func (d Desired) firewalld() firewalld.Desired {
+	out := firewalld.Desired{
+		Networks: d.Networks, Own: d.Own, Forward: d.ForwardRules,
+		Port: d.Tunnel.Port, Interfaces: d.interfaces(),
+	}
+	for _, family := range subnet.Families() {
+		out.Peers = append(out.Peers, peersOf(d.addresses(), family)...)
+	}
+	return out
 }
 
 // addresses are what peers send from.

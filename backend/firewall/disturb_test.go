@@ -20,7 +20,7 @@ func TestThousandRounds(t *testing.T) {
 	const rounds = 1000
 	rapid.Check(t, func(t *rapid.T) {
 		tools := newFakeTools()
-		f := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}})
+		f := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}, Firewalld: noFirewalld{}})
 		v := tools.variants[subnet.IPv4][0]
 		for _, name := range tableNames() {
 			tools.sets[v.Command] = append(tools.sets[v.Command], newTable(name))

@@ -20,6 +20,7 @@ func (f *Firewall) Drift(ctx context.Context) <-chan struct{} {
 	if err != nil {
 		f.log.WarnContext(ctx, "changes of the firewall are not all noticed at once", "error", err)
 	}
+	changes = either(changes, f.firewalld.Drift(ctx))
 	out := make(chan struct{})
 	go func() {
 		defer close(out)
@@ -34,6 +35,35 @@ func (f *Firewall) Drift(ctx context.Context) <-chan struct{} {
 			case <-pause.C:
 			case <-ctx.Done():
 				pause.Stop()
+			}
+		}
+	}()
+	return out
+}
+
+// either yields what a or b does, and is closed when both are.
+func either(a, b <-chan struct{}) <-chan struct{} {
+	out := make(chan struct{}, 1)
+	go func() {
+		defer close(out)
+		for a != nil || b != nil {
+			ok := false
+			select {
+			case _, ok = <-a:
+				if !ok {
+					a = nil
+				}
+			case _, ok = <-b:
+				if !ok {
+					b = nil
+				}
+			}
+			if !ok {
+				continue
+			}
+			select {
+			case out <- struct{}{}:
+			default: // one that nobody has taken yet says the same
 			}
 		}
 	}()

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/flanneld-go/flanneld-go/backend/firewall/firewalld"
 	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -30,6 +31,15 @@ type Options struct {
 	Tools Tools
 	// Native is our own table of nf_tables; nil: a new native.Table.
 	Native Native
+	// Firewalld is the door to firewalld; nil: a new firewalld.Client.
+	Firewalld Firewalld
+}
+
+// Firewalld is what is needed of a [firewalld.Client], which is the real one.
+type Firewalld interface {
+	Apply(ctx context.Context, d firewalld.Desired) (reloaded bool, err error)
+	Cleanup(ctx context.Context) error
+	Drift(ctx context.Context) <-chan struct{}
 }
 
 // Native is what is needed of a [native.Table], which is the real one.
@@ -42,9 +52,10 @@ type Native interface {
 // Firewall keeps the rules of one host. Its methods are safe for concurrent
 // use; they run one after the other.
 type Firewall struct {
-	log    *slog.Logger
-	tools  Tools
-	native Native
+	log       *slog.Logger
+	tools     Tools
+	native    Native
+	firewalld Firewalld
 
 	mu sync.Mutex
 	// lacks is what our own table could not do the last time, so that
@@ -57,7 +68,7 @@ type Firewall struct {
 
 // New returns a Firewall that has not acted yet.
 func New(o Options) *Firewall {
-	f := &Firewall{log: o.Log, tools: o.Tools, native: o.Native}
+	f := &Firewall{log: o.Log, tools: o.Tools, native: o.Native, firewalld: o.Firewalld}
 	if f.log == nil {
 		f.log = slog.Default()
 	}
@@ -66,6 +77,9 @@ func New(o Options) *Firewall {
 	}
 	if f.native == nil {
 		f.native = native.New(native.Options{Log: f.log})
+	}
+	if f.firewalld == nil {
+		f.firewalld = firewalld.New(firewalld.Options{Log: f.log})
 	}
 	return f
 }
@@ -77,6 +91,18 @@ func New(o Options) *Firewall {
 func (f *Firewall) Apply(ctx context.Context, d Desired) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	err := f.applyRules(ctx, d)
+	// After the rest: it accepts by addresses alone, and counts on forged ones
+	// being dropped.
+	reloaded, wall := f.firewalld.Apply(ctx, d.firewalld())
+	if reloaded {
+		err = f.applyRules(ctx, d)
+	}
+	return errors.Join(err, wall)
+}
+
+// applyRules does all that is not firewalld's.
+func (f *Firewall) applyRules(ctx context.Context, d Desired) error {
 	var direct error
 	if d.Tunnel.Direct && d.Uplink == "" {
 		direct = ErrNoUplink
@@ -197,7 +223,7 @@ func parts(err error) []error {
 func (f *Firewall) Cleanup(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	errs := []error{f.cleanupNative(ctx)}
+	errs := []error{f.firewalld.Cleanup(ctx), f.cleanupNative(ctx)}
 	for _, family := range subnet.Families() {
 		f.clean[family] = false
 		err := f.converge(ctx, family, func(Variant) intent { return intent{} })

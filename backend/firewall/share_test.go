@@ -44,7 +44,7 @@ func TestShares(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			tools, table := newFakeTools(), &fakeNative{fail: c.fail}
-			f := New(Options{Log: quiet(), Tools: tools, Native: table})
+			f := New(Options{Log: quiet(), Tools: tools, Native: table, Firewalld: noFirewalld{}})
 			d := vxlanDesired()
 			d.Native = c.native
 			if err := f.Apply(t.Context(), d); !errors.Is(err, c.err) {
@@ -73,7 +73,7 @@ func TestShares(t *testing.T) {
 // Whoever takes the translation over has it before the other lets go.
 func TestTranslationMoves(t *testing.T) {
 	tools, table := newFakeTools(), &fakeNative{}
-	f := New(Options{Log: quiet(), Tools: tools, Native: table})
+	f := New(Options{Log: quiet(), Tools: tools, Native: table, Firewalld: noFirewalld{}})
 	both := 0
 	table.applied = func() {
 		if tools.sets["iptables-nft"].table("nat").chain(chainNAT) == nil {
@@ -101,7 +101,7 @@ func TestTranslationMoves(t *testing.T) {
 func TestNoToolsNative(t *testing.T) {
 	tools, table := newFakeTools(), &fakeNative{}
 	tools.variants = subnet.ByFamily[[]Variant]{}
-	f := New(Options{Log: quiet(), Tools: tools, Native: table})
+	f := New(Options{Log: quiet(), Tools: tools, Native: table, Firewalld: noFirewalld{}})
 	if err := f.Apply(t.Context(), vxlanDesired()); !errors.Is(err, ErrNoTools) {
 		t.Errorf("Apply: %v, want ErrNoTools", err)
 	}
@@ -117,7 +117,7 @@ func TestNoToolsNative(t *testing.T) {
 
 func TestCleanupOfBoth(t *testing.T) {
 	tools, table := newFakeTools(), &fakeNative{}
-	f := New(Options{Log: quiet(), Tools: tools, Native: table})
+	f := New(Options{Log: quiet(), Tools: tools, Native: table, Firewalld: noFirewalld{}})
 	if err := f.Apply(t.Context(), vxlanDesired()); err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,7 @@ func onBothVariants(t *testing.T, test func(t *testing.T, v variantBench)) {
 		if len(variants) != 2 {
 			t.Skipf("needs both variants of iptables: have %v", variants)
 		}
-		f := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}})
+		f := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}, Firewalld: noFirewalld{}})
 		test(t, variantBench{&bench{tools, variants[0], f}, &bench{tools, variants[1], f}})
 	}
 	t.Run("fake", func(t *testing.T) { run(t, newFakeTools()) })
@@ -121,7 +121,7 @@ func TestNoTools(t *testing.T) {
 	tools := &Exec{LookPath: func(name string) (string, error) {
 		return "", &exec.Error{Name: name, Err: exec.ErrNotFound}
 	}}
-	f := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}})
+	f := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}, Firewalld: noFirewalld{}})
 	if err := f.Apply(t.Context(), vxlanDesired()); !errors.Is(err, ErrNoTools) {
 		t.Errorf("Apply without iptables: %v, want ErrNoTools", err)
 	}
@@ -144,7 +144,7 @@ func TestFailuresAreJoined(t *testing.T) {
 		}
 		return nil
 	}
-	f := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}})
+	f := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}, Firewalld: noFirewalld{}})
 	d := vxlanDesired()
 	d.Peers = append(d.Peers, peers(addrs("fd00::1")...)...)
 	err := f.Apply(t.Context(), d)
@@ -183,7 +183,7 @@ func TestUnreadableVariant(t *testing.T) {
 				}
 				return nil
 			}
-			err := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}}).Apply(t.Context(), vxlanDesired())
+			err := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}, Firewalld: noFirewalld{}}).Apply(t.Context(), vxlanDesired())
 			if !errors.Is(err, c.want) {
 				t.Errorf("Apply: %v, want %v", err, c.want)
 			}
@@ -197,7 +197,7 @@ func TestUnreadableVariant(t *testing.T) {
 // Somebody deletes our jump whenever we write.
 func TestNotConverged(t *testing.T) {
 	tools := newFakeTools()
-	f := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}})
+	f := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}, Firewalld: noFirewalld{}})
 	tools.fail = func(op string, v Variant, _ string) error {
 		if filter := tools.sets[v.Command].table("filter"); op == "save" && filter != nil {
 			filter.chain("INPUT").rules = nil
@@ -213,7 +213,7 @@ func TestDirectNeedsUplink(t *testing.T) {
 	tools := newFakeTools()
 	d := vxlanDesired()
 	d.Tunnel.Direct, d.Uplink = true, ""
-	if err := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}}).Apply(t.Context(), d); !errors.Is(err, ErrNoUplink) {
+	if err := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}, Firewalld: noFirewalld{}}).Apply(t.Context(), d); !errors.Is(err, ErrNoUplink) {
 		t.Errorf("Apply: %v, want ErrNoUplink", err)
 	}
 	if tools.sets["iptables-nft"].table("filter").chain(chainForward) == nil {
@@ -225,7 +225,7 @@ func TestDirectNeedsUplink(t *testing.T) {
 // families that are off cost nothing after the first time.
 func TestCostOfNothingToDo(t *testing.T) {
 	tools := newFakeTools()
-	f := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}})
+	f := New(Options{Log: quiet(), Tools: tools, Native: &fakeNative{}, Firewalld: noFirewalld{}})
 	for range 2 {
 		if err := f.Apply(t.Context(), vxlanDesired()); err != nil {
 			t.Fatal(err)

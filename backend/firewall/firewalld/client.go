@@ -1,0 +1,286 @@
+package firewalld
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+	"github.com/google/nftables"
+)
+
+// patience is how long firewalld may take for one Apply or Cleanup: a reload takes
+// two seconds, and it answers nobody else meanwhile.
+const patience = 15 * time.Second
+
+// ErrNotRunning: firewalld is there and says that something is wrong with it.
+var ErrNotRunning = errors.New("firewalld has failed")
+
+// ErrUnsaved says which settings a reload would lose, which we therefore do not do.
+type ErrUnsaved struct{ Settings []string }
+
+func (e *ErrUnsaved) Error() string {
+	return "firewalld needs a reload to let the overlay through, and would lose settings made at run time only, in " +
+		strings.Join(e.Settings, ", ") + ": see firewall-cmd --runtime-to-permanent, --reload"
+}
+
+// ErrForeign: there is a policy of our name that is not ours.
+type ErrForeign struct{ Policy string }
+
+func (e *ErrForeign) Error() string {
+	return "firewalld's policy " + e.Policy + " has our name and is not ours"
+}
+
+// ErrMasquerade: firewalld rewrites the source of what we send to peers.
+type ErrMasquerade struct{ Zone, Interface string }
+
+func (e *ErrMasquerade) Error() string {
+	return fmt.Sprintf("firewalld's zone %s masquerades what leaves by %s, sources in the network too", e.Zone, e.Interface)
+}
+
+// Options are what a Client is made of. The zero value is for a real host.
+type Options struct {
+	// Log is told what had to be changed; nil: slog.Default.
+	Log *slog.Logger
+	// Connect returns a connection of our own to the system bus; nil: to the
+	// bus that DBUS_SYSTEM_BUS_ADDRESS names, or the usual one.
+	Connect func(ctx context.Context) (*dbus.Conn, error)
+	// Here reports whether firewalld's table is in the network namespace of
+	// the calling thread; nil: ask nf_tables.
+	Here func() (bool, error)
+}
+
+// Client keeps our policies in firewalld. Its methods are safe for concurrent use;
+// Apply and Cleanup run one after the other.
+type Client struct {
+	log     *slog.Logger
+	connect func(ctx context.Context) (*dbus.Conn, error)
+	here    func() (bool, error)
+
+	mu sync.Mutex
+	// reloaded is the firewalld that we made reload for our policies' sake. It
+	// is not made to do so twice.
+	reloaded string
+}
+
+// New returns a Client that has not acted yet.
+func New(o Options) *Client {
+	c := &Client{log: o.Log, connect: o.Connect, here: o.Here}
+	if c.log == nil {
+		c.log = slog.Default()
+	}
+	if c.connect == nil {
+		c.connect = systemBus
+	}
+	if c.here == nil {
+		c.here = hasTable
+	}
+	return c
+}
+
+func systemBus(ctx context.Context) (*dbus.Conn, error) {
+	return dbus.ConnectSystemBus(dbus.WithContext(ctx))
+}
+
+// isAbsent reports whether an error of connecting says that there is no bus.
+func isAbsent(err error) bool {
+	return errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED)
+}
+
+func hasTable() (bool, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("open nf_tables: %w", err)
+	}
+	_, err = conn.ListTableOfFamily("firewalld", nftables.TableFamilyINet)
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.EOPNOTSUPP), errors.Is(err, syscall.EAFNOSUPPORT):
+		return false, nil // the last ones: no nf_tables, or none of that family
+	}
+	return false, fmt.Errorf("look for firewalld's table: %w", err)
+}
+
+// Apply makes our policies hold what d wants. See the package's contract. It
+// reports whether it had firewalld reload, which empties iptables.
+func (c *Client) Apply(ctx context.Context, d Desired) (reloaded bool, err error) {
+	err = c.visit(ctx, func(ctx context.Context, fw *door) error {
+		want := compile(d)
+		var errs []error
+		var err error
+		if reloaded, err = c.ensure(ctx, fw, want); err != nil {
+			return err
+		}
+		for _, p := range want {
+			errs = append(errs, c.converge(ctx, fw, p))
+		}
+		for _, name := range d.Interfaces {
+			zone, err := fw.masquerading(ctx, name)
+			if err == nil && zone != "" {
+				err = &ErrMasquerade{zone, name}
+			}
+			errs = append(errs, err)
+		}
+		return errors.Join(errs...)
+	})
+	return reloaded, err
+}
+
+// visit runs fn if a firewalld with nf_tables looks after our namespace.
+func (c *Client) visit(ctx context.Context, fn func(context.Context, *door) error) (err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	here, err := c.here()
+	if err != nil || !here {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	fw, err := c.enter(ctx)
+	if err != nil || fw == nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, fw.close()) }()
+	state, err := fw.state(ctx)
+	if err != nil {
+		return err
+	}
+	if state != "RUNNING" {
+		return fmt.Errorf("%w: its state is %s", ErrNotRunning, state)
+	}
+	return fn(ctx, fw)
+}
+
+// ensure makes sure that the policies which have something to hold exist, and
+// reports whether that took a reload.
+func (c *Client) ensure(ctx context.Context, fw *door, want []policy) (reloaded bool, err error) {
+	var missing []string
+	for _, p := range want {
+		if len(p.rules) == 0 {
+			continue
+		}
+		_, err := fw.rules(ctx, p.name)
+		if errors.Is(err, errNoPolicy) {
+			missing = append(missing, p.name)
+			err = c.makePermanent(ctx, fw, p)
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	if len(missing) == 0 {
+		c.reloaded = ""
+		return false, nil
+	}
+	if c.reloaded == fw.owner {
+		return false, fmt.Errorf("%w: %s after a reload", errNoPolicy, strings.Join(missing, ", "))
+	}
+	if err := c.reload(ctx, fw); err != nil {
+		return false, err
+	}
+	c.reloaded = fw.owner
+	return true, nil
+}
+
+func (c *Client) makePermanent(ctx context.Context, fw *door, p policy) error {
+	_, err := fw.permanent(ctx, p.name)
+	if errors.Is(err, errNoPolicy) {
+		return fw.add(ctx, p)
+	}
+	return err
+}
+
+// reload reloads firewalld if nobody loses anything by that.
+func (c *Client) reload(ctx context.Context, fw *door) error {
+	settings, err := fw.unsaved(ctx)
+	if err != nil {
+		return err
+	}
+	if len(settings) > 0 {
+		return &ErrUnsaved{settings}
+	}
+	c.log.InfoContext(ctx, "firewalld reloads, for policies of ours to come or go")
+	return fw.reload(ctx)
+}
+
+// converge makes one policy hold its rules and no others.
+func (c *Client) converge(ctx context.Context, fw *door, p policy) error {
+	have, err := fw.rules(ctx, p.name)
+	if errors.Is(err, errNoPolicy) && len(p.rules) == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	slices.Sort(have)
+	want := slices.Sorted(slices.Values(p.rules))
+	if slices.Equal(have, want) {
+		return nil
+	}
+	// firewalld removes first, and a packet may come in between: two prefixes
+	// that become one are both there until it is.
+	both := slices.Compact(slices.Sorted(slices.Values(slices.Concat(have, want))))
+	if len(both) > len(have) {
+		err = fw.setRules(ctx, p.name, both)
+	}
+	if err == nil && len(both) > len(want) {
+		err = fw.setRules(ctx, p.name, want)
+	}
+	if err != nil {
+		return err
+	}
+	c.log.InfoContext(ctx, "firewall changed", "variant", "firewalld", "table", p.name, "operations", 2*len(both)-len(have)-len(want))
+	return nil
+}
+
+// Cleanup removes our policies. If a reload would lose settings of others, what
+// is left until the next one are policies without a rule.
+func (c *Client) Cleanup(ctx context.Context) error {
+	return c.visit(ctx, func(ctx context.Context, fw *door) error {
+		var errs []error
+		gone := false
+		for _, p := range compile(Desired{}) {
+			there, err := c.removePolicy(ctx, fw, p)
+			errs = append(errs, err)
+			gone = gone || there
+		}
+		if err := errors.Join(errs...); err != nil || !gone {
+			return err
+		}
+		c.reloaded = ""
+		err := c.reload(ctx, fw)
+		if unsaved := (*ErrUnsaved)(nil); errors.As(err, &unsaved) {
+			c.log.InfoContext(ctx, "firewalld keeps policies of ours, without rules, until its next reload")
+			return nil
+		}
+		return err
+	})
+}
+
+// removePolicy reports whether a reload is needed for a policy to be gone.
+func (c *Client) removePolicy(ctx context.Context, fw *door, p policy) (there bool, err error) {
+	path, err := fw.permanent(ctx, p.name)
+	if err == nil {
+		err = fw.remove(ctx, path)
+	}
+	if foreign := (*ErrForeign)(nil); errors.As(err, &foreign) {
+		return false, nil
+	}
+	if err != nil && !errors.Is(err, errNoPolicy) {
+		return false, err
+	}
+	if _, err = fw.rules(ctx, p.name); errors.Is(err, errNoPolicy) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, c.converge(ctx, fw, p)
+}

@@ -1,0 +1,62 @@
+// Package firewalld lets the overlay through a firewalld that uses nf_tables.
+//
+//	Desired --- compile ---> rich rules of two policies
+//	                             |
+//	    firewalld <--- D-Bus --- converge: read, add, remove
+//	        |
+//	        +--- Reloaded, a new owner of its name ---> Drift
+//
+// # Why over D-Bus
+//
+// The table "inet firewalld" hooks behind iptables (priority filter + 10) and
+// rejects what no zone or policy lets through; an accept in iptables or in a table
+// of our own ends only the chains it stands in. So the accept must stand in
+// firewalld's table. From version 2.1 on nobody else may write there, and before
+// it every reload would remove what others wrote: that leaves D-Bus. A firewalld
+// with FirewallBackend=iptables needs nothing of this: its rules stand in the same
+// chains as ours, and behind them.
+//
+// # What is written
+//
+//	policy flanneld-go-fwd  ANY -> ANY   network to our subnet, our subnet to network
+//	policy flanneld-go-in   ANY -> HOST  the tunnel's port, from peers
+//
+// Rules are runtime configuration. firewalld cannot make a policy at run time, so
+// the two policies are permanent objects, empty, which do nothing by themselves,
+// and one reload brings them in, once in the life of a host. A reload drops what
+// an administrator set at run time alone. So it is left to them if there is such a
+// setting: [ErrUnsaved] says where. What interfaces are in which zone does not
+// count, since Docker and NetworkManager tell firewalld again after each reload.
+//
+// Both policies have a late priority: they are asked after all rules of a zone,
+// right before its target rejects the rest, so that what the administrator blocks
+// stays blocked. A policy cannot name a device, only zones, and zones are the
+// administrator's: that packets with such addresses come by the tunnel device or
+// from a peer is for package native, which drops all others before firewalld
+// sees them. That holds for the uplink as well.
+//
+// Peers are listed as prefixes, one rule each. An ipset would be one rule for all,
+// but as a permanent object it makes a firewalld without the ipset tool fail as a
+// whole when somebody sets FirewallBackend=iptables (measured with 1.3.3).
+//
+// # Masquerade
+//
+// A zone with masquerade rewrites every source that leaves by its interfaces, the
+// overlay's too, and nothing in iptables or in a policy keeps it from that: an
+// accept in another nat chain is not final, and a policy knows none. [ErrMasquerade]
+// says which zone.
+//
+// # Contract
+//
+//   - New does not act. Apply converges and may be called again: with nothing to do
+//     it costs a few questions over the bus. Cleanup removes the policies, the
+//     permanent ones too.
+//   - Without the table "inet firewalld" in our own network namespace Apply and
+//     Cleanup do nothing, and do not ask the bus: a firewalld that looks after
+//     another namespace is none of ours, nor is one that is not running. Without a
+//     bus, or with nobody of firewalld's name there, they do nothing either.
+//   - A policy is ours by its name and its description. One without the description
+//     is left alone: [ErrForeign].
+//   - Zones, other policies and firewalld.conf are never written.
+//   - firewalld itself keeps a removed policy's file as flanneld-go-*.xml.old.
+package firewalld

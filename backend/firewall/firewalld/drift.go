@@ -1,0 +1,75 @@
+package firewalld
+
+import (
+	"context"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+)
+
+// reconnect is how often a bus is looked for that is not there.
+const reconnect = 5 * time.Second
+
+// Drift yields a value when firewalld may have lost our rules since the last one
+// was taken: after a reload, and when it starts. The channel is closed when ctx
+// has ended.
+func (c *Client) Drift(ctx context.Context) <-chan struct{} {
+	out := make(chan struct{}, 1)
+	go func() {
+		defer close(out)
+		for ctx.Err() == nil {
+			c.listen(ctx, func() {
+				select {
+				case out <- struct{}{}:
+				default: // one that nobody has taken yet says the same
+				}
+			})
+			pause := time.NewTimer(reconnect)
+			select {
+			case <-pause.C:
+			case <-ctx.Done():
+				pause.Stop()
+			}
+		}
+	}()
+	return out
+}
+
+// listen passes signals on until ctx ends or the bus does.
+func (c *Client) listen(ctx context.Context, signal func()) {
+	conn, err := c.connect(ctx)
+	if err != nil {
+		if !isAbsent(err) {
+			c.log.DebugContext(ctx, "system bus does not answer", "error", err)
+		}
+		return
+	}
+	defer func() { _ = conn.Close() }() // nothing was written
+	heard := make(chan *dbus.Signal, 16)
+	conn.Signal(heard)
+	for _, match := range [][]dbus.MatchOption{
+		{dbus.WithMatchSender(busName), dbus.WithMatchInterface(ifaceRuntime), dbus.WithMatchMember("Reloaded")},
+		{
+			dbus.WithMatchSender("org.freedesktop.DBus"), dbus.WithMatchInterface("org.freedesktop.DBus"),
+			dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchOption("arg0", busName),
+		},
+	} {
+		if err := conn.AddMatchSignalContext(ctx, match...); err != nil {
+			c.log.DebugContext(ctx, "system bus refuses to tell", "error", err)
+			return
+		}
+	}
+	// What happened before we listened.
+	signal()
+	for {
+		select {
+		case _, ok := <-heard:
+			if !ok {
+				return
+			}
+			signal()
+		case <-ctx.Done():
+			return
+		}
+	}
+}

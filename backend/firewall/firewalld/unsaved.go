@@ -1,0 +1,138 @@
+package firewalld
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/godbus/dbus/v5"
+)
+
+// unsaved returns what a reload would change besides our policies: the zones,
+// policies and direct rules whose configuration at run time is not the permanent
+// one.
+func (d *door) unsaved(ctx context.Context) ([]string, error) {
+	zones, err := d.differing(ctx, kind{"zone", ifaceZone, "getZones", "getZoneSettings2", "getZoneByName", "getSettings2"})
+	if err != nil {
+		return nil, err
+	}
+	policies, err := d.differing(ctx, kind{"policy", ifacePolicy, "getPolicies", "getPolicySettings", "getPolicyByName", "getSettings"})
+	if err != nil {
+		return nil, err
+	}
+	direct, err := d.directDiffers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := slices.Concat(zones, policies)
+	if direct {
+		out = append(out, "direct rules")
+	}
+	return out, nil
+}
+
+// kind is how to ask for zones, or for policies.
+type kind struct{ name, iface, list, runtime, find, permanent string }
+
+func (d *door) differing(ctx context.Context, k kind) ([]string, error) {
+	var names, out []string
+	if err := d.call(ctx, pathRuntime, k.iface, k.list, nil, &names); err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if name == policyForward || name == policyInput {
+			continue
+		}
+		var now, then settings
+		if err := d.call(ctx, pathRuntime, k.iface, k.runtime, []any{name}, &now); err != nil {
+			return nil, err
+		}
+		var path dbus.ObjectPath
+		if err := d.call(ctx, pathConfig, ifaceConfig, k.find, []any{name}, &path); err != nil {
+			return nil, err
+		}
+		if err := d.call(ctx, path, ifaceConfig+"."+k.name, k.permanent, nil, &then); err != nil {
+			return nil, err
+		}
+		if canonical(now) != canonical(then) {
+			out = append(out, k.name+" "+name)
+		}
+	}
+	return out, nil
+}
+
+// canonical is the same text for settings of the same meaning. Interfaces are
+// left out, see the package's text.
+func canonical(s settings) string {
+	var w strings.Builder
+	for _, key := range slices.Sorted(maps.Keys(s)) {
+		if key == "interfaces" {
+			continue
+		}
+		v := reflect.ValueOf(s[key].Value())
+		if v.Kind() != reflect.Slice {
+			fmt.Fprintf(&w, "%s=%v\n", key, v)
+			continue
+		}
+		var items []string
+		for i := range v.Len() {
+			items = append(items, fmt.Sprint(v.Index(i)))
+		}
+		slices.Sort(items)
+		for _, item := range items {
+			fmt.Fprintf(&w, "%s=%s\n", key, item)
+		}
+	}
+	return w.String()
+}
+
+// direct is the configuration of direct rules: of each kind a list, in the form
+// of the permanent one.
+type direct struct {
+	Chains       []struct{ Family, Table, Chain string }
+	Rules        []directRule
+	Passthroughs []struct {
+		Family string
+		Args   []string
+	}
+}
+
+type directRule struct {
+	Family, Table, Chain string
+	Priority             int32
+	Args                 []string
+}
+
+func (d *door) directDiffers(ctx context.Context) (bool, error) {
+	var now, then direct
+	for method, result := range map[string]any{
+		"getAllChains": &now.Chains, "getAllRules": &now.Rules, "getAllPassthroughs": &now.Passthroughs,
+	} {
+		if err := d.call(ctx, pathRuntime, ifaceDirect, method, nil, result); err != nil {
+			return false, err
+		}
+	}
+	if err := d.call(ctx, pathConfig, ifaceConfig+".direct", "getSettings", nil, &then); err != nil {
+		return false, err
+	}
+	return now.String() != then.String(), nil
+}
+
+// String is the same for the same rules in any order.
+func (d direct) String() string {
+	var lines []string
+	for _, c := range d.Chains {
+		lines = append(lines, fmt.Sprint("chain ", c))
+	}
+	for _, r := range d.Rules {
+		lines = append(lines, fmt.Sprintf("rule %q", fmt.Sprint(r)))
+	}
+	for _, p := range d.Passthroughs {
+		lines = append(lines, fmt.Sprint("passthrough ", p))
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
