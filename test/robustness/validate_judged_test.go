@@ -62,7 +62,7 @@ func TestJudged(t *testing.T) {
 			s.frozen["h1"] = false
 			s.create("h1", home(1))
 			s.to(40 * sec)
-		}, map[string][2]int{SameSubnet: {0, 1}}, []string{SameSubnet}},
+		}, map[string][2]int{SameSubnet: {0, 1}}, nil},
 		{"a fault from the beginning to the end", func(s *story) {
 			down(s, FaultDown)
 			s.to(40 * sec)
@@ -102,7 +102,8 @@ func TestJudged(t *testing.T) {
 
 func TestConclude(t *testing.T) {
 	verdicts := Verdicts{{Validator: LostWrite, Judged: 1}, {Validator: SameSubnet, Occasional: true}}
-	excused := append(slices.Clone(verdicts), Verdict{Validator: StoreIdentity, Occasional: true, Excused: 1})
+	excused := append(slices.Clone(verdicts), Verdict{Validator: StoreIdentity, Occasional: true, Excused: byChance + 1})
+	chance := append(slices.Clone(verdicts), Verdict{Validator: StoreIdentity, Occasional: true, Excused: byChance})
 	none := append(slices.Clone(verdicts), Verdict{Validator: NoLoss})
 	broken := append(slices.Clone(none), Verdict{Validator: OneOwner, Judged: 1, Violations: []Violation{{Validator: OneOwner, Message: "oh"}}})
 	for _, tc := range []struct {
@@ -113,6 +114,7 @@ func TestConclude(t *testing.T) {
 	}{
 		{"well", fullRun, verdicts, ""},
 		{"everything excused", fullRun, excused, "by store-identity"},
+		{"everything excused, and that was little", fullRun, chance, ""},
 		{"nothing judged", fullRun, none, "by no-loss"},
 		{"nothing judged in a short run", fullRun - 1, none, ""},
 		{"a violation", sec, broken, "one-owner at 0s: oh"},
