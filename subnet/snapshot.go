@@ -114,7 +114,7 @@ func (p *projection) distrust() { p.distrusted = true }
 
 // patience is how long a lease that is deleted now stays in effect. A store that
 // lost its past, or has no config, has lost leases that live on: their
-// owners will create them again.
+// owners will create them again. Those that are held when that happens get as long.
 func (p *projection) patience() time.Duration {
 	if p.distrusted || p.config.Text == "" {
 		return p.ttl
@@ -132,13 +132,14 @@ func (p *projection) load(w World, now time.Duration) bool {
 	if p.distrusted {
 		p.lives++
 	}
+	disaster := p.distrusted || p.loses(w.Config)
 	p.revision, p.identity, p.config = w.Revision, w.Identity, w.Config
 	patience := p.patience()
 	p.distrusted, p.partial = false, false
 
 	entries := make(map[Subnet]*entry, max(p.leases.len, len(w.Leases)))
 	for e := range p.leases.all() {
-		if !e.gone {
+		if !e.gone || disaster {
 			e = &entry{lease: e.lease, gone: true, until: now + patience}
 		}
 		entries[e.lease.Subnet] = e
@@ -242,7 +243,11 @@ func (p *projection) apply(b Batch, now time.Duration) bool {
 	changed := b.Config != nil || len(b.Put)+len(b.Deleted)+len(b.Bad) > 0
 	p.revision = b.Revision
 	if b.Config != nil {
+		lost := p.loses(*b.Config)
 		p.config = *b.Config
+		if lost {
+			p.extend(now + p.patience())
+		}
 	}
 	for _, key := range b.Deleted {
 		p.delete(key, now)
@@ -307,6 +312,19 @@ func (p *projection) delete(key string, now time.Duration) {
 	until := now + p.patience()
 	p.keep(s, until)
 	p.leases = p.leases.put(&entry{lease: e.lease, gone: true, until: until})
+}
+
+// loses reports whether the config is gone with this one. Who was about to create
+// his key again then cannot.
+func (p *projection) loses(next Document) bool { return p.config.Text != "" && next.Text == "" }
+
+// extend holds until then what is held.
+func (p *projection) extend(until time.Duration) {
+	p.due = until
+	for s := range p.held {
+		p.held[s] = until
+		p.leases = p.leases.put(&entry{lease: p.leases.get(s).lease, gone: true, until: until})
+	}
 }
 
 // drop ends a lease's effect.

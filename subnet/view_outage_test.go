@@ -136,6 +136,28 @@ func TestViewAfterDisaster(t *testing.T) {
 			w.data.DeleteKey("10.5.1.0-24")
 			w.data.DeleteKey("10.5.2.0-24")
 		}},
+		// Who is about to create his key again cannot any more.
+		{"leases deleted, and the config a second later", func(w *watcher, _ memstore.Snapshot) {
+			w.data.DeleteKey("10.5.1.0-24")
+			w.data.DeleteKey("10.5.2.0-24")
+			after(time.Second)
+			w.data.DeleteConfig()
+		}},
+		{"leases deleted, and the config while it was away", func(w *watcher, _ memstore.Snapshot) {
+			w.data.DeleteKey("10.5.1.0-24")
+			w.data.DeleteKey("10.5.2.0-24")
+			synctest.Wait()
+			w.store.SetUnavailable(errDown)
+			synctest.Wait()
+			w.data.DeleteConfig()
+			w.store.SetUnavailable(nil)
+		}},
+		{"leases deleted, and restored a second later", func(w *watcher, empty memstore.Snapshot) {
+			w.data.DeleteKey("10.5.1.0-24")
+			w.data.DeleteKey("10.5.2.0-24")
+			after(time.Second)
+			w.data.Restore(empty)
+		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
