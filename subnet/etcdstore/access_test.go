@@ -3,12 +3,14 @@ package etcdstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -268,6 +270,60 @@ func TestTokensAreBounded(t *testing.T) {
 	}
 	if n := s.Stats().Requests; n != maxTokens+2+maxTokens {
 		t.Errorf("%d requests, want %d for a Load, 2 for a keep-alive and %d for a watch", n, maxTokens, maxTokens)
+	}
+}
+
+// issuer gives tokens that are all different.
+type issuer struct {
+	pb.AuthClient
+	n int
+}
+
+func (i *issuer) Authenticate(context.Context, *pb.AuthenticateRequest, ...grpc.CallOption) (*pb.AuthenticateResponse, error) {
+	i.n++
+	return &pb.AuthenticateResponse{Token: fmt.Sprint("token ", i.n)}, nil
+}
+
+// refuser takes no token, and is slow to say so.
+type refuser struct {
+	pb.LeaseClient
+	meanwhile func()
+}
+
+func (r refuser) LeaseKeepAlive(context.Context, ...grpc.CallOption) (pb.Lease_LeaseKeepAliveClient, error) {
+	r.meanwhile()
+	return nil, rpctypes.ErrGRPCInvalidAuthToken
+}
+
+// What a stream says of the token that it was opened with says nothing of one that
+// another call has got since.
+func TestLateRefusal(t *testing.T) {
+	s := open(t, Options{Endpoints: []string{"http://127.0.0.1:1"}, Prefix: "/allowed", Username: "host", Password: password})
+	tokens := &issuer{}
+	s.tokens.auth = tokens
+	another := func() {
+		former, _ := s.tokens.current()
+		s.tokens.refused(former, rpctypes.ErrGRPCInvalidAuthToken)
+		if _, err := s.tokens.get(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	s.leases = refuser{meanwhile: another}
+	if _, err := s.keepAlive(t.Context(), 1); !wantsToken(err) {
+		t.Errorf("keep-alive: %v", err)
+	}
+	// One to begin with, one per stream by others.
+	if _, stale := s.tokens.current(); stale || tokens.n != 3 {
+		t.Errorf("after a keep-alive: %d tokens, stale: %t; want 3, the last one fresh", tokens.n, stale)
+	}
+	w := &watch{Store: s}
+	w.token, _ = s.tokens.current()
+	another()
+	if err := w.refused(t.Context(), "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token"); !errors.Is(err, errTokenEnded) {
+		t.Errorf("watch: %v, want %v", err, errTokenEnded)
+	}
+	if _, stale := s.tokens.current(); stale {
+		t.Error("after a watch the token of another call is stale")
 	}
 }
 

@@ -43,17 +43,13 @@ func (s *Store) intercept(ctx context.Context, method string, req, reply any, cc
 	}
 }
 
-// interceptStream is the same for streams. Whether a token is taken shows only
-// later: see tokens.refused.
+// interceptStream is the same for streams, but for the token: who opens one brings
+// it along, since whether it is taken shows only in what the stream receives.
 func (s *Store) interceptStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	if err := s.discovered(ctx); err != nil {
 		return nil, err
 	}
-	token, err := s.tokens.get(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return open(with(ctx, token), desc, cc, method, opts...)
+	return open(ctx, desc, cc, method, opts...)
 }
 
 // explain makes a denial of an error that is one.

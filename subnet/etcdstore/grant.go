@@ -96,10 +96,15 @@ func (s *Store) revokeUnused(ctx context.Context, id subnet.LeaseID) {
 
 // keepAlive extends a lease by its TTL, once. The client's KeepAliveOnce tries
 // again and again without a pause while etcd is unavailable.
-func (s *Store) keepAlive(ctx context.Context, id subnet.LeaseID) (time.Duration, error) {
-	ttl, err := s.keepAliveOnce(ctx, id)
-	if token, _ := s.tokens.current(); s.tokens.refused(token, err) {
-		return s.keepAliveOnce(ctx, id)
+func (s *Store) keepAlive(ctx context.Context, id subnet.LeaseID) (ttl time.Duration, err error) {
+	for range 2 { // The first token may have ended.
+		var token string
+		if token, err = s.tokens.get(ctx); err != nil {
+			return 0, err
+		}
+		if ttl, err = s.keepAliveOnce(with(ctx, token), id); !s.tokens.refused(token, err) {
+			break
+		}
 	}
 	return ttl, err
 }

@@ -102,6 +102,8 @@ type watch struct {
 
 	// The fields below concern the current stream.
 
+	// token is what it was opened with.
+	token string
 	// verified: after the stream was opened, the store was found to be the
 	// same.
 	verified bool
@@ -164,8 +166,12 @@ func (w *watch) run(ctx context.Context) error {
 // later; to ask for w.at+1 would be asking for the future while nothing happens,
 // and such a watch gets no answers to progress requests.
 func (w *watch) open(ctx context.Context) (pb.Watch_WatchClient, error) {
+	var err error
+	if w.token, err = w.tokens.get(ctx); err != nil {
+		return nil, err
+	}
 	// The server decides how large a message is.
-	stream, err := w.watches.Watch(ctx, grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32))
+	stream, err := w.watches.Watch(with(ctx, w.token), grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32))
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +200,7 @@ func (w *watch) refused(ctx context.Context, reason string) error {
 		desc = reason
 	}
 	err := rpctypes.Error(status.Error(codes.FailedPrecondition, desc))
-	if token, _ := w.tokens.current(); w.tokens.refused(token, err) {
+	if w.tokens.refused(w.token, err) {
 		return fmt.Errorf("%w: %w", errTokenEnded, err)
 	}
 	return w.explain(ctx, w.request(), err)
