@@ -421,3 +421,33 @@ func TestKeeperBesideAnother(t *testing.T) {
 		})
 	}
 }
+
+// A younger lease that overlaps another runs out, since it does not hold; the
+// subnet comes back when the other is gone.
+func TestKeeperBesideAnotherForLong(t *testing.T) {
+	for _, policy := range []subnet.OnConflict{subnet.Fence, subnet.Keep} {
+		t.Run(policy.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				data := newStore(config)
+				w := watch(t, data, func(o *subnet.ViewOptions) { o.Node = "me" })
+				put(t, data, "10.5.112.0-20", attrs("b", "198.18.0.2"), 0)
+				put(t, data, home, attrs("me", "198.18.0.1"), ttl)
+				h := start(t, data, func(o *subnet.KeeperOptions) {
+					o.Lease, _ = stored(t, data, home)
+					o.View, o.OnConflict, o.Identity = w.view, policy, load(t, data).Identity
+				})
+				after(2 * ttl)
+				h.is(subnet.StateConflict)
+				if l, ok := stored(t, data, home); ok {
+					t.Errorf("still there: %+v", l)
+				}
+				data.DeleteKey("10.5.112.0-20")
+				after(time.Minute)
+				h.want(subnet.StateValid, home, "")
+				h.stop()
+				<-h.result
+				w.finish()
+			})
+		})
+	}
+}
