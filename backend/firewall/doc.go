@@ -19,6 +19,9 @@
 // the translation, and of the drops that of sources outside of the network that a
 // tunnel delivers for our containers.
 //
+// Where firewalld uses nf_tables, what its own table rejects is let through by
+// policies over D-Bus: package firewalld.
+//
 // # What is written
 //
 //	filter FORWARD      -> FLANNELD-GO-FWD     two accepts per tunnel device:

@@ -2,10 +2,12 @@ package firewall
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -50,18 +52,9 @@ func wall(t *testing.T, m *machine, p path, backend string) *walled {
 // Two hosts with real firewallds: with nf_tables firewalld's own table decides,
 // with iptables its rules stand behind ours.
 func TestFirewalld(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: makes network namespaces")
-	}
-	if _, err := exec.LookPath("firewalld"); err != nil {
-		t.Skip("needs program: firewalld")
-	}
+	vxlan := vxlanPath(t)
 	for _, backendName := range []string{"nftables", "iptables"} {
-		for _, tunnel := range []backend.Tunnel{
-			{Devices: []string{"flannel.1"}, Port: 8472, Encapsulation: backend.VXLANFrame, VNI: 1},
-			{Direct: true},
-		} {
-			p := path{variant: "iptables-nft", docker: "20.10", tunnel: tunnel}
+		for _, p := range []path{vxlan, {variant: vxlan.variant, docker: vxlan.docker, tunnel: backend.Tunnel{Direct: true}}} {
 			t.Run(backendName+"/"+p.String(), func(t *testing.T) { testFirewalld(t, p, backendName) })
 		}
 	}
@@ -97,4 +90,81 @@ func testFirewalld(t *testing.T, p path, backendName string) {
 		}
 	}
 	wantCall(t, "after Cleanup", a.container.call(t, "", b.contained()), "unreachable")
+}
+
+// What an administrator does to firewalld takes our rules away. They are back
+// within two seconds of firewalld's own being back.
+func TestOutageOfFirewalld(t *testing.T) {
+	p := vxlanPath(t)
+	ma, mb, _ := pair(t, p)
+	a, b := wall(t, ma, p, "nftables"), wall(t, mb, p, "nftables")
+	for _, w := range []*walled{a, b} {
+		w.apply(t)
+		w.keep(t)
+	}
+	if got := a.container.outage(t, b.contained(), 100, func() {}); got > time.Second/2 {
+		t.Fatalf("undisturbed the longest outage is %v: the test proves nothing", got)
+	}
+	for name, disturb := range map[string]func(){
+		"reload":          func() { b.wall.Cmd(t, "--reload") },
+		"complete-reload": func() { b.wall.Cmd(t, "--complete-reload") },
+		"restart": func() {
+			b.wall.Stop()
+			b.host.do(t, func() error {
+				b.wall.Start(t)
+				return nil
+			})
+		},
+	} {
+		var took time.Duration
+		longest := a.container.outage(t, b.contained(), 1200, func() {
+			begin := time.Now()
+			disturb()
+			took = time.Since(begin)
+		})
+		t.Logf("%s: took %v, longest outage %v", name, took.Round(time.Millisecond), longest)
+		if longest > took+2*time.Second {
+			t.Errorf("%s: the longest outage is %v, want at most 2 s more than the %v that it took", name, longest, took)
+		}
+		wantCall(t, "after "+name, a.container.call(t, "", b.contained()), a.contained())
+	}
+}
+
+// A zone that masquerades rewrites what leaves by its interfaces, the overlay too.
+// We cannot prevent it, and say so.
+func TestFirewalldMasquerade(t *testing.T) {
+	p := vxlanPath(t)
+	ma, mb, _ := pair(t, p)
+	w := wall(t, ma, p, "nftables")
+	w.apply(t)
+	mb.apply(t)
+	wantCall(t, "without masquerade", w.container.call(t, "", mb.contained()), w.contained())
+	w.wall.Cmd(t, "--add-masquerade")
+	if got := w.container.call(t, "", mb.contained()); got == w.contained() {
+		t.Errorf("the zone's masquerade does not rewrite sources: the warning is wrong")
+	}
+	w.host.do(t, func() error {
+		var masquerade *firewalld.ErrMasquerade
+		err := w.b.f.Apply(t.Context(), w.d)
+		if !errors.As(err, &masquerade) || *masquerade != (firewalld.ErrMasquerade{Zone: "public", Interface: "flannel.1"}) {
+			t.Errorf("Apply: %v, want that zone public masquerades by flannel.1", err)
+		}
+		return nil
+	})
+	w.wall.Cmd(t, "--remove-masquerade")
+	w.apply(t)
+	wantCall(t, "without masquerade again", w.container.call(t, "", mb.contained()), w.contained())
+}
+
+func vxlanPath(t *testing.T) path {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces")
+	}
+	if _, err := exec.LookPath("firewalld"); err != nil {
+		t.Skip("needs program: firewalld")
+	}
+	return path{variant: "iptables-nft", docker: "20.10", tunnel: backend.Tunnel{
+		Devices: []string{"flannel.1"}, Port: 8472, Encapsulation: backend.VXLANFrame, VNI: 1,
+	}}
 }

@@ -4,7 +4,7 @@
 //	                             |
 //	    firewalld <--- D-Bus --- converge: read, add, remove
 //	        |
-//	        +--- Reloaded, a new owner of its name ---> Drift
+//	        +--- Reloaded, a new owner of its name ---> Drift: Apply again
 //
 // # Why over D-Bus
 //
@@ -27,6 +27,9 @@
 // an administrator set at run time alone. So it is left to them if there is such a
 // setting: [ErrUnsaved] says where. What interfaces are in which zone does not
 // count, since Docker and NetworkManager tell firewalld again after each reload.
+// A reload also empties iptables, whichever backend firewalld has (measured with
+// 1.3.3): Docker writes its rules again when it hears of it, and so do we, but
+// what others appended there is gone, as after every reload.
 //
 // Both policies have a late priority: they are asked after all rules of a zone,
 // right before its target rejects the rest, so that what the administrator blocks
@@ -42,9 +45,16 @@
 // # Masquerade
 //
 // A zone with masquerade rewrites every source that leaves by its interfaces, the
-// overlay's too, and nothing in iptables or in a policy keeps it from that: an
-// accept in another nat chain is not final, and a policy knows none. [ErrMasquerade]
-// says which zone.
+// overlay's too (measured): our accept in iptables' nat is not final for firewalld's
+// chain behind it, and a policy knows none. [ErrMasquerade] says which zone; a tunnel
+// device can be put into another.
+//
+// # After a reload
+//
+// A reload takes firewalld two seconds, a complete one three, and it drops what is
+// new meanwhile; pings every 5 ms between containers of two hosts missed 0.4 s of
+// them at most, and 0.1 s at a restart. Drift comes with the signal Reloaded, and
+// after a start when firewalld answers, for its table is not there before.
 //
 // # Contract
 //

@@ -35,6 +35,19 @@ func (c *Client) Drift(ctx context.Context) <-chan struct{} {
 	return out
 }
 
+// starting is how long firewalld may take to start.
+const starting = time.Minute
+
+// awaitStart returns when a firewalld that has just taken its name has written its
+// rules, or has gone: before that there is no table to tell that it is here. It
+// answers nobody until then.
+func awaitStart(ctx context.Context, conn *dbus.Conn) {
+	ctx, cancel := context.WithTimeout(ctx, starting)
+	defer cancel()
+	fw := &door{conn, busName}
+	_, _ = fw.state(ctx) // whatever the answer is, Apply asks again
+}
+
 // listen passes signals on until ctx ends or the bus does.
 func (c *Client) listen(ctx context.Context, signal func()) {
 	conn, err := c.connect(ctx)
@@ -63,9 +76,12 @@ func (c *Client) listen(ctx context.Context, signal func()) {
 	signal()
 	for {
 		select {
-		case _, ok := <-heard:
+		case s, ok := <-heard:
 			if !ok {
 				return
+			}
+			if s.Name != ifaceRuntime+".Reloaded" {
+				awaitStart(ctx, conn)
 			}
 			signal()
 		case <-ctx.Done():

@@ -1,8 +1,9 @@
 // Package firewalldtest is firewalld for tests: the real one, in a network
-// namespace and with a bus of its own.
+// namespace and with a bus of its own, and a fake.
 //
 //	Bus    a dbus-daemon on a socket in the test's folder
 //	Real   firewalld on it, with a copy of /etc/firewalld and Docker's zone
+//	Fake   an object on it that answers as firewalld does, without a kernel
 package firewalldtest
 
 import (
