@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -273,5 +274,37 @@ func TestAbsent(t *testing.T) {
 				t.Errorf("Cleanup: %v", err)
 			}
 		})
+	}
+}
+
+// A firewalld that takes its name has no table yet: the wake waits for its answer.
+func TestDriftAwaitsStart(t *testing.T) {
+	bus := firewalldtest.NewBus(t)
+	c := New(Options{Connect: bus.Connect})
+	ctx, cancel := context.WithCancel(t.Context())
+	drift := c.Drift(ctx)
+	<-drift // for what was before
+	conn, err := bus.Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() }) // the bus may have ended
+	var answered atomic.Bool
+	get := func(string, string) (dbus.Variant, *dbus.Error) {
+		answered.Store(true)
+		return dbus.MakeVariant("RUNNING"), nil
+	}
+	if err := conn.ExportMethodTable(map[string]any{"Get": get}, pathRuntime, "org.freedesktop.DBus.Properties"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.RequestName(busName, dbus.NameFlagDoNotQueue); err != nil {
+		t.Fatal(err)
+	}
+	<-drift
+	if !answered.Load() {
+		t.Error("woke before firewalld answered")
+	}
+	cancel()
+	for range drift { // until it is closed
 	}
 }
