@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -71,6 +73,9 @@ func printStatus(out io.Writer, s status.Status, now time.Time) error {
 	for _, r := range oddities(s) {
 		row(r[0], "%s", r[1])
 	}
+	if line := droppedLine(s.Dropped); line != "" {
+		row("dropped", "%s", line)
+	}
 	if s.Docker != nil {
 		row("docker", "%s", dockerLine(*s.Docker))
 	}
@@ -99,6 +104,22 @@ func peersLine(s status.Status) string {
 		line += ", none with a path from here"
 	}
 	return line
+}
+
+// droppedLine says how many packets lied about their source, and how; empty: none.
+func droppedLine(dropped map[string]uint64) string {
+	var sum uint64
+	var parts []string
+	for _, reason := range slices.Sorted(maps.Keys(dropped)) {
+		if n := dropped[reason]; n > 0 {
+			sum += n
+			parts = append(parts, fmt.Sprintf("%s %d", reason, n))
+		}
+	}
+	if sum == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d forged packets: %s", sum, strings.Join(parts, ", "))
 }
 
 // oddities are rows about what stands in etcd and should not: which key and why,

@@ -79,6 +79,7 @@ func TestStatusScreens(t *testing.T) {
 			s.State = status.StateDegraded
 			s.BadKeys = []status.BadKey{{Key: "10.5.3.0-24", Error: "invalid character 'n' in literal"}, {Key: "README", Error: "is no subnet"}}
 			s.SharedAddresses = []status.SharedAddress{{PublicIP: "198.18.0.2", Holders: []status.Holder{{Subnet: "10.5.9.0/24", Node: "web-2"}, {Subnet: "10.5.11.0/24", Node: "web-9"}}}}
+			s.Dropped = map[string]uint64{"foreign_source": 12, "own_source": 0, "peer_source": 3}
 		},
 		"many_oddities": func(s *status.Status) {
 			s.State = status.StateDegraded

@@ -78,6 +78,7 @@ type noTable struct{ firewall.Native }
 
 func (noTable) Apply(context.Context, native.Desired) error { return &native.ErrUnsupported{} }
 func (noTable) Cleanup(context.Context) error               { return nil }
+func (noTable) Counters() (map[string]uint64, error)        { return nil, &native.ErrUnsupported{} }
 
 // logBuffer is a log that many write and the test reads.
 type logBuffer struct {

@@ -72,6 +72,11 @@ var metricTable = [...]metric{
 	{"flanneld_sync_duration_seconds", "How long the last round took.", prometheus.GaugeValue, "", func(s status.Status, put sample) { put(s.Sync.LastSeconds) }},
 	{"flanneld_entries_put_total", "Kernel entries added or replaced.", prometheus.CounterValue, "", func(s status.Status, put sample) { put(float64(s.Sync.Put)) }},
 	{"flanneld_entries_deleted_total", "Kernel entries deleted.", prometheus.CounterValue, "", func(s status.Status, put sample) { put(float64(s.Sync.Deleted)) }},
+	{"flanneld_dropped_packets_total", "Packets that were not from where they claimed to be, by reason.", prometheus.CounterValue, "reason", func(s status.Status, put sample) {
+		for reason, n := range s.Dropped {
+			put(float64(n), reason)
+		}
+	}},
 	{"flanneld_data_path_total", "Counters of a data path in user space (udp), by event.", prometheus.CounterValue, "event", func(s status.Status, put sample) {
 		for event, n := range s.Backend.Counters {
 			put(float64(n), event)

@@ -157,34 +157,36 @@ func TestScrape(t *testing.T) {
 		s.Lease = status.Lease{State: "valid", Expires: time.Unix(1_700_000_000, 500_000_000)}
 		s.Peers = []status.Peer{{Subnet: "a"}, {Subnet: "b", Error: "no path"}, {Subnet: "c", Error: "no path"}}
 		s.Sync = status.Sync{Runs: 7, Failures: 2, LastSeconds: 0.25, Put: 11, Deleted: 5}
+		s.Dropped = map[string]uint64{"foreign_source": 12}
 		s.Backend.Counters = map[string]uint64{"received_forwarded": 9, "sent_no_peer": 1}
 	})
 	board.Report(status.Problem{Component: status.ComponentPeers, Message: "2 of 3"})
 	board.Report(status.Problem{Component: status.ComponentDocker, Message: "differs"})
 	want := map[string]float64{
-		"flanneld_ready":                                     1,
-		"flanneld_problem{component=peers}":                  1,
-		"flanneld_problem{component=docker}":                 1,
-		"flanneld_etcd_connected":                            1,
-		"flanneld_etcd_revision":                             42,
-		"flanneld_etcd_requests_total":                       31,
-		"flanneld_etcd_request_failures_total":               3,
-		"flanneld_etcd_streams_total":                        4,
-		"flanneld_etcd_sent_bytes_total":                     1500,
-		"flanneld_etcd_received_bytes_total":                 90000,
-		"flanneld_bad_keys":                                  1,
-		"flanneld_shared_addresses":                          2,
-		"flanneld_lease_expiry_timestamp_seconds":            1_700_000_000.5,
-		"flanneld_lease_state{state=valid}":                  1,
-		"flanneld_peers":                                     3,
-		"flanneld_peers_failed":                              2,
-		"flanneld_sync_runs_total":                           7,
-		"flanneld_sync_failures_total":                       2,
-		"flanneld_sync_duration_seconds":                     0.25,
-		"flanneld_entries_put_total":                         11,
-		"flanneld_entries_deleted_total":                     5,
-		"flanneld_data_path_total{event=received_forwarded}": 9,
-		"flanneld_data_path_total{event=sent_no_peer}":       1,
+		"flanneld_ready":                                        1,
+		"flanneld_problem{component=peers}":                     1,
+		"flanneld_problem{component=docker}":                    1,
+		"flanneld_etcd_connected":                               1,
+		"flanneld_etcd_revision":                                42,
+		"flanneld_etcd_requests_total":                          31,
+		"flanneld_etcd_request_failures_total":                  3,
+		"flanneld_etcd_streams_total":                           4,
+		"flanneld_etcd_sent_bytes_total":                        1500,
+		"flanneld_etcd_received_bytes_total":                    90000,
+		"flanneld_bad_keys":                                     1,
+		"flanneld_shared_addresses":                             2,
+		"flanneld_lease_expiry_timestamp_seconds":               1_700_000_000.5,
+		"flanneld_lease_state{state=valid}":                     1,
+		"flanneld_peers":                                        3,
+		"flanneld_peers_failed":                                 2,
+		"flanneld_sync_runs_total":                              7,
+		"flanneld_sync_failures_total":                          2,
+		"flanneld_sync_duration_seconds":                        0.25,
+		"flanneld_entries_put_total":                            11,
+		"flanneld_entries_deleted_total":                        5,
+		"flanneld_dropped_packets_total{reason=foreign_source}": 12,
+		"flanneld_data_path_total{event=received_forwarded}":    9,
+		"flanneld_data_path_total{event=sent_no_peer}":          1,
 	}
 	got := scrape(t, board)
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -293,7 +293,17 @@ func (l *loop) applyFirewall(ctx context.Context) error {
 	if cause := context.Cause(held); errors.Is(cause, errConflict) {
 		return cause
 	}
+	l.countDropped(ctx)
 	return err
+}
+
+// countDropped puts what the firewall dropped on the board.
+func (l *loop) countDropped(ctx context.Context) {
+	dropped, err := l.firewall.Counters()
+	if err != nil {
+		l.log.DebugContext(ctx, "dropped packets cannot be counted", "error", err)
+	}
+	l.board.Update(func(s *status.Status) { s.Dropped = dropped })
 }
 
 // families are those that the network has.

@@ -55,6 +55,10 @@ type Status struct {
 	BadKeys []BadKey `json:"bad_keys,omitempty"`
 	// SharedAddresses are those that leases of several owners publish.
 	SharedAddresses []SharedAddress `json:"shared_addresses,omitempty"`
+	// Dropped are how many packets were dropped because they were not from where
+	// they claimed to be, by the reasons of package native, since its table was
+	// made; nil where the kernel does not count them.
+	Dropped map[string]uint64 `json:"dropped,omitempty"`
 	// Docker is nil where it is none of ours.
 	Docker *Docker `json:"docker,omitempty"`
 	Sync   Sync    `json:"sync"`
