@@ -139,7 +139,7 @@ func (p *projection) load(w World, now time.Duration) bool {
 
 	entries := make(map[Subnet]*entry, max(p.leases.len, len(w.Leases)))
 	for e := range p.leases.all() {
-		if !e.gone || disaster {
+		if !e.gone || disaster && p.brief(e.until-now) {
 			e = &entry{lease: e.lease, gone: true, until: now + patience}
 		}
 		entries[e.lease.Subnet] = e
@@ -246,7 +246,7 @@ func (p *projection) apply(b Batch, now time.Duration) bool {
 		lost := p.loses(*b.Config)
 		p.config = *b.Config
 		if lost {
-			p.extend(now + p.patience())
+			p.extend(now)
 		}
 	}
 	for _, key := range b.Deleted {
@@ -318,13 +318,22 @@ func (p *projection) delete(key string, now time.Duration) {
 // his key again then cannot.
 func (p *projection) loses(next Document) bool { return p.config.Text != "" && next.Text == "" }
 
-// extend holds until then what is held.
-func (p *projection) extend(until time.Duration) {
-	p.due = until
-	for s := range p.held {
-		p.held[s] = until
-		p.leases = p.leases.put(&entry{lease: p.leases.get(s).lease, gone: true, until: until})
+// brief reports whether a lease with so much time left is held as one is that was
+// merely deleted. Only that is made longer: a store that is lost again and again
+// must not hold the dead for ever.
+func (p *projection) brief(left time.Duration) bool { return left <= p.hold }
+
+// extend holds as long as a disaster asks for what is held briefly.
+func (p *projection) extend(now time.Duration) {
+	for s, until := range p.held {
+		if p.brief(until - now) {
+			until = now + p.patience()
+			p.leases = p.leases.put(&entry{lease: p.leases.get(s).lease, gone: true, until: until})
+			p.held[s] = until
+		}
 	}
+	// Too early costs a look.
+	p.due = now
 }
 
 // drop ends a lease's effect.
