@@ -101,9 +101,10 @@ func DefaultBounds(ttl time.Duration) Bounds {
 		// 5 s a window of 10 s has 58, and costs 16 where nothing happens and up
 		// to 40 where six faults meet.
 		Requests: Budget{PerMinute: 60 + 2*float64(time.Minute)/float64(max(ttl/12, 250*time.Millisecond)), PerFault: 10, PerStart: 60},
-		// 3 % of a core, and a second for a start: a loop that keeps a core busy
-		// for as little as a second shows, unless faults explain it.
-		CPU: Budget{PerMinute: 1.8, PerFault: 0.1, PerStart: 1},
+		// 3 % of a core, a burst for the firewall that is read at each change of it,
+		// and a second for a start: a loop that keeps a core busy for as little as a
+		// second shows, unless faults explain it.
+		CPU: Budget{PerMinute: 1.8, Burst: 0.3, PerFault: 0.1, PerStart: 1},
 		// 20 a minute is what an outage may cost; a fault changes the state of
 		// lease, watch and components once and back, and others say what they
 		// think of the key that it is about. The most talkative one drives a host

@@ -35,11 +35,11 @@ func TestBoundedLoad(t *testing.T) {
 	})
 	for _, c := range []tale{
 		{name: "quiet", then: course(func(c *Cost, _ time.Duration) { c.Requests, c.CPU = c.Requests+2, c.CPU+sec/50 })},
-		{name: "a quarter of a core for 20 s of 5 min", then: busy, want: []string{"bounded-load h2 1m41s", "bounded-load h2 1m51s", "bounded-load h2 2m1s"}},
+		{name: "a quarter of a core for 20 s of 5 min", then: busy, want: []string{"bounded-load h2 1m42s", "bounded-load h2 1m52s", "bounded-load h2 2m2s"}},
 		{name: "the same after its start", then: func(s *story) {
 			s.Runs = append(s.Runs, Run{Host: "h2", From: 98 * sec, Until: 98 * sec, Killed: true}, Run{Host: "h2", From: 99 * sec, Until: 99 * sec, Killed: true}, Run{Host: "h2", From: 100 * sec, Until: 100 * sec, Killed: true})
 			busy(s)
-		}, want: []string{"bounded-load h2 1m51s", "bounded-load h2 2m1s"}},
+		}, want: []string{"bounded-load h2 1m52s", "bounded-load h2 2m2s"}},
 		{name: "a request loop for a few seconds", then: course(func(c *Cost, at time.Duration) {
 			if at == 200*sec {
 				c.Requests += 100
@@ -80,7 +80,7 @@ func TestBoundedLoad(t *testing.T) {
 		}, want: []string{"bounded-load h2 3m20s"}},
 		{name: "within", then: load(Load{Requests: int(b.Requests.of(time.Minute, 0, 1)), CPU: 2 * sec, LogLines: 70})},
 		{name: "requests", then: load(Load{Requests: int(b.Requests.of(time.Minute, 0, 1)) + 1}), want: []string{"bounded-load h2 1m0s"}},
-		{name: "CPU", then: load(Load{CPU: 3 * sec}), want: []string{"bounded-load h2 1m0s"}},
+		{name: "CPU", then: load(Load{CPU: 4 * sec}), want: []string{"bounded-load h2 1m0s"}},
 		{name: "log", then: load(Load{LogLines: 71}), want: []string{"bounded-load h2 1m0s"}},
 		{name: "all of them", then: load(Load{Requests: 1e6, CPU: time.Hour, LogLines: 1e6}), want: []string{"bounded-load h2 1m0s", "bounded-load h2 1m0s", "bounded-load h2 1m0s"}},
 		{name: "faults and starts cost something", then: func(s *story) {
