@@ -87,6 +87,13 @@ func TestHostsReachEachOtherAndLeaveNoTrace(t *testing.T) {
 	for family := range 2 {
 		for _, from := range l.Hosts {
 			for _, to := range l.Hosts {
+				// The kernel may take a second to notice that a link is up.
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				err := from.WaitPing(ctx, to.Addrs[family].Addr())
+				cancel()
+				if err != nil {
+					t.Fatal(err)
+				}
 				r, err := from.Ping(t.Context(), PingOptions{To: to.Addrs[family].Addr(), Count: 3})
 				if err != nil || r.Lost() > 0 {
 					t.Errorf("%s pings %s: %s, %v", from.Name, to.Addrs[family], r, err)
