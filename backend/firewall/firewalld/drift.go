@@ -80,10 +80,14 @@ func (c *Client) listen(ctx context.Context, signal func()) {
 			if !ok {
 				return
 			}
-			if s.Name != ifaceRuntime+".Reloaded" {
+			switch s.Name {
+			case ifaceRuntime + ".Reloaded":
+				signal()
+			case "org.freedesktop.DBus.NameOwnerChanged":
 				awaitStart(ctx, conn)
+				signal()
+			default: // the bus greets us
 			}
-			signal()
 		case <-ctx.Done():
 			return
 		}
