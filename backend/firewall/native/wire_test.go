@@ -6,10 +6,9 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
@@ -90,12 +89,12 @@ func sendFrame(t testing.TB, ns *kerneltest.Namespace, name string, f []byte) {
 		t.Fatal(err)
 	}
 	ns.Do(t, func() {
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+		fd, err := syscall.Socket(syscall.AF_PACKET, syscall.SOCK_RAW, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer unix.Close(fd)
-		if err := unix.Sendto(fd, f, 0, &unix.SockaddrLinklayer{Ifindex: l.Index, Halen: 6}); err != nil {
+		defer syscall.Close(fd)
+		if err := syscall.Sendto(fd, f, 0, &syscall.SockaddrLinklayer{Ifindex: l.Index, Halen: 6}); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -104,19 +103,19 @@ func sendFrame(t testing.TB, ns *kerneltest.Namespace, name string, f []byte) {
 // sendPacket sends an IP packet as it is, the way that the host routes it.
 func sendPacket(t testing.TB, ns *kerneltest.Namespace, to netip.Addr, packet []byte) {
 	t.Helper()
-	family, address := unix.AF_INET, unix.Sockaddr(nil)
+	family, address := syscall.AF_INET, syscall.Sockaddr(nil)
 	if to.Is6() {
-		family, address = unix.AF_INET6, &unix.SockaddrInet6{Addr: to.As16()}
+		family, address = syscall.AF_INET6, &syscall.SockaddrInet6{Addr: to.As16()}
 	} else {
-		address = &unix.SockaddrInet4{Addr: to.As4()}
+		address = &syscall.SockaddrInet4{Addr: to.As4()}
 	}
 	ns.Do(t, func() {
-		fd, err := unix.Socket(family, unix.SOCK_RAW, unix.IPPROTO_RAW)
+		fd, err := syscall.Socket(family, syscall.SOCK_RAW, syscall.IPPROTO_RAW)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer unix.Close(fd)
-		if err := unix.Sendto(fd, packet, 0, address); err != nil {
+		defer syscall.Close(fd)
+		if err := syscall.Sendto(fd, packet, 0, address); err != nil {
 			t.Fatal(err)
 		}
 	})
