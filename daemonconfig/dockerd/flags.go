@@ -84,17 +84,6 @@ func Conflicts(given []Given, keys []string) []Given {
 	return list
 }
 
-// Value returns the last value of a flag, as dockerd takes it, or other where
-// there is none.
-func Value(given []Given, flag, other string) string {
-	for _, g := range slices.Backward(given) {
-		if g.Name == flag {
-			return g.Value
-		}
-	}
-	return other
-}
-
 // Socket is the unix socket that dockerd listens on by its flags. fd:// is
 // systemd's, which has it in the default place.
 func Socket(given []Given) string {

@@ -118,14 +118,8 @@ func TestConflicts(t *testing.T) {
 	}
 }
 
-func TestFlagValues(t *testing.T) {
-	given := dockerd.Unit{Argv: []string{"dockerd", "-H", "fd://", "-H", "unix:///run/x.sock", "--config-file", "/a", "--config-file=/b"}}.Flags()
-	if got := dockerd.Value(given, "config-file", "/etc/docker/daemon.json"); got != "/b" {
-		t.Errorf("config file %s", got)
-	}
-	if got := dockerd.Value(given, "pidfile", dockerd.PIDFile); got != dockerd.PIDFile {
-		t.Errorf("pid file %s", got)
-	}
+func TestSocket(t *testing.T) {
+	given := dockerd.Unit{Argv: []string{"dockerd", "-H", "fd://", "-H", "unix:///run/x.sock"}}.Flags()
 	if got := dockerd.Socket(given); got != "/run/x.sock" {
 		t.Errorf("socket %s", got)
 	}
