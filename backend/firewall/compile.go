@@ -147,9 +147,6 @@ type chainSpec struct {
 	rules []rule
 }
 
-// tableNames are the tables that compile speaks of, in the order of writing.
-func tableNames() [3]string { return [3]string{tableRaw, "filter", "nat"} }
-
 // tableRaw is written only beside a Docker that drops in it: see directDrops.
 const tableRaw = "raw"
 
@@ -164,7 +161,7 @@ type share struct {
 }
 
 // compile says what one family's tables should hold of ours. It returns a spec
-// for each of tableNames, empty where nothing is wanted.
+// for each of raw, filter and nat, in the order of writing, empty where nothing is wanted.
 func compile(d Desired, f subnet.Family, does share) []tableSpec {
 	raw, filter, nat := tableSpec{name: tableRaw}, tableSpec{name: "filter"}, tableSpec{name: "nat"}
 	network, own := d.Networks[f], d.Own[f]

@@ -18,6 +18,9 @@ type variantBench struct {
 	meant, other *bench
 }
 
+// tableNames are the tables that compile speaks of.
+func tableNames() [3]string { return [3]string{tableRaw, "filter", "nat"} }
+
 func onBothVariants(t *testing.T, test func(t *testing.T, v variantBench)) {
 	t.Helper()
 	run := func(t *testing.T, tools Tools) {
