@@ -442,7 +442,7 @@ func TestKeeperBesideAnotherForLong(t *testing.T) {
 					t.Errorf("still there: %+v", l)
 				}
 				data.DeleteKey("10.5.112.0-20")
-				after(time.Minute)
+				after(time.Second)
 				h.want(subnet.StateValid, home, "")
 				h.stop()
 				<-h.result

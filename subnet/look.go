@@ -21,6 +21,17 @@ type sighting struct {
 	// config is the network config's revision, where that matters: while we
 	// have no lease another config may allow one.
 	config Revision
+	// blocker is, in a conflict, the first key in our place, ours left out: as
+	// long as it stays the same, so does the conflict.
+	blocker blocker
+	// freed is when a key was deleted last, while we look for another subnet.
+	freed Revision
+}
+
+// blocker is a key that covers some of our subnet; zero: there is none.
+type blocker struct {
+	subnet   Subnet
+	modified Revision
 }
 
 // concerns reports whether the view saw our key change, or the store lose its
@@ -38,8 +49,14 @@ func (k *Keeper) concerns(s *Snapshot) bool {
 	now.elder, _ = k.o.Claim.elder(s.beside, k.m.lease)
 	expected := sighting{identity: k.world.Identity, modified: k.m.lease.Modified, id: k.m.lease.ID}
 	ours := k.m.lease.Modified
-	if k.m.state == StateLost || k.m.state == StateConflict {
+	if k.without() {
 		now.config, ours = s.Config.Modified, k.world.Revision
+	}
+	if k.m.state == StateConflict {
+		now.blocker = s.blocker(k.m.lease.Subnet)
+		if k.m.policy == Renumber {
+			now.freed = s.freed
+		}
 	}
 	older := s.Identity == k.world.Identity && s.Revision < ours
 	if older || now == expected || now == k.seen.now && expected == k.seen.expected {
@@ -49,22 +66,29 @@ func (k *Keeper) concerns(s *Snapshot) bool {
 	return true
 }
 
+// without reports whether we have no lease at the moment.
+func (k *Keeper) without() bool { return k.m.state == StateLost || k.m.state == StateConflict }
+
 // noticed is the event of a sight that concerns us. A challenge is answered from
 // the view alone: the one who put it does not wait for long, and the answer
 // proves by itself that nothing has changed since. In a store that is not the one
 // we know, a key that reads as ours did would prove nothing: that wants a look.
 func (k *Keeper) noticed(s *Snapshot) event {
-	if s.Identity != k.world.Identity {
-		return event{kind: evLost, err: ErrStoreChanged}
-	}
-	if elder, ok := k.o.Claim.elder(s.beside, k.m.lease); ok {
-		// A renewal would prove that the key is as it was, and no more.
-		return event{kind: evLost, err: overlapped(elder)}
-	}
+	elder, beaten := k.o.Claim.elder(s.beside, k.m.lease)
 	l, _ := s.Stored(k.m.lease.Subnet)
 	asked := l.Attrs.Owner == k.o.Claim.Node && l.Attrs.Instance == k.o.Claim.Instance && !l.Attrs.Challenge.IsZero()
-	if asked && l.Modified > k.m.lease.Modified {
+	switch known := s.Identity == k.world.Identity; {
+	case known && !beaten && asked && l.Modified > k.m.lease.Modified:
 		return event{kind: evOurs, lease: l}
+	case k.without():
+		// There is nothing to lose, and this look is not one of a race that
+		// would have to slow down.
+		return event{kind: evNudge}
+	case !known:
+		return event{kind: evLost, err: ErrStoreChanged}
+	case beaten:
+		// A renewal would prove that the key is as it was, and no more.
+		return event{kind: evLost, err: overlapped(elder)}
 	}
 	return event{kind: evNudge}
 }

@@ -28,7 +28,9 @@ type Snapshot struct {
 	// kin are the leases in the store that have the view's own node id.
 	kin []Lease
 	// beside are those of the store that overlap one of kin.
-	beside  []Lease
+	beside []Lease
+	// freed is when a key was deleted last, or may have been.
+	freed   Revision
 	list    leaseList
 	changed chan struct{}
 	once    sync.Once
@@ -75,6 +77,22 @@ func (s *Snapshot) Stored(x Subnet) (Lease, bool) {
 	return e.lease, true
 }
 
+// blocker returns the first key in the store that overlaps x and is not a lease of
+// x. It looks at every lease: who has a subnet of his own does not ask.
+func (s *Snapshot) blocker(x Subnet) blocker {
+	for e := range s.list.all() {
+		if !e.gone && !e.unreadable && e.lease.Subnet != x && e.lease.Subnet.Overlaps(x) {
+			return blocker{e.lease.Subnet, e.lease.Modified}
+		}
+	}
+	for _, b := range s.Bad {
+		if b.Occupies.Overlaps(x) {
+			return blocker{b.Occupies, b.Modified}
+		}
+	}
+	return blocker{}
+}
+
 // projection turns loads and batches into the leases in effect. It belongs to
 // one goroutine and knows no clock: times are handed in.
 type projection struct {
@@ -82,6 +100,8 @@ type projection struct {
 	node      NodeID
 
 	revision Revision
+	// freed is when a key was deleted last, or may have been.
+	freed    Revision
 	identity string
 	config   Document
 	leases   leaseList
@@ -133,7 +153,7 @@ func (p *projection) load(w World, now time.Duration) bool {
 		p.lives++
 	}
 	disaster := p.distrusted || p.loses(w.Config)
-	p.revision, p.identity, p.config = w.Revision, w.Identity, w.Config
+	p.revision, p.freed, p.identity, p.config = w.Revision, w.Revision, w.Identity, w.Config
 	patience := p.patience()
 	p.distrusted, p.partial = false, false
 
@@ -250,6 +270,7 @@ func (p *projection) apply(b Batch, now time.Duration) bool {
 		}
 	}
 	for _, key := range b.Deleted {
+		p.freed = b.Revision
 		p.delete(key, now)
 	}
 	for _, bad := range b.Bad {
@@ -392,6 +413,7 @@ func (p *projection) snapshot() *Snapshot {
 		Config:   p.config,
 		Bad:      slices.SortedFunc(maps.Values(p.bad), func(a, b BadKey) int { return cmp.Compare(a.Key, b.Key) }),
 		lives:    p.lives,
+		freed:    p.freed,
 		kin:      kin,
 		beside:   beside,
 		list:     p.leases,

@@ -1,0 +1,125 @@
+package subnet_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/memstore"
+)
+
+// However long a conflict has lasted, and however rarely the keeper looks by then,
+// it ends as soon as the view shows that what was in the way is gone.
+func TestKeeperLeavesAConflictAtOnce(t *testing.T) {
+	const wide = "10.5.112.0-20"
+	other := func(t *testing.T, s *memstore.Store, key string) { put(t, s, key, attrs("b", "198.18.0.2"), 0) }
+	spoil := func(t *testing.T, s *memstore.Store, key string) {
+		if _, err := s.Put(key, "{", 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		name   string
+		policy subnet.OnConflict
+		begin  func(*testing.T, *memstore.Store)
+		end    func(*testing.T, *memstore.Store)
+		key    string
+	}{
+		{
+			name: "a younger lease in place of ours", policy: subnet.Keep,
+			begin: func(t *testing.T, s *memstore.Store) {
+				s.DeleteKey(home)
+				other(t, s, wide)
+			},
+			end: func(_ *testing.T, s *memstore.Store) { s.DeleteKey(wide) }, key: home,
+		},
+		{
+			name: "two leases in place of ours, one after the other", policy: subnet.Fence,
+			begin: func(t *testing.T, s *memstore.Store) {
+				s.DeleteKey(home)
+				other(t, s, wide)
+				other(t, s, "10.5.124.0-22")
+			},
+			end: func(_ *testing.T, s *memstore.Store) {
+				s.DeleteKey("10.5.124.0-22")
+				s.DeleteKey(wide)
+			}, key: home,
+		},
+		{
+			name: "a value that cannot be read", policy: subnet.Fence,
+			begin: func(t *testing.T, s *memstore.Store) { spoil(t, s, home) },
+			end:   func(_ *testing.T, s *memstore.Store) { s.DeleteKey(home) }, key: home,
+		},
+		{
+			name: "one in place of ours", policy: subnet.Fence,
+			begin: func(t *testing.T, s *memstore.Store) {
+				s.DeleteKey(home)
+				spoil(t, s, wide)
+			},
+			end: func(_ *testing.T, s *memstore.Store) { s.DeleteKey(wide) }, key: home,
+		},
+		{
+			name: "no other subnet is free", policy: subnet.Renumber,
+			begin: func(t *testing.T, s *memstore.Store) {
+				s.OverwriteConfig(`{"Network":"10.5.0.0/16","SubnetMin":"10.5.125.0","SubnetMax":"10.5.126.0"}`)
+				other(t, s, "10.5.126.0-24")
+				other(t, s, home)
+			},
+			end: func(_ *testing.T, s *memstore.Store) { s.DeleteKey("10.5.126.0-24") }, key: "10.5.126.0-24",
+		},
+		{
+			name: "another store, in which nobody has it", policy: subnet.Keep,
+			begin: func(t *testing.T, s *memstore.Store) { other(t, s, home) },
+			end: func(_ *testing.T, s *memstore.Store) {
+				s.Wipe()
+				s.OverwriteConfig(config)
+			}, key: home,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				data := newStore(config)
+				w := watch(t, data, func(o *subnet.ViewOptions) { o.Node = "me" })
+				h := start(t, data, func(o *subnet.KeeperOptions) { o.View, o.OnConflict = w.view, tt.policy })
+				tt.begin(t, data)
+				after(10 * time.Minute)
+				h.is(subnet.StateConflict)
+				// What stands elsewhere is none of its business.
+				loads := h.requests["Load"].Load()
+				for range 50 {
+					other(t, data, "10.5.9.0-24")
+					synctest.Wait()
+				}
+				if got := h.requests["Load"].Load() - loads; got > 1 {
+					t.Errorf("%d loads for 50 changes that do not concern us", got)
+				}
+				tt.end(t, data)
+				after(time.Second)
+				h.want(subnet.StateValid, tt.key, "")
+				h.stop()
+				<-h.result
+				w.finish()
+			})
+		})
+	}
+}
+
+// A store that is lost again while it has no config is one to look at again: the
+// subnet is back as soon as the config is, however often that happened.
+func TestKeeperInAStoreLostAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, w := viewed(t, newStore(config), claim("me", "198.18.0.1"))
+		h.data.Wipe()
+		after(10 * time.Minute)
+		h.want(subnet.StateLost, home, "no network config")
+		h.data.Wipe()
+		after(2 * time.Second)
+		h.data.OverwriteConfig(config)
+		after(time.Second)
+		h.want(subnet.StateValid, home, "")
+		h.stop()
+		<-h.result
+		w.finish()
+	})
+}
