@@ -34,6 +34,11 @@ func (n *Netlink) watch(ctx context.Context, sock *os.File) (<-chan Event, error
 		_ = sock.Close() // nothing was written
 		return nil, fmt.Errorf("subscribe to kernel events: %w", err)
 	}
+	resolved, err := n.Resolved(ctx, 0)
+	if err != nil {
+		_ = sock.Close() // nothing was written
+		return nil, fmt.Errorf("subscribe to kernel events: %w", err)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	sub := feed.New(Event{Topic: TopicOverrun}, waitingEvents)
 	out := make(chan Event)
@@ -44,7 +49,7 @@ func (n *Netlink) watch(ctx context.Context, sock *os.File) (<-chan Event, error
 	go func() {
 		defer close(ended)
 		defer cancel()
-		readEvents(ctx, sock, newClassifier(links), sub.Add)
+		readEvents(ctx, sock, newClassifier(links, resolved), sub.Add)
 		stop()
 		_ = sock.Close() // nothing was written
 	}()
@@ -92,6 +97,7 @@ func readEvents(ctx context.Context, sock *os.File, class classifier, add func(E
 			// socket is empty. Who reads the state again because of our
 			// event must not do so before.
 			drain(sock, buf, class)
+			clear(class.resolved)
 			add(Event{Topic: TopicOverrun})
 			continue
 		case err != nil:
@@ -100,6 +106,7 @@ func readEvents(ctx context.Context, sock *os.File, class classifier, add func(E
 		for b := buf[:n]; len(b) > 0; {
 			var m message
 			if m, b, err = nextMessage(b); err != nil {
+				clear(class.resolved)
 				add(Event{Topic: TopicOverrun}) // something happened
 				break
 			}
@@ -136,19 +143,27 @@ func drain(sock *os.File, buf []byte, class classifier) {
 }
 
 // classifier tells what concerns us from noise. Every ARP exchange of every
-// container is a neighbour message; only entries that do not age are ours. But
-// an entry that is deleted or loses its permanence says so in its new state, so
-// on VXLAN links, where no other entries live, all states count.
+// container is a neighbour message; of entries that age only a change of the
+// MAC counts. But a permanent entry that is deleted or loses its permanence says
+// so in its new state, so on VXLAN links, where no other entries live, all states
+// count.
 type classifier struct {
 	// others are the links that are known not to be VXLAN. A link of which
 	// nothing is known may be one.
 	others map[int]bool
+	// resolved is what was heard of the others' neighbours.
+	resolved resolution
 }
 
-func newClassifier(links []Link) classifier {
-	c := classifier{others: map[int]bool{}}
+func newClassifier(links []Link, resolved []Neighbour) classifier {
+	c := classifier{others: map[int]bool{}, resolved: resolution{}}
 	for _, l := range links {
 		c.note(l)
+	}
+	for _, n := range resolved {
+		if c.others[n.Link] {
+			c.resolved[n.Key()] = n.MAC
+		}
 	}
 	return c
 }
@@ -169,21 +184,19 @@ func (c classifier) event(m message) (e Event, ok bool) {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		e, ok, err = c.linkEvent(m)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		m.typ = unix.RTM_NEWADDR
-		var a Addr
-		a, ok, err = parseAddr(m)
-		e = Event{TopicAddr, a.Link}
+		e, ok, err = c.addrEvent(m)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		var r listed
 		r, ok, err = parseRoute(m)
 		ok = ok && r.Protocol != unix.RTPROT_KERNEL
-		e = Event{TopicRoute, r.Link}
+		e = Event{Topic: TopicRoute, Link: r.Link}
 	case unix.RTM_DELNEXTHOP: // takes its routes along without a word
 		e, ok = Event{Topic: TopicRoute}, true
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		e, ok, err = c.neighbourEvent(m)
 	}
 	if err != nil {
+		clear(c.resolved)
 		return Event{Topic: TopicOverrun}, true
 	}
 	return e, ok
@@ -197,16 +210,41 @@ func (c classifier) linkEvent(m message) (e Event, ok bool, err error) {
 	case !ok:
 	case deleted:
 		delete(c.others, l.Index)
+		c.resolved.forget(l.Index)
 	default:
 		c.note(l)
+		if !l.Up {
+			c.resolved.forget(l.Index)
+		}
 	}
-	return Event{TopicLink, l.Index}, ok, err
+	return Event{Topic: TopicLink, Link: l.Index}, ok, err
+}
+
+func (c classifier) addrEvent(m message) (e Event, ok bool, err error) {
+	deleted := m.typ == unix.RTM_DELADDR
+	m.typ = unix.RTM_NEWADDR
+	a, ok, err := parseAddr(m)
+	if ok && deleted {
+		c.resolved.forget(a.Link)
+	}
+	return Event{Topic: TopicAddr, Link: a.Link}, ok, err
 }
 
 func (c classifier) neighbourEvent(m message) (e Event, ok bool, err error) {
 	n, ok, err := parseNeighbour(m)
-	if n.bridge() {
-		return Event{TopicFDB, n.link}, ok && n.permanent() && n.flags&unix.NTF_SELF != 0, err
+	switch {
+	case !ok:
+		return e, false, err
+	case n.bridge():
+		return Event{Topic: TopicFDB, Link: n.link}, n.permanent() && n.flags&unix.NTF_SELF != 0, nil
+	case !c.others[n.link]:
+		return Event{Topic: TopicNeighbour, Link: n.link}, true, nil
+	case !n.host():
+		return e, false, nil
 	}
-	return Event{TopicNeighbour, n.link}, ok && (n.permanent() || !c.others[n.link]), err
+	changed := c.resolved.learn(n, m.typ == unix.RTM_DELNEIGH)
+	if n.permanent() {
+		return Event{Topic: TopicNeighbour, Link: n.link}, true, nil
+	}
+	return Event{Topic: TopicResolved, Link: n.link, Addr: n.dst}, changed, nil
 }

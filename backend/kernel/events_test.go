@@ -29,7 +29,10 @@ func next(t *testing.T, ch <-chan kernel.Event, skip kernel.Topic) kernel.Event 
 func TestEventsLeaveNoiseOut(t *testing.T) {
 	ns := kerneltest.NetNS(t, kernel.Options{})
 	l := vxlan(t, ns)
-	for _, line := range []string{"link add br0 type bridge", "link set br0 up", "addr add 198.18.0.1/24 dev br0"} {
+	for _, line := range []string{
+		"link add br0 type bridge", "link set br0 up", "addr add 198.18.0.1/24 dev br0",
+		"neigh add 198.18.0.9 lladdr 02:00:00:00:00:09 dev br0 nud reachable",
+	} {
 		ns.Run(t, "ip", strings.Fields(line)...)
 	}
 	br, err := ns.LinkByName(t.Context(), "br0")
@@ -49,7 +52,7 @@ func TestEventsLeaveNoiseOut(t *testing.T) {
 		want                kernel.Event
 	}{
 		{
-			"ARP on another link", "ip neigh replace 198.18.0.9 lladdr 02:00:00:00:00:09 dev br0 nud reachable",
+			"ARP on another link", "ip neigh replace 198.18.0.9 lladdr 02:00:00:00:00:09 dev br0 nud stale",
 			"ip neigh replace 198.18.0.8 lladdr 02:00:00:00:00:08 dev br0 nud permanent",
 			kernel.Event{Topic: kernel.TopicNeighbour, Link: br.Index},
 		},

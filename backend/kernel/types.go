@@ -116,7 +116,7 @@ type RouteKey struct {
 // Key returns destination and metric.
 func (r Route) Key() RouteKey { return RouteKey{r.Dst, r.Metric} }
 
-// Neighbour is a permanent entry of a link's ARP or NDP table.
+// Neighbour is an entry of a link's ARP or NDP table.
 type Neighbour struct {
 	Link int
 	Addr netip.Addr
@@ -159,6 +159,8 @@ const (
 	TopicRoute
 	TopicNeighbour
 	TopicFDB
+	// TopicResolved: an address has got, changed or lost its MAC by ARP or NDP.
+	TopicResolved
 	// TopicOverrun: events were lost, anything may have changed.
 	TopicOverrun
 )
@@ -168,6 +170,8 @@ type Event struct {
 	Topic Topic
 	// Link is the index of the interface concerned; 0: not known.
 	Link int
+	// Addr is the address concerned; only with TopicResolved.
+	Addr netip.Addr
 }
 
 // Host is one network stack. The methods are safe for concurrent use; they
@@ -198,6 +202,9 @@ type Host interface {
 	Routes() reconcile.Table[Route]
 	// Neighbours are the permanent neighbours of one link.
 	Neighbours(link int) reconcile.Table[Neighbour]
+	// Resolved lists the addresses on one link whose MAC the kernel knows now,
+	// by ARP, by NDP or because somebody set it; link 0: on all links.
+	Resolved(ctx context.Context, link int) ([]Neighbour, error)
 	// FDB are the permanent entries of one VXLAN link.
 	FDB(link int) reconcile.Table[FDB]
 

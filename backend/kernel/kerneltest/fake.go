@@ -15,7 +15,8 @@ import (
 type Op struct {
 	// Verb is "put", "delete", "list", "add" (link) or "set" (link, sysctl).
 	Verb string
-	// Kind is "link", "addr", "route", "neighbour", "fdb" or "sysctl".
+	// Kind is "link", "addr", "route", "neighbour", "fdb", "sysctl",
+	// or "resolved", which is only listed.
 	Kind string
 	// Entry is the thing in iproute2's notation; empty for "list".
 	Entry string
@@ -41,6 +42,7 @@ type Fake struct {
 	addrs      map[kernel.Addr]struct{}
 	routes     map[kernel.RouteKey]kernel.Route
 	neighbours map[kernel.NeighbourKey]kernel.Neighbour
+	resolved   map[kernel.NeighbourKey]kernel.MAC // what ages
 	fdb        map[kernel.FDBKey]kernel.FDB
 	sysctls    map[string]string
 	feeds      map[*feed.Feed[kernel.Event]]struct{}
@@ -61,6 +63,7 @@ func New() *Fake {
 		addrs:      map[kernel.Addr]struct{}{},
 		routes:     map[kernel.RouteKey]kernel.Route{},
 		neighbours: map[kernel.NeighbourKey]kernel.Neighbour{},
+		resolved:   map[kernel.NeighbourKey]kernel.MAC{},
 		fdb:        map[kernel.FDBKey]kernel.FDB{},
 		sysctls: map[string]string{
 			"net/ipv4/ip_forward":              "0",
@@ -94,6 +97,22 @@ func (f *Fake) SetRunning(index int, running bool) {
 	l.Running = running
 	f.links[index] = l
 	f.emit(kernel.TopicLink, index)
+}
+
+// Resolve plays an answer to ARP or NDP; the zero MAC: there is none any more.
+func (f *Fake) Resolve(link int, addr netip.Addr, mac kernel.MAC) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	key := kernel.NeighbourKey{Link: link, Addr: addr}
+	if _, permanent := f.neighbours[key]; permanent || f.resolved[key] == mac {
+		return
+	}
+	if mac == (kernel.MAC{}) {
+		delete(f.resolved, key)
+	} else {
+		f.resolved[key] = mac
+	}
+	f.tell(kernel.Event{Topic: kernel.TopicResolved, Link: link, Addr: addr})
 }
 
 // DefineSysctl makes a sysctl exist.
@@ -165,9 +184,11 @@ func (f *Fake) do(o Op, run func() error) error {
 	return nil
 }
 
-func (f *Fake) emit(t kernel.Topic, link int) {
+func (f *Fake) emit(t kernel.Topic, link int) { f.tell(kernel.Event{Topic: t, Link: link}) }
+
+func (f *Fake) tell(e kernel.Event) {
 	for sub := range f.feeds {
-		sub.Add(kernel.Event{Topic: t, Link: link})
+		sub.Add(e)
 	}
 }
 

@@ -183,7 +183,7 @@ func (f *Fake) DeleteLink(ctx context.Context, index int) error {
 // neighbours and IPv6 addresses. IPv4 addresses and permanent FDB entries stay.
 func (f *Fake) dropOnDown(index int) {
 	maps.DeleteFunc(f.routes, func(_ kernel.RouteKey, r kernel.Route) bool { return r.Link == index })
-	maps.DeleteFunc(f.neighbours, func(k kernel.NeighbourKey, _ kernel.Neighbour) bool { return k.Link == index })
+	f.dropNeighbours(func(k kernel.NeighbourKey) bool { return k.Link == index })
 	maps.DeleteFunc(f.addrs, func(a kernel.Addr, _ struct{}) bool {
 		return a.Link == index && a.Prefix.Addr().Is6()
 	})

@@ -135,9 +135,12 @@ func (f *Fake) removeAddr(a kernel.Addr) {
 	maps.DeleteFunc(f.routes, func(_ kernel.RouteKey, r kernel.Route) bool {
 		return r.Link == a.Link && r.Dst.Addr().Is4()
 	})
-	maps.DeleteFunc(f.neighbours, func(k kernel.NeighbourKey, _ kernel.Neighbour) bool {
-		return k.Link == a.Link && k.Addr.Is4()
-	})
+	f.dropNeighbours(func(k kernel.NeighbourKey) bool { return k.Link == a.Link && k.Addr.Is4() })
+}
+
+func (f *Fake) dropNeighbours(match func(kernel.NeighbourKey) bool) {
+	maps.DeleteFunc(f.neighbours, func(k kernel.NeighbourKey, _ kernel.Neighbour) bool { return match(k) })
+	maps.DeleteFunc(f.resolved, func(k kernel.NeighbourKey, _ kernel.MAC) bool { return match(k) })
 }
 
 // Neighbours implements kernel.Host.
@@ -155,10 +158,32 @@ func (f *Fake) Neighbours(link int) reconcile.Table[kernel.Neighbour] {
 				return refused(syscall.ENODEV, "")
 			}
 			f.neighbours[n.Key()] = n
+			delete(f.resolved, n.Key())
 			return nil
 		},
 		remove: func(n kernel.Neighbour) { delete(f.neighbours, n.Key()) },
 	}
+}
+
+// Resolved implements kernel.Host.
+func (f *Fake) Resolved(ctx context.Context, link int) ([]kernel.Neighbour, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("list resolved neighbours: %w", err)
+	}
+	var out []kernel.Neighbour
+	err := f.do(Op{Verb: "list", Kind: "resolved"}, func() error {
+		for k, mac := range f.resolved {
+			out = append(out, kernel.Neighbour{Link: k.Link, Addr: k.Addr, MAC: mac})
+		}
+		out = slices.AppendSeq(out, maps.Values(f.neighbours))
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list resolved neighbours: %w", err)
+	}
+	return sorted(slices.DeleteFunc(out, func(n kernel.Neighbour) bool { return link != 0 && n.Link != link })), nil
 }
 
 // FDB implements kernel.Host.

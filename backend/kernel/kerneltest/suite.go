@@ -290,12 +290,27 @@ func neighbours(b *bench) {
 	b.must("put again", t.Put(b.ctx(), []kernel.Neighbour{a, six}))
 	holds(b, "neighbours", t, a, six)
 	holds(b, "another link's neighbours", b.Neighbours(1))
+	b.resolved(l.Index, a, six)
+	b.resolved(1)
+	b.resolved(0, a, six)
 	a.MAC = secondMAC
 	b.must("replace", t.Put(b.ctx(), []kernel.Neighbour{a}))
 	holds(b, "replaced neighbours", t, a, six)
 	b.must("delete", t.Delete(b.ctx(), []kernel.Neighbour{a}))
 	b.must("delete again", t.Delete(b.ctx(), []kernel.Neighbour{a}))
 	holds(b, "neighbours left", t, six)
+	b.resolved(l.Index, six)
+}
+
+// resolved checks what has a MAC; what multicast and loopback have is none.
+func (b *bench) resolved(link int, want ...kernel.Neighbour) {
+	b.t.Helper()
+	got, err := b.Resolved(b.ctx(), link)
+	b.must("list resolved", err)
+	if d := cmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}),
+		cmpopts.SortSlices(func(x, y kernel.Neighbour) bool { return less(x, y) })); d != "" {
+		b.t.Errorf("resolved on link %d (-want +got):\n%s", link, d)
+	}
 }
 
 func fdb(b *bench) {
