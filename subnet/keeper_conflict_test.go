@@ -19,11 +19,16 @@ func TestKeeperLeavesAConflictAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	fill := func(t *testing.T, s *memstore.Store) {
+		s.OverwriteConfig(`{"Network":"10.5.0.0/16","SubnetMin":"10.5.125.0","SubnetMax":"10.5.126.0"}`)
+		other(t, s, "10.5.126.0-24")
+		other(t, s, home)
+	}
 	for _, tt := range []struct {
 		name   string
 		policy subnet.OnConflict
 		begin  func(*testing.T, *memstore.Store)
-		end    func(*testing.T, *memstore.Store)
+		end    func(*watcher)
 		key    string
 	}{
 		{
@@ -32,7 +37,7 @@ func TestKeeperLeavesAConflictAtOnce(t *testing.T) {
 				s.DeleteKey(home)
 				other(t, s, wide)
 			},
-			end: func(_ *testing.T, s *memstore.Store) { s.DeleteKey(wide) }, key: home,
+			end: func(w *watcher) { w.data.DeleteKey(wide) }, key: home,
 		},
 		{
 			name: "two leases in place of ours, one after the other", policy: subnet.Fence,
@@ -41,15 +46,15 @@ func TestKeeperLeavesAConflictAtOnce(t *testing.T) {
 				other(t, s, wide)
 				other(t, s, "10.5.124.0-22")
 			},
-			end: func(_ *testing.T, s *memstore.Store) {
-				s.DeleteKey("10.5.124.0-22")
-				s.DeleteKey(wide)
+			end: func(w *watcher) {
+				w.data.DeleteKey("10.5.124.0-22")
+				w.data.DeleteKey(wide)
 			}, key: home,
 		},
 		{
 			name: "a value that cannot be read", policy: subnet.Fence,
 			begin: func(t *testing.T, s *memstore.Store) { spoil(t, s, home) },
-			end:   func(_ *testing.T, s *memstore.Store) { s.DeleteKey(home) }, key: home,
+			end:   func(w *watcher) { w.data.DeleteKey(home) }, key: home,
 		},
 		{
 			name: "one in place of ours", policy: subnet.Fence,
@@ -57,23 +62,29 @@ func TestKeeperLeavesAConflictAtOnce(t *testing.T) {
 				s.DeleteKey(home)
 				spoil(t, s, wide)
 			},
-			end: func(_ *testing.T, s *memstore.Store) { s.DeleteKey(wide) }, key: home,
+			end: func(w *watcher) { w.data.DeleteKey(wide) }, key: home,
 		},
 		{
 			name: "no other subnet is free", policy: subnet.Renumber,
-			begin: func(t *testing.T, s *memstore.Store) {
-				s.OverwriteConfig(`{"Network":"10.5.0.0/16","SubnetMin":"10.5.125.0","SubnetMax":"10.5.126.0"}`)
-				other(t, s, "10.5.126.0-24")
-				other(t, s, home)
-			},
-			end: func(_ *testing.T, s *memstore.Store) { s.DeleteKey("10.5.126.0-24") }, key: "10.5.126.0-24",
+			begin: fill,
+			end:   func(w *watcher) { w.data.DeleteKey("10.5.126.0-24") }, key: "10.5.126.0-24",
+		},
+		{
+			name: "no other subnet is free, and the watch breaks when one is", policy: subnet.Renumber,
+			begin: fill,
+			end: func(w *watcher) {
+				w.store.SetUnavailable(errDown)
+				w.data.DeleteKey("10.5.126.0-24")
+				w.data.Compact(w.data.Revision())
+				w.store.SetUnavailable(nil)
+			}, key: "10.5.126.0-24",
 		},
 		{
 			name: "another store, in which nobody has it", policy: subnet.Keep,
 			begin: func(t *testing.T, s *memstore.Store) { other(t, s, home) },
-			end: func(_ *testing.T, s *memstore.Store) {
-				s.Wipe()
-				s.OverwriteConfig(config)
+			end: func(w *watcher) {
+				w.data.Wipe()
+				w.data.OverwriteConfig(config)
 			}, key: home,
 		},
 	} {
@@ -85,16 +96,21 @@ func TestKeeperLeavesAConflictAtOnce(t *testing.T) {
 				tt.begin(t, data)
 				after(10 * time.Minute)
 				h.is(subnet.StateConflict)
-				// What stands elsewhere is none of its business.
+				// What stands elsewhere is none of its business, and what goes only
+				// if it needs another subnet.
 				loads := h.requests["Load"].Load()
 				for range 50 {
 					other(t, data, "10.5.9.0-24")
 					synctest.Wait()
+					if tt.policy != subnet.Renumber {
+						data.DeleteKey("10.5.9.0-24")
+						synctest.Wait()
+					}
 				}
 				if got := h.requests["Load"].Load() - loads; got > 1 {
 					t.Errorf("%d loads for 50 changes that do not concern us", got)
 				}
-				tt.end(t, data)
+				tt.end(w)
 				after(time.Second)
 				h.want(subnet.StateValid, tt.key, "")
 				h.stop()
