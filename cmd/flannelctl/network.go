@@ -53,7 +53,7 @@ func networkSpec(name string, s status.Status, c dockerd.Capabilities) (dockerd.
 	if s.Lease.Subnet == "" || s.Backend.MTU == 0 {
 		return dockerd.Spec{}, fmt.Errorf("the daemon has no subnet yet (%s): flannelctl status", s.State)
 	}
-	spec := dockerd.Spec{Name: name, MTU: s.Backend.MTU, NoMasquerade: s.Docker != nil && s.Docker.IPMasq}
+	spec := dockerd.Spec{Name: name, MTU: s.Backend.MTU, NoMasquerade: s.IPMasq}
 	for text := range strings.SplitSeq(s.Lease.Subnet, ",") {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {

@@ -56,9 +56,15 @@ func TestNetworkCreate(t *testing.T) {
 			},
 		},
 		{
-			name: "kept by the daemon, which masquerades, with an older Docker", version: "26.1.5", network: "n",
-			daemon: func(s *status.Status) { s.Docker = &status.Docker{Network: "n", IPMasq: true} },
+			name: "kept by the daemon, with an older Docker", version: "26.1.5", network: "n",
+			daemon: func(s *status.Status) { s.Docker = &status.Docker{Network: "n"} },
 			says:   "docker network n created: bridge br-n, subnet 10.5.72.0/24, mtu 1430\n",
+			want:   map[string]string{"com.docker.network.bridge.name": "br-n", "com.docker.network.driver.mtu": "1430"},
+		},
+		{
+			name: "beside a daemon that masquerades and has no part in Docker", version: "26.1.5", network: "n",
+			daemon: func(s *status.Status) { s.IPMasq = true },
+			says:   "docker network n created: bridge br-n, subnet 10.5.72.0/24, mtu 1430\nIt stays as it is when subnet or MTU change; run the daemon with --docker-network=n to have it kept.\n",
 			want: map[string]string{
 				"com.docker.network.bridge.name": "br-n", "com.docker.network.driver.mtu": "1430", "com.docker.network.bridge.enable_ip_masquerade": "false",
 			},

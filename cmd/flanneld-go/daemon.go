@@ -96,6 +96,7 @@ func initialStatus(opts options, node subnet.NodeID) status.Status {
 			KeyFile:   opts.etcd.KeyFile,
 			Username:  opts.etcd.Username,
 		},
+		IPMasq: opts.ipMasq,
 	}
 }
 

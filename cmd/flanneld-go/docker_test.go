@@ -166,7 +166,7 @@ func TestDockerIsRestartedOnce(t *testing.T) {
 			t.Errorf("jobs %q, want one restart", got)
 		}
 		d := h.board.Snapshot().Docker
-		wantStatus := &status.Docker{Version: "28.5.2", Running: true, Firewall: "iptables", Bridge: "docker0", Addresses: []string{h.own()}, MTU: 1500, IPMasq: true}
+		wantStatus := &status.Docker{Version: "28.5.2", Running: true, Firewall: "iptables", Bridge: "docker0", Addresses: []string{h.own()}, MTU: 1500}
 		if diff := cmp.Diff(wantStatus, d); diff != "" {
 			t.Errorf("status (-want +got):\n%s", diff)
 		}

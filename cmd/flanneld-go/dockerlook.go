@@ -187,7 +187,7 @@ func (l *loop) bridgeMTU(b *bridgeState) int {
 // showDocker puts Docker on the board.
 func (l *loop) showDocker(ctx context.Context) {
 	s := &l.docker.seen
-	d := &status.Docker{Running: s.up, Network: l.opts.dockerNetwork, IPMasq: l.opts.ipMasq}
+	d := &status.Docker{Running: s.up, Network: l.opts.dockerNetwork}
 	if s.up {
 		d.Version, d.Firewall = s.engine.Name, s.capabilities.Firewall.String()
 	} else if v := s.capabilities.Version; v != (dockerd.Version{}) {

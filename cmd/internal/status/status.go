@@ -59,6 +59,8 @@ type Status struct {
 	// they claimed to be, by the reasons of package native, since its table was
 	// made; nil where the kernel does not count them.
 	Dropped map[string]uint64 `json:"dropped,omitempty"`
+	// IPMasq: the daemon masquerades what leaves the network, so Docker must not.
+	IPMasq bool `json:"ip_masq"`
 	// Docker is nil where it is none of ours.
 	Docker *Docker `json:"docker,omitempty"`
 	Sync   Sync    `json:"sync"`
@@ -228,8 +230,6 @@ type Docker struct {
 	Hint    string   `json:"hint,omitempty"`
 	// Network is the one that is kept in place of the bridge.
 	Network string `json:"network,omitempty"`
-	// IPMasq: the daemon masquerades, so Docker must not.
-	IPMasq bool `json:"ip_masq"`
 }
 
 // File is a file kept for the container daemon.
