@@ -242,9 +242,13 @@ func (c classifier) neighbourEvent(m message) (e Event, ok bool, err error) {
 	case !n.host():
 		return e, false, nil
 	}
-	changed := c.resolved.learn(n, m.typ == unix.RTM_DELNEIGH)
+	mac := n.resolved()
+	if m.typ == unix.RTM_DELNEIGH {
+		mac = MAC{}
+	}
+	changed := c.resolved.learn(NeighbourKey{n.link, n.dst}, mac)
 	if n.permanent() {
 		return Event{Topic: TopicNeighbour, Link: n.link}, true, nil
 	}
-	return Event{Topic: TopicResolved, Link: n.link, Addr: n.dst}, changed, nil
+	return Event{Topic: TopicResolved, Link: n.link, Addr: n.dst, MAC: mac}, changed, nil
 }

@@ -51,11 +51,7 @@ func (n *Netlink) Resolved(ctx context.Context, link int) ([]Neighbour, error) {
 type resolution map[NeighbourKey]MAC
 
 // learn takes over what a message says, and reports whether that is new.
-func (r resolution) learn(n neighbour, deleted bool) (changed bool) {
-	key, mac := NeighbourKey{n.link, n.dst}, n.resolved()
-	if deleted {
-		mac = MAC{}
-	}
+func (r resolution) learn(key NeighbourKey, mac MAC) (changed bool) {
 	if r[key] == mac {
 		return false
 	}

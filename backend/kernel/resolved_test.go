@@ -72,28 +72,32 @@ func TestEventsOfResolvedNeighbours(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	of := func(addr string) kernel.Event {
-		return kernel.Event{Topic: kernel.TopicResolved, Link: br.Index, Addr: netip.MustParseAddr(addr)}
+	of := func(addr string, mac byte) kernel.Event {
+		e := kernel.Event{Topic: kernel.TopicResolved, Link: br.Index, Addr: netip.MustParseAddr(addr)}
+		if mac != 0 {
+			e.MAC = kernel.MAC{2, 0, 0, 0, 0, mac}
+		}
+		return e
 	}
 	for _, tc := range []struct {
 		name, noise, signal string
 		want                kernel.Event
 	}{
-		{"an entry that was there at the start", set("7", "7", "reachable"), set("7", "8", "reachable"), of("198.18.0.7")},
-		{"a first answer", "true", set("9", "9", "reachable"), of("198.18.0.9")},
+		{"an entry that was there at the start", set("7", "7", "reachable"), set("7", "8", "reachable"), of("198.18.0.7", 8)},
+		{"a first answer", "true", set("9", "9", "reachable"), of("198.18.0.9", 9)},
 		{
 			"growing old, and another MAC",
 			set("9", "9", "stale") + " && " + set("9", "9", "delay") + " && " + set("9", "9", "probe") + " && " + set("9", "9", "reachable"),
-			set("9", "8", "reachable"), of("198.18.0.9"),
+			set("9", "8", "reachable"), of("198.18.0.9", 8),
 		},
-		{"no answer any more", set("9", "8", "stale"), "ip neigh change 198.18.0.9 dev br0 nud failed", of("198.18.0.9")},
-		{"an answer again", "true", set("9", "8", "reachable"), of("198.18.0.9")},
-		{"a deleted entry", "true", "ip neigh del 198.18.0.9 dev br0", of("198.18.0.9")},
-		{"NDP", "true", "ip neigh replace fd00:198:18::9 lladdr 02:00:00:00:00:09 dev br0 nud reachable", of("fd00:198:18::9")},
-		{"the same after the link was down", "ip link set br0 down && ip link set br0 up", set("7", "8", "reachable"), of("198.18.0.7")},
+		{"no answer any more", set("9", "8", "stale"), "ip neigh change 198.18.0.9 dev br0 nud failed", of("198.18.0.9", 0)},
+		{"an answer again", "true", set("9", "8", "reachable"), of("198.18.0.9", 8)},
+		{"a deleted entry", "true", "ip neigh del 198.18.0.9 dev br0", of("198.18.0.9", 0)},
+		{"NDP", "true", "ip neigh replace fd00:198:18::9 lladdr 02:00:00:00:00:09 dev br0 nud reachable", of("fd00:198:18::9", 9)},
+		{"the same after the link was down", "ip link set br0 down && ip link set br0 up", set("7", "8", "reachable"), of("198.18.0.7", 8)},
 		{
 			"the same after the address was gone",
-			"ip addr del 198.18.0.1/24 dev br0 && ip addr add 198.18.0.1/24 dev br0", set("7", "8", "stale"), of("198.18.0.7"),
+			"ip addr del 198.18.0.1/24 dev br0 && ip addr add 198.18.0.1/24 dev br0", set("7", "8", "stale"), of("198.18.0.7", 8),
 		},
 	} {
 		ns.Run(t, "sh", "-c", tc.noise+" && "+tc.signal)

@@ -165,13 +165,15 @@ const (
 	TopicOverrun
 )
 
-// Event says that something changed, not what it is now: read it again.
+// Event says that something changed, not what all is now: read it again.
 type Event struct {
 	Topic Topic
 	// Link is the index of the interface concerned; 0: not known.
 	Link int
-	// Addr is the address concerned; only with TopicResolved.
+	// Addr is the address concerned, and MAC what it has now; only with
+	// TopicResolved.
 	Addr netip.Addr
+	MAC  MAC
 }
 
 // Host is one network stack. The methods are safe for concurrent use; they

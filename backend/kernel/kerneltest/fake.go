@@ -112,7 +112,7 @@ func (f *Fake) Resolve(link int, addr netip.Addr, mac kernel.MAC) {
 	} else {
 		f.resolved[key] = mac
 	}
-	f.tell(kernel.Event{Topic: kernel.TopicResolved, Link: link, Addr: addr})
+	f.tell(kernel.Event{Topic: kernel.TopicResolved, Link: link, Addr: addr, MAC: mac})
 }
 
 // DefineSysctl makes a sysctl exist.
