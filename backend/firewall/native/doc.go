@@ -95,6 +95,8 @@
 //     mended (another hook, a dormant flag) is made anew, and counts from zero.
 //   - Rules that Apply compares are those that the kernel lists, not what it was
 //     told: a table that anybody changed or flushed is mended by the next Apply.
+//     What was found in order is not listed again while nf_tables stays in the
+//     same [Generation] and the same is wanted, but for every [ReadAnyway].
 //   - A kernel that refuses is asked what it lacks, once; Apply goes on without
 //     that and returns [ErrUnsupported]. A family that has no network and no
 //     nf_tables either is no error.
@@ -104,9 +106,10 @@
 // A lookup is one hash of eight bytes (IPv4), whatever the number of peers; there is
 // one per length that subnets have. Reading back costs one exchange per chain
 // and set, and is linear in the number of peers: with 10,000 of them, on a busy
-// machine of two cores, 30 ms, which is what an Apply costs that finds nothing to
-// do. The first write took 130 ms, one peer that moves 50 ms, of which two keys
-// are sent.
+// machine of two cores, 30 ms. The first write took 130 ms, one peer that moves 50
+// ms, of which two keys are sent. An Apply that the kernel's generation tells that
+// nothing has changed took 0.5 ms, nearly all of it to see that the same peers are
+// wanted.
 //
 // # Shown by nft
 //

@@ -18,6 +18,9 @@ import (
 type door interface {
 	// read returns our table of a family, normalized.
 	read(f subnet.Family) (table, error)
+	// generation tells one state of nf_tables from any other. What is read
+	// afterwards is of this one or of a later one.
+	generation() (Generation, error)
 	// write does all changes or none.
 	write(changes subnet.ByFamily[change]) error
 	// probe returns nil if the kernel has the feature.
@@ -55,6 +58,8 @@ func (*netlinkDoor) dial() (*nftables.Conn, error) {
 	}
 	return conn, nil
 }
+
+func (*netlinkDoor) generation() (Generation, error) { return CurrentGeneration() }
 
 func (k *netlinkDoor) read(f subnet.Family) (table, error) {
 	var out table

@@ -25,6 +25,7 @@ func TestManyPeers(t *testing.T) {
 	}
 	step("write all", d)
 	step("nothing to do", d)
+	step("still nothing to do", d)
 	if *h.written != 1 {
 		t.Errorf("%d transactions, want 1", *h.written)
 	}

@@ -30,6 +30,8 @@ type Table struct {
 	// transaction is refused, and then holds for ever: modules are loaded on
 	// demand.
 	lost lacks
+	// last is the last round that found nothing to do.
+	last settled
 }
 
 // New returns a Table that has not acted yet.
@@ -74,8 +76,15 @@ func (t *Table) Apply(ctx context.Context, d Desired) error {
 	return err
 }
 
-// once reads, compares and writes.
+// once reads, compares and writes. Where the kernel says that nothing has changed
+// since the same was found to be in place, it does none of it.
 func (t *Table) once(ctx context.Context, d Desired) error {
+	// Before the rest is read: what changes meanwhile is of a later one. A
+	// kernel that does not tell is read every time.
+	generation, unknown := t.door.generation()
+	if unknown == nil && t.last.still(generation, d) {
+		return nil
+	}
 	var changes subnet.ByFamily[change]
 	operations := 0
 	for _, f := range subnet.Families() {
@@ -94,6 +103,10 @@ func (t *Table) once(ctx context.Context, d Desired) error {
 		operations += changes[f].operations()
 	}
 	if operations == 0 {
+		t.last = settled{}
+		if unknown == nil {
+			t.last = settle(generation, d)
+		}
 		return nil
 	}
 	if err := t.door.write(changes); err != nil {

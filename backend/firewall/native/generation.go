@@ -1,0 +1,89 @@
+package native
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/netlink"
+)
+
+// ReadAnyway is how long what was read once is trusted while the kernel says that
+// nothing has changed since. It bounds the harm of a kernel that says so wrongly.
+const ReadAnyway = 5 * time.Minute
+
+// Generation is a state of everything in nf_tables, in one network namespace. The
+// kernel counts it up with every transaction, whoever commits it; packets, which
+// move counters and may add to sets, do not. Equal ones mean equal rules.
+type Generation struct {
+	namespace uint64
+	id        uint32
+}
+
+// Numbers of nf_tables (linux/netfilter/nf_tables.h).
+const (
+	msgNewGeneration = 10<<8 | 15
+	msgGetGeneration = 10<<8 | 16
+	attrGenerationID = 1
+)
+
+var errNoGeneration = errors.New("the kernel tells no generation")
+
+// CurrentGeneration asks the kernel, in the network namespace of the calling
+// thread, without any program: one exchange of some microseconds. What is read
+// afterwards is of this generation or of a later one.
+func CurrentGeneration() (g Generation, err error) {
+	defer func() {
+		if err != nil {
+			g, err = Generation{}, fmt.Errorf("ask nf_tables for its generation: %w", err)
+		}
+	}()
+	var namespace syscall.Stat_t
+	if err := syscall.Stat("/proc/thread-self/ns/net", &namespace); err != nil {
+		return g, err
+	}
+	g.namespace = namespace.Ino
+	conn, err := netlink.Dial(syscall.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return g, err
+	}
+	defer func() { _ = conn.Close() }() // nothing was written
+	if err := conn.SetDeadline(time.Now().Add(answerWithin)); err != nil {
+		return g, err
+	}
+	answers, err := conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: msgGetGeneration, Flags: netlink.Request},
+		Data:   make([]byte, nfgenmsg),
+	})
+	if err != nil {
+		return g, err
+	}
+	g.id, err = generationID(answers)
+	return g, err
+}
+
+// nfgenmsg is the length of the header that nfnetlink has behind netlink's.
+const nfgenmsg = 4
+
+// generationID finds the number in the kernel's answer. It is never zero.
+func generationID(answers []netlink.Message) (uint32, error) {
+	for _, a := range answers {
+		if a.Header.Type != msgNewGeneration || len(a.Data) < nfgenmsg {
+			continue
+		}
+		attrs, err := netlink.NewAttributeDecoder(a.Data[nfgenmsg:])
+		if err != nil {
+			return 0, err
+		}
+		attrs.ByteOrder = binary.BigEndian
+		for attrs.Next() {
+			if attrs.Type() == attrGenerationID {
+				id := attrs.Uint32()
+				return id, attrs.Err()
+			}
+		}
+	}
+	return 0, errNoGeneration
+}

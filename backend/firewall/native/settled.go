@@ -1,0 +1,47 @@
+package native
+
+import (
+	"reflect"
+	"slices"
+	"time"
+)
+
+// settled is what was found to be in place, and in which generation.
+type settled struct {
+	generation Generation
+	want       Desired
+	// read is when; zero, which is long ago, for never.
+	read time.Time
+}
+
+// settle remembers a round that found nothing to do. What is wanted is copied: it
+// is the caller's.
+func settle(g Generation, want Desired) settled {
+	want.Tunnel.Devices = slices.Clone(want.Tunnel.Devices)
+	want.Segments = slices.Clone(want.Segments)
+	want.Peers = slices.Clone(want.Peers)
+	for i := range want.Peers {
+		want.Peers[i].MACs = slices.Clone(want.Peers[i].MACs)
+	}
+	return settled{g, want, time.Now()}
+}
+
+// still reports whether the same is wanted, and still in place.
+func (s *settled) still(g Generation, want Desired) bool {
+	return time.Since(s.read) < ReadAnyway && s.generation == g && s.want.equal(want)
+}
+
+// equal takes the same peers in another order for a difference, which costs no
+// more than a look at the kernel.
+func (d Desired) equal(o Desired) bool {
+	if !slices.EqualFunc(d.Peers, o.Peers, Peer.equal) {
+		return false
+	}
+	// All but the peers is small.
+	d.Peers, o.Peers = nil, nil
+	return reflect.DeepEqual(d, o)
+}
+
+func (p Peer) equal(o Peer) bool {
+	return p.Subnet == o.Subnet && p.PublicIP == o.PublicIP && slices.Equal(p.MACs, o.MACs)
+}
