@@ -10,26 +10,66 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// The compose file must keep its containers on docker0, or other hosts do not
-// reach them.
-func TestCompose(t *testing.T) {
-	text, err := os.ReadFile("compose/compose.yaml")
+// composeFile is what the tests look at in a compose file.
+type composeFile struct {
+	Networks map[string]struct {
+		Name     string `json:"name"`
+		External bool   `json:"external"`
+	} `json:"networks"`
+	Services map[string]composeService `json:"services"`
+}
+
+type composeService struct {
+	Image       string   `json:"image"`
+	NetworkMode string   `json:"network_mode"`
+	Command     []string `json:"command"`
+	Restart     string   `json:"restart"`
+	StopSignal  string   `json:"stop_signal"`
+	Ports       []string `json:"ports"`
+	ExtraHosts  []string `json:"extra_hosts"`
+}
+
+func readCompose(t *testing.T, path string) composeFile {
+	t.Helper()
+	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var file struct {
-		Services map[string]struct {
-			Image       string   `json:"image"`
-			NetworkMode string   `json:"network_mode"`
-			Command     []string `json:"command"`
-			Restart     string   `json:"restart"`
-			Ports       []string `json:"ports"`
-			ExtraHosts  []string `json:"extra_hosts"`
-		} `json:"services"`
-	}
+	var file composeFile
 	if err := yaml.UnmarshalStrict(text, &file); err != nil {
 		t.Fatal(err)
 	}
+	return file
+}
+
+// The file with names must take the network that the README has made. What it does
+// on hosts is shown in test/hosts.
+func TestComposeNetwork(t *testing.T) {
+	file := readCompose(t, "compose/network/compose.yaml")
+	readme, err := os.ReadFile("compose/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	network, ok := file.Networks["default"]
+	if !ok || !network.External {
+		t.Errorf("network default is %+v: Compose would make one of its own", network)
+	}
+	for _, says := range []string{"--docker-network=" + network.Name + "`", "flannelctl docker network create " + network.Name + "\n"} {
+		if !strings.Contains(string(readme), says) {
+			t.Errorf("the README does not say %q", says)
+		}
+	}
+	for name, s := range file.Services {
+		if s.NetworkMode != "" {
+			t.Errorf("service %s has network_mode %q: it is not in the network", name, s.NetworkMode)
+		}
+	}
+}
+
+// The compose file must keep its containers on docker0, or other hosts do not
+// reach them.
+func TestCompose(t *testing.T) {
+	file := readCompose(t, "compose/compose.yaml")
 	for _, name := range []string{"web", "client"} {
 		s, ok := file.Services[name]
 		if !ok || s.Image == "" || len(s.Command) == 0 {

@@ -169,7 +169,7 @@ func loadImage(ctx context.Context, m *Machine) error {
 		{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o777},
 		{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(binary))},
 	}
-	for _, applet := range []string{"sh", "ping", "nc", "sleep", "sha256sum", "dd", "cat", "ip", "netstat"} {
+	for _, applet := range []string{"sh", "ping", "nc", "sleep", "sha256sum", "dd", "cat", "ip", "netstat", "httpd", "wget"} {
 		headers = append(headers, &tar.Header{Name: "bin/" + applet, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777})
 	}
 	for _, h := range headers {

@@ -39,7 +39,7 @@ func bookworm() recipe {
 func trixie() recipe {
 	r := bookworm()
 	r.suite = "trixie"
-	r.packages = []string{"docker.io", "docker-cli", "etcd-client"}
+	r.packages = []string{"docker.io", "docker-cli", "docker-compose", "etcd-client"}
 	return r
 }
 
@@ -50,7 +50,7 @@ func forky() recipe {
 	return recipe{
 		suite:    "forky",
 		script:   "/usr/share/debootstrap/scripts/sid",
-		include:  []string{"iproute2", "iputils-ping", "iptables", "ca-certificates", "procps", "docker.io", "docker-cli", "etcd-client"},
+		include:  []string{"iproute2", "iputils-ping", "iptables", "ca-certificates", "procps", "docker.io", "docker-cli", "docker-compose", "etcd-client"},
 		services: plain(),
 	}
 }

@@ -85,11 +85,11 @@ func (s *site) closeFirewall(ctx context.Context, t *testing.T) {
 	})
 }
 
-// startService starts the service while there is no config: that must neither
-// fail nor hang.
-func (s *site) startService(ctx context.Context, t *testing.T) {
+// startService starts the service, with flags if there are any, while there is no
+// config: that must neither fail nor hang.
+func (s *site) startService(ctx context.Context, t *testing.T, flags ...string) {
 	t.Helper()
-	settings := fmt.Sprintf("FLANNEL_ETCD_ENDPOINTS=%q\nFLANNEL_ETCD_PREFIX=%q\n", s.EtcdURL(), prefix)
+	settings := fmt.Sprintf("FLANNEL_ETCD_ENDPOINTS=%q\nFLANNEL_ETCD_PREFIX=%q\nFLANNEL_OPTIONS=%q\n", s.EtcdURL(), prefix, strings.Join(flags, " "))
 	s.each(t, func(m *Machine) error {
 		if _, err := m.Pipe(ctx, strings.NewReader(settings), "tee", "/etc/default/flanneld-go"); err != nil {
 			return err
