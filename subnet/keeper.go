@@ -217,21 +217,22 @@ func (k *Keeper) UpdateAttrs(ctx context.Context, a Attrs) error {
 }
 
 // Release gives the lease up; it must not be called before Run has returned. A
-// reservation stays, and so does what is no longer ours. While there is no answer
-// it asks again until ctx ends: a request that was carried out although its answer
-// was lost finds no lease of ours then. After an error the outcome is open, unless
-// it is [ErrStoreChanged].
+// reservation stays, which is no error. [ErrLeaseLost]: the lease is not ours any
+// more, and whoever has the subnet keeps it. While there is no answer it asks again
+// until ctx ends: a request that was carried out although its answer was lost finds
+// no lease of ours then, which the error says. After any other error the outcome is
+// open, unless it is [ErrStoreChanged].
 func (k *Keeper) Release(ctx context.Context) error {
 	l := k.Lease()
 	if l.Reservation() {
 		return nil
 	}
-	for {
+	for asked := false; ; asked = true {
 		err := k.release(ctx, l)
 		switch {
-		case err == nil, errors.Is(err, ErrLeaseLost):
-			return nil
-		case errors.Is(err, ErrStoreChanged):
+		case asked && errors.Is(err, ErrLeaseLost):
+			return fmt.Errorf("an earlier request got no answer, and may have been the one that released it: %w", err)
+		case err == nil, errors.Is(err, ErrLeaseLost), errors.Is(err, ErrStoreChanged):
 			return err
 		}
 		if waitUntil(ctx, k.o.Clock, k.o.Clock.Uptime()+retryFirst) != nil || ctx.Err() != nil {

@@ -304,10 +304,11 @@ func TestKeeperRelease(t *testing.T) {
 		name string
 		do   func(*host)
 		left bool
+		want error
 	}{
-		{"ours", func(*host) {}, false},
-		{"gone", func(h *host) { h.data.DeleteKey(home) }, false},
-		{"another's", func(h *host) { put(h.t, h.data, home, attrs("b", "198.18.0.2"), ttl) }, true},
+		{"ours", func(*host) {}, false, nil},
+		{"gone", func(h *host) { h.data.DeleteKey(home) }, false, subnet.ErrLeaseLost},
+		{"another's", func(h *host) { put(h.t, h.data, home, attrs("b", "198.18.0.2"), ttl) }, true, subnet.ErrLeaseLost},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -315,8 +316,8 @@ func TestKeeperRelease(t *testing.T) {
 				h.stop()
 				<-h.result
 				tt.do(h)
-				if err := h.keeper.Release(t.Context()); err != nil {
-					t.Errorf("Release = %v", err)
+				if err := h.keeper.Release(t.Context()); !errors.Is(err, tt.want) {
+					t.Errorf("Release = %v, want %v", err, tt.want)
 				}
 				if _, ok := stored(t, h.data, home); ok != tt.left {
 					t.Errorf("the key is there: %v, want %v", ok, tt.left)
@@ -334,13 +335,13 @@ func TestKeeperReleaseUnanswered(t *testing.T) {
 		// refused and lost are how often a request gets no answer, before and
 		// after it is carried out.
 		refused, lost int
-		taken         bool
+		taken, ours   bool
 		want          error
 	}{
 		{name: "lost on the way", refused: 3},
-		{name: "carried out", lost: 1},
-		{name: "carried out, and leased by another meanwhile", lost: 1, taken: true},
-		{name: "never answered", refused: 1000, want: errDown},
+		{name: "carried out", lost: 1, want: subnet.ErrLeaseLost},
+		{name: "carried out, and leased by another meanwhile", lost: 1, taken: true, want: subnet.ErrLeaseLost},
+		{name: "never answered", refused: 1000, want: errDown, ours: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -366,11 +367,15 @@ func TestKeeperReleaseUnanswered(t *testing.T) {
 				<-h.result
 				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 				defer cancel()
-				if err := h.keeper.Release(ctx); !errors.Is(err, tt.want) {
+				err := h.keeper.Release(ctx)
+				if !errors.Is(err, tt.want) {
 					t.Errorf("Release = %v, want %v", err, tt.want)
 				}
+				if tt.lost > 0 && !strings.HasPrefix(err.Error(), "an earlier request got no answer") {
+					t.Errorf("Release = %v, which does not say that it may have been carried out", err)
+				}
 				l, ok := stored(t, data, home)
-				if ours := ok && l.Attrs.Owner == "me"; ours != (tt.want != nil) || !ours && ok != tt.taken {
+				if ours := ok && l.Attrs.Owner == "me"; ours != tt.ours || !ours && ok != tt.taken {
 					t.Errorf("the store holds %+v (%v)", l, ok)
 				}
 				data.Wipe()

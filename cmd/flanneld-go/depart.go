@@ -80,14 +80,18 @@ func (l *loop) release(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
-	if err := l.lease.keeper.Release(ctx); err != nil {
+	err := l.lease.keeper.Release(ctx)
+	if errors.Is(err, subnet.ErrLeaseLost) {
+		l.disowned(s, "it was not this host's own any more when it was to be released")
+		log.Info("stopped; data path and files are withdrawn, the lease is not ours any more", "reason", err)
+		return
+	}
+	if err != nil {
 		log.Warn("stopped; data path and files are withdrawn, but etcd did not say that the lease is released: it ends by itself at the latest", "ttl", s.TTL, "error", err,
 			"next_start", "asks etcd for the same subnet, and waits until etcd answers")
 		return
 	}
-	if err := l.disown(s, "released"); err != nil {
-		log.Warn("cache not written", "error", err)
-	}
+	l.disowned(s, "released")
 	log.Info("stopped; lease released, data path and files withdrawn", "stays", "ip_forward and the state directory, from which a start asks for the same subnet")
 }
 
@@ -102,4 +106,11 @@ func (l *loop) disown(s subnet.Lease, why string) error {
 		return nil
 	}
 	return err
+}
+
+// disowned is disown after the deed: a cache that says why already will do.
+func (l *loop) disowned(s subnet.Lease, why string) {
+	if err := l.disown(s, why); err != nil {
+		l.log.Warn("cache not written", "error", err)
+	}
 }

@@ -144,6 +144,18 @@ func TestReleaseOnExitKeepsTheLease(t *testing.T) {
 			},
 		},
 		{
+			name: "another's at the last moment", holder: "other",
+			said: `msg="stopped; data path and files are withdrawn, the lease is not ours any more"`,
+			before: func(h *testHost) {
+				h.store = h.data.Open(memstore.Options{Before: func(method string) error {
+					if method == "Release" {
+						h.lose()
+					}
+					return nil
+				}})
+			},
+		},
+		{
 			name: "still in use", holder: "me", said: `msg="stopped; the lease is not released, since not all that uses it could be withdrawn"`, used: 1,
 			running: func(h *testHost, _ string) { h.writeFile("state/docker.json", "{") },
 		},
