@@ -65,13 +65,16 @@ type Desired struct {
 	// Native: translate sources in our own table of nf_tables and not in
 	// iptables (EnableNFTables).
 	Native bool
+	// AcceptMark: Docker keeps its rules in nf_tables, and lets through what has
+	// the mark of [native.AcceptMark]; set it on what ForwardRules accept.
+	AcceptMark bool
 }
 
 // native is the part of d that our own table does.
 func (d Desired) native(nat bool) native.Desired {
 	return native.Desired{
 		Networks: d.Networks, Own: d.Own, Tunnel: d.Tunnel,
-		Uplink: d.Uplink, Segments: d.Segments, Peers: d.Peers,
+		Uplink: d.Uplink, Segments: d.Segments, Peers: d.Peers, AcceptMark: d.AcceptMark && d.ForwardRules,
 		NAT: nat, Masquerade: d.Masquerade, RandomFully: d.RandomFully,
 	}
 }

@@ -19,6 +19,7 @@ const (
 	chainInput       = "input"
 	chainEnvelope    = "envelope" // of input
 	chainInner       = "inner_"   // of envelope; plus 4 or 6
+	chainMark        = "accept_mark"
 	chainPostrouting = "postrouting"
 )
 
@@ -51,6 +52,7 @@ type compiler struct {
 func compile(d Desired, f subnet.Family, lost lacks) (table, error) {
 	c := &compiler{Desired: d, f: f, lost: lost}
 	c.prerouting()
+	c.marks()
 	c.input()
 	if d.NAT && !lost.has(f, FeatureNAT) {
 		c.postrouting()

@@ -51,6 +51,9 @@ type Desired struct {
 	// Peers are all hosts that may send, in any order. A subnet may stand
 	// there twice, with two hosts, while it moves.
 	Peers []Peer
+	// AcceptMark: set the mark of that name on what comes in from the overlay,
+	// for a Docker with nftables.
+	AcceptMark bool
 	// NAT: hold the rules on source addresses too (EnableNFTables).
 	NAT bool
 	// Masquerade: what our subnet sends out of the network gets the host's

@@ -10,6 +10,7 @@
 //	 comes in ----> | prerouting  -300   from_tunnel     a device of the tunnel
 //	                |                    from_elsewhere  a source of the network
 //	                |                      from_uplink   ... plainly, by MAC
+//	                | accept_mark -150   the mark that Docker accepts by
 //	 for the host -> | input       -300   envelope        a datagram to the port
 //	                |                      inner_4, _6   ... and what is in it
 //	 leaves ------> | postrouting   90                   sources (NAT)
@@ -17,6 +18,11 @@
 //
 // A table of our own can drop, and can decide on translation. It cannot accept:
 // an accept ends our chain and no other. Accepts stand in package firewall.
+//
+// Where the drops are in somebody else's table of nf_tables, and that somebody lets
+// through what has a mark, as a Docker with nftables does, our table sets it:
+// [AcceptMark], on packets that come in by the tunnel, or plainly by the uplink,
+// from inside the network and for our own subnet. Forged ones are gone by then.
 //
 // # What is dropped
 //

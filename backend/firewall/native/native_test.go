@@ -125,11 +125,13 @@ func kinds() map[string]Desired {
 	inside := v4()
 	inside.Segments = append(inside.Segments, prefix("10.5.200.0/24"))
 	inside.NAT = false
+	marked := v4()
+	marked.AcceptMark, marked.Tunnel.Direct, marked.Masquerade = true, true, false
 	alone := v4()
 	alone.Peers, alone.NAT = nil, false
 	return map[string]Desired{
 		"vxlan": vxlan, "vxlan-direct": direct, "host-gw": hostgw, "udp": udp,
-		"uplink-inside": inside, "no-peers": alone,
+		"uplink-inside": inside, "no-peers": alone, "marked": marked,
 	}
 }
 
