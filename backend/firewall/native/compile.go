@@ -7,6 +7,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -168,15 +169,13 @@ func (c *compiler) fromUplink() {
 func (c *compiler) directSets() []set {
 	w := setWriter{}
 	for _, p := range c.Peers {
-		s := p.Subnet[c.f]
-		if !s.IsValid() {
+		s, mac := p.Subnet[c.f], p.MAC[c.f]
+		if !s.IsValid() || mac == (kernel.MAC{}) {
 			continue
 		}
-		for _, mac := range p.MACs {
-			w.add(setMACs, macKey(), mac[:])
-			w.add(sized(setDirect, s.Bits()), concat(macKey(), addressKey(c.f)), mac[:], prefixKey(s))
-			w.add(sized(setOwned, s.Bits()), addressKey(c.f), prefixKey(s))
-		}
+		w.add(setMACs, macKey(), mac[:])
+		w.add(sized(setDirect, s.Bits()), concat(macKey(), addressKey(c.f)), mac[:], prefixKey(s))
+		w.add(sized(setOwned, s.Bits()), addressKey(c.f), prefixKey(s))
 	}
 	return w.sets()
 }

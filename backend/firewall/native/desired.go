@@ -69,8 +69,8 @@ type Peer struct {
 	Subnet subnet.Subnet
 	// PublicIP is where its encapsulated packets come from.
 	PublicIP subnet.ByFamily[netip.Addr]
-	// MACs are the Ethernet addresses that the uplink's neighbour table has
-	// for PublicIP now; optional, see the package's text. Only used if
+	// MAC is the Ethernet address that the uplink's neighbour table has for
+	// PublicIP now; zero: none, see the package's text. Only used if
 	// Tunnel.Direct.
-	MACs []kernel.MAC
+	MAC subnet.ByFamily[kernel.MAC]
 }

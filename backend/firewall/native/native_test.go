@@ -93,12 +93,12 @@ func dual() Desired {
 			{
 				Subnet:   subnet.Subnet{prefix("10.5.1.0/24"), prefix("fd05:0:0:1::/64")},
 				PublicIP: subnet.ByFamily[netip.Addr]{address("198.18.0.1"), address("fd00:198:18::1")},
-				MACs:     []kernel.MAC{{2, 0, 0, 0, 0, 1}},
+				MAC:      subnet.ByFamily[kernel.MAC]{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 1}},
 			},
 			{
 				Subnet:   subnet.Subnet{prefix("10.5.2.0/25"), prefix("fd05:0:0:2::/64")},
 				PublicIP: subnet.ByFamily[netip.Addr]{address("198.18.0.2"), address("fd00:198:18::2")},
-				MACs:     []kernel.MAC{{2, 0, 0, 0, 0, 2}},
+				MAC:      subnet.ByFamily[kernel.MAC]{{2, 0, 0, 0, 0, 2}, {2, 0, 0, 0, 0, 2}},
 			},
 		},
 		NAT: true, Masquerade: true, RandomFully: true,

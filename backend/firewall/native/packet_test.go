@@ -53,7 +53,7 @@ func newScene(t *testing.T, constructor backend.Constructor, config string) *sce
 	}
 	for _, h := range lab.Hosts[1:] {
 		s.d.Peers = append(s.d.Peers, Peer{
-			Subnet: h.Lease.Subnet, PublicIP: h.Lease.Attrs.PublicIP, MACs: []kernel.MAC{mac(t, h.Namespace, "eth0")},
+			Subnet: h.Lease.Subnet, PublicIP: h.Lease.Attrs.PublicIP, MAC: subnet.ByFamily[kernel.MAC]{mac(t, h.Namespace, "eth0"), mac(t, h.Namespace, "eth0")},
 		})
 	}
 	s.apply(t, s.d)
@@ -278,12 +278,13 @@ func TestForgedByHostGW(t *testing.T) {
 			router := mac(t, second.Namespace, "eth0")
 			both := s.d
 			both.Peers = slices.Clone(s.d.Peers)
-			both.Peers[1].MACs = []kernel.MAC{both.Peers[1].MACs[0], router}
+			both.Peers[1].MAC[f] = router
 			s.apply(t, both)
 			s.arrives(t, "through a router", inside(f, 3, 2), s.routed(second.Namespace))
+			s.arrives(t, "through a router, another", inside(f, 2, 2), s.routed(second.Namespace))
 			s.apply(t, s.d)
 			// Of a peer whose MAC is not known, anybody may be the gateway.
-			both.Peers[1].MACs = nil
+			both.Peers[1].MAC[f] = kernel.MAC{}
 			s.apply(t, both)
 			s.arrives(t, "a peer without a MAC", inside(f, 3, 2), s.routed(second.Namespace))
 			s.apply(t, s.d)

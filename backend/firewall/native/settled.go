@@ -20,9 +20,6 @@ func settle(g Generation, want Desired) settled {
 	want.Tunnel.Devices = slices.Clone(want.Tunnel.Devices)
 	want.Segments = slices.Clone(want.Segments)
 	want.Peers = slices.Clone(want.Peers)
-	for i := range want.Peers {
-		want.Peers[i].MACs = slices.Clone(want.Peers[i].MACs)
-	}
 	return settled{g, want, time.Now()}
 }
 
@@ -34,14 +31,10 @@ func (s *settled) still(g Generation, want Desired) bool {
 // equal takes the same peers in another order for a difference, which costs no
 // more than a look at the kernel.
 func (d Desired) equal(o Desired) bool {
-	if !slices.EqualFunc(d.Peers, o.Peers, Peer.equal) {
+	if !slices.Equal(d.Peers, o.Peers) {
 		return false
 	}
 	// All but the peers is small.
 	d.Peers, o.Peers = nil, nil
 	return reflect.DeepEqual(d, o)
-}
-
-func (p Peer) equal(o Peer) bool {
-	return p.Subnet == o.Subnet && p.PublicIP == o.PublicIP && slices.Equal(p.MACs, o.MACs)
 }
