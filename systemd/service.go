@@ -17,7 +17,19 @@ type Service struct {
 	Environment, EnvironmentFiles []string
 	// Files are the unit's own file and its drop-ins, in their order.
 	Files []string
+	// State is systemd's ActiveState: "active", "reloading", "inactive", "failed",
+	// "activating" or "deactivating".
+	State string
+	// Result is how the last start or run ended: "success", "exit-code",
+	// [StartLimitHit] and others.
+	Result string
 }
+
+// StartLimitHit is the Result of a service that systemd refused to start, since it
+// had been started too often in a short time, by whomever: StartLimitBurst= in
+// StartLimitIntervalSec= of systemd.unit(5). The job fails, and a restart has
+// stopped the service by then.
+const StartLimitHit = "start-limit-hit"
 
 // InspectService returns how a service would be started. One that does not
 // exist is not loaded.
@@ -35,6 +47,7 @@ func InspectService(ctx context.Context, unit string) (Service, error) {
 	if s.Loaded = general["LoadState"] == "loaded"; !s.Loaded {
 		return s, nil
 	}
+	s.State, _ = general["ActiveState"].(string)
 	if file, ok := general["FragmentPath"].(string); ok && file != "" {
 		s.Files = append(s.Files, file)
 	}
@@ -54,6 +67,7 @@ func InspectService(ctx context.Context, unit string) (Service, error) {
 			}
 		}
 	}
+	s.Result, _ = service["Result"].(string)
 	s.Environment, _ = service["Environment"].([]string)
 	if files, ok := service["EnvironmentFiles"].([][]any); ok {
 		for _, f := range files {
@@ -77,6 +91,18 @@ func StartUnit(ctx context.Context, unit string) error {
 	// What has not failed has nothing to reset; the start says the rest.
 	_ = conn.ResetFailedUnitContext(ctx, unit)
 	return runJob(ctx, unit, "start", conn.StartUnitContext)
+}
+
+// StopUnit stops a unit, or a start of it that hangs, and returns when that is
+// done. A [*JobError] says how else the job ended; when ctx ends first, it goes on
+// without us.
+func StopUnit(ctx context.Context, unit string) error {
+	conn, err := dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return runJob(ctx, unit, "stop", conn.StopUnitContext)
 }
 
 // runJob asks for a job and waits for its end.

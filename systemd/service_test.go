@@ -32,6 +32,33 @@ func (f *fakeManager) StartUnit(name, mode string) (dbus.ObjectPath, *dbus.Error
 	return job, nil
 }
 
+// StopUnit is a method of systemd's manager.
+func (f *fakeManager) StopUnit(name, mode string) (dbus.ObjectPath, *dbus.Error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.jobs = append(f.jobs, "stop "+name+" "+mode)
+	job := dbus.ObjectPath(busObject + "/job/8")
+	f.emit(8, job, name, f.result)
+	return job, nil
+}
+
+func TestStopUnit(t *testing.T) {
+	for result, want := range map[string]string{"done": "", "failed": "stop docker.service: job of docker.service: failed"} {
+		t.Run(result, func(t *testing.T) {
+			f := startManager(t, &fakeManager{units: map[string]string{"docker.service": "activating"}, result: result})
+			err := systemd.StopUnit(t.Context(), "docker.service")
+			if (err == nil) != (want == "") || err != nil && err.Error() != want {
+				t.Errorf("error %v, want %q", err, want)
+			}
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if got := strings.Join(f.jobs, "; "); got != "stop docker.service replace" {
+				t.Errorf("asked for %s", got)
+			}
+		})
+	}
+}
+
 func TestStartUnit(t *testing.T) {
 	for result, want := range map[string]string{"done": "", "failed": "start docker.service: job of docker.service: failed"} {
 		for _, state := range []string{"failed", "inactive"} {
@@ -86,9 +113,11 @@ func TestInspectService(t *testing.T) {
 			properties{
 				unit: {
 					"LoadState": dbus.MakeVariant("loaded"), "FragmentPath": dbus.MakeVariant("/lib/systemd/system/docker.service"),
+					"ActiveState": dbus.MakeVariant("failed"),
 					"DropInPaths": dbus.MakeVariant([]string{"/etc/systemd/system/docker.service.d/a.conf"}),
 				},
 				service: {
+					"Result":           dbus.MakeVariant("start-limit-hit"),
 					"ExecStart":        dbus.MakeVariant([]command{{Path: "/usr/sbin/dockerd", Argv: []string{"/usr/sbin/dockerd", "-H", "fd://", "$DOCKER_OPTS"}}}),
 					"Environment":      dbus.MakeVariant([]string{"A=b c"}),
 					"EnvironmentFiles": dbus.MakeVariant([]envFile{{"/etc/default/docker", true}, {"/run/x", false}}),
@@ -98,6 +127,7 @@ func TestInspectService(t *testing.T) {
 				Loaded: true, Argv: []string{"/usr/sbin/dockerd", "-H", "fd://", "$DOCKER_OPTS"}, Environment: []string{"A=b c"},
 				EnvironmentFiles: []string{"/etc/default/docker", "/run/x"},
 				Files:            []string{"/lib/systemd/system/docker.service", "/etc/systemd/system/docker.service.d/a.conf"},
+				State:            "failed", Result: systemd.StartLimitHit,
 			},
 		},
 		{
