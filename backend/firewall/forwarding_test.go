@@ -47,30 +47,30 @@ func TestEnsureForwarding(t *testing.T) {
 		want     []SysctlChange
 		err      error
 	}{
-		{"off", both[:1], map[string]string{forward4: "0"}, []SysctlChange{{forward4, "0", "1"}}, nil},
+		{"off", both[:1], map[string]string{forward4: "0"}, []SysctlChange{{Name: forward4, From: "0", To: "1"}}, nil},
 		{"on", both[:1], map[string]string{forward4: "1"}, nil, nil},
 		{"IPv6 is not asked for", both[:1], map[string]string{forward4: "1", forward6: "0"}, nil, nil},
 		{
 			"both, the uplink lives on advertisements", both,
 			map[string]string{forward4: "0", forward6: "0", acceptRA: "1"},
-			[]SysctlChange{{forward4, "0", "1"}, {acceptRA, "1", "2"}, {forward6, "0", "1"}},
+			[]SysctlChange{{Name: forward4, From: "0", To: "1"}, {Name: acceptRA, From: "1", To: "2"}, {Name: forward6, From: "0", To: "1"}},
 			nil,
 		},
 		{"IPv6 forwards already", both, map[string]string{forward4: "1", forward6: "1", acceptRA: "1"}, nil, nil},
-		{"the uplink takes none", both, map[string]string{forward4: "1", forward6: "0", acceptRA: "0"}, []SysctlChange{{forward6, "0", "1"}}, nil},
-		{"no IPv6 in the kernel", both, map[string]string{forward4: "0"}, []SysctlChange{{forward4, "0", "1"}}, kernel.ErrNotFound},
+		{"the uplink takes none", both, map[string]string{forward4: "1", forward6: "0", acceptRA: "0"}, []SysctlChange{{Name: forward6, From: "0", To: "1"}}, nil},
+		{"no IPv6 in the kernel", both, map[string]string{forward4: "0"}, []SysctlChange{{Name: forward4, From: "0", To: "1"}}, kernel.ErrNotFound},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			host := newSysctlHost(c.before)
-			got, err := EnsureForwarding(host, c.families, "eth0.7")
+			got, err := EnsureForwarding(t.Context(), host, c.families, "eth0.7")
 			if !errors.Is(err, c.err) {
 				t.Errorf("error %v, want %v", err, c.err)
 			}
 			if diff := cmp.Diff(c.want, got); diff != "" {
 				t.Errorf("changes (-want +got):\n%s", diff)
 			}
-			if again, _ := EnsureForwarding(host, c.families, "eth0.7"); len(again) > 0 {
+			if again, _ := EnsureForwarding(t.Context(), host, c.families, "eth0.7"); len(again) > 0 {
 				t.Errorf("the second time it changes %v", again)
 			}
 			if err := RestoreForwarding(host, got); err != nil {
@@ -88,11 +88,66 @@ func TestEnsureForwarding(t *testing.T) {
 // What somebody else has set since stays.
 func TestRestoreForwardingKeepsOthers(t *testing.T) {
 	host := newSysctlHost(map[string]string{acceptRA: "0"})
-	err := RestoreForwarding(host, []SysctlChange{{acceptRA, "1", "2"}, {forward4, "0", "1"}})
+	err := RestoreForwarding(host, []SysctlChange{{Name: acceptRA, From: "1", To: "2"}, {Name: forward4, From: "0", To: "1"}})
 	if err != nil {
 		t.Errorf("restore: %v", err)
 	}
 	if value, _ := host.Sysctl(acceptRA); value != "0" {
 		t.Errorf("accept_ra is %s, want 0", value)
+	}
+}
+
+// On the real kernel, forwarding takes others with it, each way.
+func TestForwardingTakesOthersAlong(t *testing.T) {
+	enterNamespace(t)
+	host, err := kernel.Open(kernel.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	before := map[string]string{
+		forward4: "0", forward6: "0",
+		"net/ipv4/conf/all/accept_redirects": "0",
+		"net/ipv4/conf/default/forwarding":   "1",
+		"net/ipv4/conf/lo/forwarding":        "1",
+		"net/ipv6/conf/default/forwarding":   "0",
+		"net/ipv6/conf/lo/forwarding":        "1",
+	}
+	for name, value := range before {
+		if err := host.SetSysctl(name, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	changed, err := EnsureForwarding(t.Context(), host, []subnet.Family{subnet.IPv4, subnet.IPv6}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range before {
+		want := "1"
+		if name == "net/ipv4/conf/all/accept_redirects" {
+			want = "0"
+		}
+		if value, err := host.Sysctl(name); err != nil || value != want {
+			t.Errorf("%s is %s (%v) while hosts forward, want %s", name, value, err, want)
+		}
+	}
+	if err := RestoreForwarding(host, changed); err != nil {
+		t.Error(err)
+	}
+	for name, want := range before {
+		if value, err := host.Sysctl(name); err != nil || value != want {
+			t.Errorf("%s is %s (%v) after restore, want %s", name, value, err, want)
+		}
+	}
+
+	// Who turns forwarding off means all of it.
+	if changed, err = EnsureForwarding(t.Context(), host, []subnet.Family{subnet.IPv4}, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(host.SetSysctl(forward4, "0"), RestoreForwarding(host, changed)); err != nil {
+		t.Error(err)
+	}
+	if value, err := host.Sysctl("net/ipv4/conf/lo/forwarding"); err != nil || value != "0" {
+		t.Errorf("forwarding of lo is %s (%v) after somebody turned all off, want 0", value, err)
 	}
 }

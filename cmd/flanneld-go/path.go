@@ -249,8 +249,8 @@ const staleFiles = time.Second
 
 // keepForwarding turns ip_forward on where it is off, and remembers that for
 // the cleanup.
-func (l *loop) keepForwarding(context.Context) error {
-	changed, err := firewall.EnsureForwarding(l.host, l.families(), l.uplink.Link.Name)
+func (l *loop) keepForwarding(ctx context.Context) error {
+	changed, err := firewall.EnsureForwarding(ctx, l.host, l.families(), l.uplink.Link.Name)
 	for _, c := range changed {
 		l.log.Info("forwarding turned on", "sysctl", c.Name, "before", c.From, "after", c.To)
 	}
