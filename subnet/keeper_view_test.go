@@ -54,32 +54,6 @@ func TestKeeperInAnotherStore(t *testing.T) {
 	})
 }
 
-// From the cache a lease is unproven until the store has confirmed it. An
-// earlier process of this host may have written the key since.
-func TestKeeperFromCache(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		data := newStore(config)
-		former := claim("me", "198.18.0.1")
-		former.Instance = "me-0"
-		cached := acquire(t, data, former)
-		put(t, data, home, cached.Attrs, ttl)
-		h := start(t, data, func(o *subnet.KeeperOptions) {
-			o.Lease, o.Cached, o.Identity = cached, true, load(t, data).Identity
-			o.Store.(*memstore.Store).SetUnavailable(errDown)
-		})
-		h.want(subnet.StateUnproven, home, "etcd is down")
-		select {
-		case <-h.keeper.Ready():
-		default:
-			t.Error("a start without etcd is not ready")
-		}
-		h.store.SetUnavailable(nil)
-		after(time.Second)
-		h.want(subnet.StateValid, home, "")
-		h.end()
-	})
-}
-
 // A store that takes no writes, for want of space say, still renews: a host that
 // starts from its cache keeps the key alive under its former instance.
 func TestKeeperWithoutWrites(t *testing.T) {
@@ -194,39 +168,6 @@ func TestChallengedWithoutWrites(t *testing.T) {
 			})
 		})
 	}
-}
-
-// A machine that was cloned with its cache, and starts without etcd, has the
-// other's lease in it to the last revision. It asks before it believes that.
-func TestKeeperFromTheCacheOfAnother(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		data := newStore(config)
-		original, w := viewed(t, data, claim("me", "198.18.0.1"))
-		cached := load(t, data)
-		cloned := watch(t, data, func(o *subnet.ViewOptions) {
-			o.World, o.Cached, o.Node = cached, true, "me"
-			o.Store.(*memstore.Store).SetUnavailable(errDown)
-		})
-		h := start(t, data, func(o *subnet.KeeperOptions) {
-			o.Claim, o.View, o.Store = clone("me-2", "198.18.0.2"), cloned.view, cloned.store
-			o.Lease, o.Cached, o.Identity = original.keeper.Lease(), true, cached.Identity
-		})
-		after(time.Minute)
-		h.is(subnet.StateUnproven)
-		cloned.store.SetUnavailable(nil)
-		after(time.Minute)
-		h.is(subnet.StateEnded)
-		original.is(subnet.StateValid)
-		h.stop()
-		foreigner(t, <-h.result, "10.5.125.0/24", "198.18.0.1 (instance me-1)", "198.18.0.2 (instance me-2)")
-		after(time.Minute)
-		original.want(subnet.StateValid, home, "")
-		unchallenged(t, data, home, "me-1")
-		original.stop()
-		<-original.result
-		cloned.finish()
-		w.finish()
-	})
 }
 
 // With a view the keeper notices what is done to its key by itself, at once, and

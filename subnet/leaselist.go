@@ -20,6 +20,9 @@ type entry struct {
 	unreadable bool
 }
 
+// stored reports whether the lease is what the store holds.
+func (e *entry) stored() bool { return !e.gone && !e.unreadable }
+
 // chunkLen is how long a chunk grows before it is split: near the square root
 // of the number of hosts that this is made for, 10,000 and more.
 const chunkLen = 128

@@ -19,7 +19,7 @@ type sighting struct {
 	// elder is the lease of others that was in our place before ours.
 	elder Lease
 	// config is the network config's revision, where that matters: while we
-	// have no lease another config may allow one.
+	// are without a lease another config may allow one.
 	config Revision
 	// blocker is, in a conflict, the first key in our place, ours left out: as
 	// long as it stays the same, so does the conflict.
@@ -47,7 +47,10 @@ func (k *Keeper) concerns(s *Snapshot) bool {
 	l, _ := s.Stored(k.m.lease.Subnet)
 	now := sighting{identity: s.Identity, modified: l.Modified, id: l.ID}
 	now.elder, _ = k.o.Claim.elder(s.beside, k.m.lease)
-	expected := sighting{identity: k.world.Identity, modified: k.m.lease.Modified, id: k.m.lease.ID}
+	var expected sighting // What a cache says is no reason to expect it.
+	if k.m.confirmed {
+		expected = sighting{identity: k.world.Identity, modified: k.m.lease.Modified, id: k.m.lease.ID}
+	}
 	ours := k.m.lease.Modified
 	if k.without() {
 		now.config, ours = s.Config.Modified, k.world.Revision
@@ -63,11 +66,16 @@ func (k *Keeper) concerns(s *Snapshot) bool {
 		return false
 	}
 	k.seen.now, k.seen.expected = now, expected
-	return true
+	// A look has seen all that the view has at its revision.
+	looked := k.without() && s.Identity == k.world.Identity && s.Revision == ours
+	return !looked
 }
 
-// without reports whether we have no lease at the moment.
-func (k *Keeper) without() bool { return k.m.state == StateLost || k.m.state == StateConflict }
+// without reports whether we have no lease at the moment, or none that the store
+// has confirmed.
+func (k *Keeper) without() bool {
+	return k.m.state == StateLost || k.m.state == StateConflict || !k.m.confirmed
+}
 
 // noticed is the event of a sight that concerns us. A challenge is answered from
 // the view alone: the one who put it does not wait for long, and the answer
@@ -132,7 +140,7 @@ func (k *Keeper) settle(ctx context.Context) event {
 
 // look reads what became of our key.
 func (k *Keeper) look(ctx context.Context) event {
-	w, err := k.o.Store.Load(ctx)
+	w, err := k.read(ctx)
 	if err != nil {
 		return outcome(evFailed, Lease{}, err)
 	}
@@ -156,6 +164,21 @@ func (k *Keeper) look(ctx context.Context) event {
 		}
 	}
 	return k.free(w)
+}
+
+// read returns what the store holds. After a start from the cache the view loads
+// all of it as soon as it can: the first look is at that, and there is none before.
+// Nothing is believed that way: what follows from a look, be it a renewal or a
+// write, compares. Later looks are at what may be newer than the view.
+func (k *Keeper) read(ctx context.Context) (World, error) {
+	if k.o.View == nil || k.m.confirmed || k.world.Revision > 0 {
+		return k.o.Store.Load(ctx)
+	}
+	s := k.o.View.Snapshot()
+	if !s.Synced {
+		return World{}, errors.New(s.Why)
+	}
+	return s.world(), nil
 }
 
 // judge decides whose the key is. In the same store a later write by another

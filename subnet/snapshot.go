@@ -71,17 +71,30 @@ func (s *Snapshot) Len() int { return s.list.len }
 // snapshot's revision; false: there was none that could be read.
 func (s *Snapshot) Stored(x Subnet) (Lease, bool) {
 	e := s.list.get(x)
-	if e == nil || e.gone || e.unreadable {
+	if e == nil || !e.stored() {
 		return Lease{}, false
 	}
 	return e.lease, true
+}
+
+// world is what the store held at the snapshot's revision, as a Load would have
+// read it.
+func (s *Snapshot) world() World {
+	w := World{Identity: s.Identity, Revision: s.Revision, Config: s.Config, Bad: s.Bad}
+	for e := range s.list.all() {
+		if e.stored() {
+			w.Leases = append(w.Leases, e.lease)
+		}
+	}
+	slices.SortFunc(w.Leases, func(a, b Lease) int { return cmp.Compare(a.Subnet.Key(), b.Subnet.Key()) })
+	return w
 }
 
 // blocker returns the first key in the store that overlaps x and is not a lease of
 // x. It looks at every lease: who has a subnet of his own does not ask.
 func (s *Snapshot) blocker(x Subnet) blocker {
 	for e := range s.list.all() {
-		if !e.gone && !e.unreadable && e.lease.Subnet != x && e.lease.Subnet.Overlaps(x) {
+		if e.stored() && e.lease.Subnet != x && e.lease.Subnet.Overlaps(x) {
 			return blocker{e.lease.Subnet, e.lease.Modified}
 		}
 	}
@@ -402,7 +415,7 @@ func (p *projection) snapshot() *Snapshot {
 	for _, s := range slices.SortedFunc(maps.Keys(p.kin), Subnet.Compare) {
 		kin = append(kin, p.leases.get(s).lease)
 		for _, other := range p.index.overlapping(s) {
-			if e := p.leases.get(other); !e.gone && !e.unreadable {
+			if e := p.leases.get(other); e.stored() {
 				beside = append(beside, e.lease)
 			}
 		}
