@@ -80,12 +80,15 @@ func (d Desired) native(nat bool) native.Desired {
 }
 
 // firewalld is the part of d that a firewalld with nf_tables must let through.
-func (d Desired) firewalld() firewalld.Desired {
+// Where our own table cannot keep sources, a zone must not masquerade.
+func (d Desired) firewalld(lacksNAT subnet.ByFamily[bool]) firewalld.Desired {
 	out := firewalld.Desired{
-		Networks: d.Networks, Own: d.Own, Forward: d.ForwardRules,
-		Port: d.Tunnel.Port, Interfaces: d.interfaces(),
+		Networks: d.Networks, Own: d.Own, Forward: d.ForwardRules, Port: d.Tunnel.Port,
 	}
 	for _, family := range subnet.Families() {
+		if lacksNAT[family] && d.Networks[family].IsValid() {
+			out.Interfaces = d.interfaces()
+		}
 		out.Peers = append(out.Peers, peersOf(d.addresses(), family)...)
 	}
 	return out

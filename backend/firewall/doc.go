@@ -15,7 +15,9 @@
 // An accept stands where the drops are, and so in iptables. Forged packets are
 // dropped, with counters, by our own table: package native. Sources are translated
 // by iptables, or by our own table if the config has EnableNFTables or the host
-// has no iptables. What the kernel lacks for our own table iptables does: all of
+// has no iptables; that sources inside the network are kept both say, since an
+// accept in iptables does not bind the tables of others (firewalld's, when a
+// zone masquerades). What the kernel lacks for our own table iptables does: all of
 // the translation, and of the drops that of sources outside of the network that a
 // tunnel delivers for our containers.
 //

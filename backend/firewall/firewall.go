@@ -94,7 +94,7 @@ func (f *Firewall) Apply(ctx context.Context, d Desired) error {
 	err := f.applyRules(ctx, d)
 	// After the rest: it accepts by addresses alone, and counts on forged ones
 	// being dropped.
-	reloaded, wall := f.firewalld.Apply(ctx, d.firewalld())
+	reloaded, wall := f.firewalld.Apply(ctx, d.firewalld(f.lacks.nat))
 	if reloaded {
 		err = f.applyRules(ctx, d)
 	}

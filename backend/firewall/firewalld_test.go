@@ -45,16 +45,18 @@ func wall(t *testing.T, m *machine, p path, backend string) *walled {
 		return nil
 	})
 	w.before = w.wall.Listing(t)
-	m.b.f = New(Options{Log: quiet(), Tools: m.b.tools, Firewalld: firewalld.New(firewalld.Options{Log: quiet(), Connect: bus.Connect})})
+	m.b.f = New(Options{
+		Log: quiet(), Tools: m.b.tools, Native: p.table(),
+		Firewalld: firewalld.New(firewalld.Options{Log: quiet(), Connect: bus.Connect}),
+	})
 	return w
 }
 
 // Two hosts with real firewallds: with nf_tables firewalld's own table decides,
 // with iptables its rules stand behind ours.
 func TestFirewalld(t *testing.T) {
-	vxlan := vxlanPath(t)
 	for _, backendName := range []string{"nftables", "iptables"} {
-		for _, p := range []path{vxlan, {variant: vxlan.variant, docker: vxlan.docker, tunnel: backend.Tunnel{Direct: true}}} {
+		for _, p := range wallPaths(t) {
 			t.Run(backendName+"/"+p.String(), func(t *testing.T) { testFirewalld(t, p, backendName) })
 		}
 	}
@@ -130,10 +132,57 @@ func TestOutageOfFirewalld(t *testing.T) {
 	}
 }
 
-// A zone that masquerades rewrites what leaves by its interfaces, the overlay too.
-// We cannot prevent it, and say so.
+// A zone that masquerades rewrites what leaves by its interfaces, but for the
+// overlay, at no time: neither while firewalld reloads nor behind it.
 func TestFirewalldMasquerade(t *testing.T) {
-	p := vxlanPath(t)
+	for _, p := range wallPaths(t) {
+		t.Run(p.String(), func(t *testing.T) { testMasquerade(t, p) })
+	}
+}
+
+func testMasquerade(t *testing.T, p path) {
+	ma, mb, lan := pair(t, p)
+	lan.ip(t, "addr add 198.18.77.250/24 dev switch")
+	lan.answer(t)
+	a := wall(t, ma, p, "nftables")
+	a.wall.Cmd(t, "--permanent", "--add-masquerade")
+	a.wall.Cmd(t, "--reload")
+	a.others(t, "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n") // a reload leaves that
+	a.apply(t)
+	mb.apply(t)
+	a.keep(t)
+	kept := func(when string) {
+		t.Helper()
+		wantCall(t, when, a.container.call(t, "", mb.contained()), a.contained())
+		wantCall(t, "to the outside, "+when, a.container.call(t, "", "198.18.77.250"), a.public())
+	}
+	kept("masqueraded by the zone")
+	for _, what := range []string{"--reload", "--complete-reload"} {
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			a.wall.Cmd(t, what)
+		}()
+		calls := 0
+		for running := true; running; calls++ {
+			select {
+			case <-ended:
+				running = false
+			default:
+			}
+			if got := a.container.call(t, "", mb.contained()); got != "unreachable" {
+				wantCall(t, "during "+what, got, a.contained())
+			}
+		}
+		t.Logf("%d calls during %s", calls, what)
+		kept("after " + what)
+	}
+}
+
+// What our own table cannot keep is rewritten, and we say so.
+func TestFirewalldMasqueradeWithoutTable(t *testing.T) {
+	p := wallPaths(t)[0]
+	p.native = nativeMissing
 	ma, mb, _ := pair(t, p)
 	w := wall(t, ma, p, "nftables")
 	w.apply(t)
@@ -154,6 +203,12 @@ func TestFirewalldMasquerade(t *testing.T) {
 	w.wall.Cmd(t, "--remove-masquerade")
 	w.apply(t)
 	wantCall(t, "without masquerade again", w.container.call(t, "", mb.contained()), w.contained())
+}
+
+// wallPaths are a tunnel and a plain path beside firewalld.
+func wallPaths(t *testing.T) []path {
+	vxlan := vxlanPath(t)
+	return []path{vxlan, {variant: vxlan.variant, docker: vxlan.docker, tunnel: backend.Tunnel{Direct: true}}}
 }
 
 func vxlanPath(t *testing.T) path {

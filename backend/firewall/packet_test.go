@@ -230,10 +230,6 @@ func (m *machine) protect(t *testing.T, p path, from ...*machine) {
 	for _, peer := range from {
 		m.d.Peers = append(m.d.Peers, peer.peer())
 	}
-	var table Native
-	if p.native == nativeMissing {
-		table = &fakeNative{fail: &native.ErrUnsupported{Feature: native.FeatureTables}}
-	}
 	m.host.do(t, func() error {
 		tools := &Exec{}
 		variants, err := tools.Variants(t.Context(), subnet.IPv4)
@@ -244,7 +240,7 @@ func (m *machine) protect(t *testing.T, p path, from ...*machine) {
 		if i < 0 {
 			return fmt.Errorf("no %s in PATH", p.variant)
 		}
-		m.b = &bench{tools, variants[i], New(Options{Log: quiet(), Tools: tools, Native: table})}
+		m.b = &bench{tools, variants[i], New(Options{Log: quiet(), Tools: tools, Native: p.table()})}
 		return nil
 	})
 	m.others(t, dockerWrites(t, p.docker, m.n)+strict)
@@ -302,6 +298,14 @@ const (
 )
 
 func (u nativeUse) String() string { return [...]string{"drops", "nat", "missing"}[u] }
+
+// table is nil for the real one.
+func (p path) table() Native {
+	if p.native == nativeMissing {
+		return &fakeNative{fail: &native.ErrUnsupported{Feature: native.FeatureTables}}
+	}
+	return nil
+}
 
 func (p path) String() string {
 	kind := "host-gw"

@@ -44,10 +44,12 @@
 //
 // # Masquerade
 //
-// A zone with masquerade rewrites every source that leaves by its interfaces, the
-// overlay's too (measured): our accept in iptables' nat is not final for firewalld's
-// chain behind it, and a policy knows none. [ErrMasquerade] says which zone; a tunnel
-// device can be put into another.
+// A zone with masquerade rewrites every source that leaves by its interfaces: an
+// accept in iptables' nat is not final for firewalld's chain behind it, at priority
+// 110, and a policy cannot say that a source is kept. The table of package native can,
+// at 90, and does on every host, so that there is no moment at which a zone
+// gets hold of the overlay. Only where the kernel cannot do that [ErrMasquerade] says
+// which zone it is; a tunnel device can be put into another.
 //
 // # After a reload
 //

@@ -30,7 +30,8 @@ type Desired struct {
 	Port uint16
 	// Peers are those who may send to Port.
 	Peers []netip.Prefix
-	// Interfaces are the ways by which packets for peers go out.
+	// Interfaces are those that no zone with masquerade may have: the ways
+	// by which packets for peers go out, if nobody else keeps their sources.
 	Interfaces []string
 }
 

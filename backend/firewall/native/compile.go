@@ -55,7 +55,7 @@ func compile(d Desired, f subnet.Family, lost lacks) (table, error) {
 	c.prerouting()
 	c.marks()
 	c.input()
-	if d.NAT && !lost.has(f, FeatureNAT) {
+	if !lost.has(f, FeatureNAT) {
 		c.postrouting()
 	}
 	if len(c.out.chains) > 0 {
@@ -202,6 +202,16 @@ func (c *compiler) postrouting() {
 	overlay, own := c.Networks[c.f], c.Own[c.f]
 	d.say("into our own subnet is not ours to rewrite", returned(), to.in(own))
 	d.say("keep sources inside the network", translate(c.f, from.load(reg1), false), from.in(own), to.in(overlay))
+	if c.NAT {
+		c.translations(d)
+	}
+	d.done()
+}
+
+// translations are the rules that iptables has where it does the NAT.
+func (c *compiler) translations(d *draft) {
+	from, to := source(c.f), destination(c.f)
+	overlay, own := c.Networks[c.f], c.Own[c.f]
 	for _, name := range c.interfaces() {
 		when := []match{leavesBy(name), from.notIn(overlay), to.in(overlay)}
 		if !c.Masquerade {
@@ -219,7 +229,6 @@ func (c *compiler) postrouting() {
 		d.say("masquerade to the outside", []expr.Any{&expr.Masq{FullyRandom: c.RandomFully}},
 			from.in(own), to.notIn(multicast(c.f)))
 	}
-	d.done()
 }
 
 // interfaces are the ways into the overlay.

@@ -54,7 +54,8 @@ type Desired struct {
 	// AcceptMark: set the mark of that name on what comes in from the overlay,
 	// for a Docker with nftables.
 	AcceptMark bool
-	// NAT: hold the rules on source addresses too (EnableNFTables).
+	// NAT: hold all rules on source addresses (EnableNFTables), not only the
+	// one that keeps those inside the network.
 	NAT bool
 	// Masquerade: what our subnet sends out of the network gets the host's
 	// address (--ip-masq); needs NAT.

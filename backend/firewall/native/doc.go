@@ -1,6 +1,7 @@
 // Package native keeps one table of ours in nf_tables, by netlink and without any
-// program: drops for forged packets on every host whose kernel can, and, where
-// iptables shall not be used for it, the rules on source addresses.
+// program: on every host whose kernel can, drops for forged packets and a rule that
+// keeps sources inside the network; and, where iptables shall not be used for them,
+// the other rules on source addresses.
 //
 //	Desired -- compile --> table (wanted) --\
 //	                                         diff --> change --> one transaction
@@ -87,6 +88,10 @@
 // is not. At priority 101 it is, whatever ours says; at -200 and below the kernel
 // takes no NAT chain. A connection gets one binding, of the first chain that
 // makes one; ours binds it to what it is.
+//
+// That one rule is always there, whoever does the rest: an accept in iptables
+// ends iptables' table and no other, and behind it a zone of firewalld's that
+// masquerades, or anybody's own table, would rewrite the source.
 //
 // Before 4.18 NAT chains of several tables hide each other: there
 // [FeatureNAT] is not supported.

@@ -25,7 +25,7 @@ const (
 	// are dropped at the uplink and nowhere else.
 	FeatureFIB
 	// FeatureNAT: NAT chains beside those of iptables. Without it sources are
-	// not translated.
+	// neither translated nor kept from other tables' translation.
 	FeatureNAT
 )
 
@@ -75,7 +75,7 @@ type lacks [2][FeatureNAT + 1]bool
 
 func (l lacks) has(f subnet.Family, x Feature) bool { return l[f][x] || l[f][FeatureTables] }
 
-// missed returns an error for each missing feature that d asks for.
+// missed returns an error for each missing feature in the families of d.
 func (l lacks) missed(d Desired) error {
 	var errs []error
 	for _, f := range subnet.Families() {
@@ -83,7 +83,7 @@ func (l lacks) missed(d Desired) error {
 			continue
 		}
 		for _, x := range features() {
-			if l[f][x] && (x != FeatureNAT || d.NAT) {
+			if l[f][x] {
 				errs = append(errs, &ErrUnsupported{x, f, x.minKernel()})
 			}
 		}

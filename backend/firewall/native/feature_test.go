@@ -57,8 +57,8 @@ func TestLesserKernels(t *testing.T) {
 		l[0][x], l[1][x] = true, true
 		return l
 	}
-	withoutMasquerade := dual()
-	withoutMasquerade.Masquerade = false
+	withoutMasquerade, withoutNAT := dual(), dual()
+	withoutMasquerade.Masquerade, withoutNAT.NAT = false, false
 	for name, c := range map[string]struct {
 		lacks   lacks
 		release string
@@ -73,6 +73,7 @@ func TestLesserKernels(t *testing.T) {
 		"no fib":                {lacks: both(FeatureFIB), d: dual(), want: []Feature{FeatureFIB, FeatureFIB}, gone: []string{"fib"}, probes: true},
 		"no fib, no masquerade": {lacks: both(FeatureFIB), d: withoutMasquerade, want: []Feature{FeatureFIB, FeatureFIB}, gone: []string{"fib", "enter the network"}, probes: true},
 		"no NAT":                {lacks: both(FeatureNAT), d: dual(), want: []Feature{FeatureNAT, FeatureNAT}, gone: []string{"snat", "masq"}, probes: true},
+		"no NAT, not wanted":    {lacks: both(FeatureNAT), d: withoutNAT, want: []Feature{FeatureNAT, FeatureNAT}, gone: []string{"snat", "masq"}, probes: true},
 		"an old kernel":         {release: "4.14.9-generic", d: dual(), want: []Feature{FeatureNAT, FeatureNAT}, gone: []string{"snat", "masq"}},
 		"a current kernel":      {release: "4.18.0-553.el8", d: dual()},
 		"no IPv6":               {lacks: lacks{v6: {FeatureTables: true}}, d: dual(), want: []Feature{FeatureTables}, gone: []string{"ip6"}, probes: true},

@@ -67,12 +67,16 @@ func testSources(t *testing.T, s *scene, f subnet.Family, variants []string) {
 	callee, outside := listen(t, second.Container(), 7000), listen(t, third.Namespace, 7000)
 	own, peer, lan := inside(f, 1, 2), inside(f, 2, 2), public(f, 3)
 
-	s.d.NAT, s.d.Masquerade = false, false
-	s.apply(t, s.d)
+	s.apply(t, Desired{})
 	got := s.seen(t, mine, own, peer, callee)
 	if rewritten := got != own; rewritten != (len(variants) > 0) || !got.IsValid() {
 		t.Errorf("without our rules the callee saw %v: the test proves nothing", got)
 	}
+
+	s.d.NAT, s.d.Masquerade = false, false
+	s.apply(t, s.d)
+	s.wantSeen(t, "container to container, without the other rules", s.seen(t, mine, own, peer, callee), own)
+	s.wantSeen(t, "host to container, without the other rules", s.seen(t, s.Namespace, public(f, 1), peer, callee), public(f, 1))
 
 	s.d.NAT = true
 	s.apply(t, s.d)

@@ -54,7 +54,7 @@ const rounds = 5
 func (t *Table) Apply(ctx context.Context, d Desired) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if d.NAT && releaseBefore(t.release, FeatureNAT.minKernel()) {
+	if releaseBefore(t.release, FeatureNAT.minKernel()) {
 		t.lose(ctx, subnet.IPv4, FeatureNAT)
 		t.lose(ctx, subnet.IPv6, FeatureNAT)
 	}
