@@ -16,17 +16,6 @@ type Plan[E any] struct {
 // second is not.
 type Conflict[E any] struct{ First, Second E }
 
-// Diff plans how actual becomes desired, in time linear in both. It changes
-// neither, and a nil owned claims every entry.
-//
-// Desired is a set: an entry that stands there twice counts once. Several
-// actual entries may have one key (a MAC with two VTEPs, say); at most one of
-// them equals a desired one, and the others are deleted when they are ours.
-func Diff[E Entry[K], K comparable](desired, actual []E, owned func(E) bool) Plan[E] {
-	var d Differ[E, K]
-	return d.Diff(desired, actual, owned)
-}
-
 // Differ makes diffs with buffers that it keeps: once they have grown, a diff
 // allocates nothing. The zero Differ is ready; it must not be used
 // concurrently.
@@ -49,8 +38,13 @@ const (
 	skipped               // stands in desired already, or in conflict
 )
 
-// Diff is the function Diff with the buffers of d. The plan is valid until the
-// next call.
+// Diff plans how actual becomes desired, in time linear in both. It changes
+// neither, and a nil owned claims every entry. The plan is valid until the next
+// call.
+//
+// Desired is a set: an entry that stands there twice counts once. Several
+// actual entries may have one key (a MAC with two VTEPs, say); at most one of
+// them equals a desired one, and the others are deleted when they are ours.
 func (d *Differ[E, K]) Diff(desired, actual []E, owned func(E) bool) Plan[E] {
 	d.reset(len(desired))
 	d.indexDesired(desired)

@@ -78,7 +78,8 @@ func TestDiff(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := reconcile.Diff(tc.desired, tc.actual, tc.owned)
+			var fresh reconcile.Differ[entry, int]
+			got := fresh.Diff(tc.desired, tc.actual, tc.owned)
 			if d := gocmp.Diff(tc.want, got, cmpopts.EquateEmpty()); d != "" {
 				t.Errorf("plan (-want +got):\n%s", d)
 			}
@@ -133,7 +134,8 @@ func TestDiffConverges(t *testing.T) {
 				foreign[a] = true
 			}
 		}
-		plan := reconcile.Diff(desired, actual, owned)
+		var fresh reconcile.Differ[entry, int]
+		plan := fresh.Diff(desired, actual, owned)
 		if d := gocmp.Diff(plan, reused.Diff(desired, actual, owned), cmpopts.EquateEmpty()); d != "" {
 			t.Fatalf("a reused Differ plans otherwise (-fresh +reused):\n%s", d)
 		}
@@ -153,7 +155,7 @@ func TestDiffConverges(t *testing.T) {
 				t.Fatalf("%v is neither desired nor foreign", e)
 			}
 		}
-		again := reconcile.Diff(desired, actual, owned)
+		again := fresh.Diff(desired, actual, owned)
 		if len(again.Put)+len(again.Delete) != 0 {
 			t.Fatalf("a second plan has work: %+v", again)
 		}
