@@ -47,7 +47,7 @@ func (e *Exec) Changes(ctx context.Context) (<-chan struct{}, error) {
 	}
 	errs = append(errs, err)
 	for _, family := range subnet.Families() {
-		p, err := newPoller(family)
+		p, err := openPoller(family, e.hashSeed())
 		if errors.Is(err, syscall.EAFNOSUPPORT) {
 			continue // a kernel without IPv6 has no rules for it
 		}
@@ -55,6 +55,7 @@ func (e *Exec) Changes(ctx context.Context) (<-chan struct{}, error) {
 			errs = append(errs, err)
 			continue
 		}
+		p.changed(true) // from here changes count
 		workers.Go(func() { p.run(ctx, signal) })
 	}
 	go func() {

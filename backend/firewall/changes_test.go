@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"hash/maphash"
 	"os/exec"
 	"slices"
 	"strings"
@@ -71,12 +72,16 @@ func TestChanges(t *testing.T) {
 }
 
 func testChanges(t *testing.T, command string) {
-	b := &bench{tools: &Exec{}, v: Variant{Command: command, RandomFully: true}}
+	b := &bench{tools: &Exec{}, v: Variant{Command: command, NFT: strings.HasSuffix(command, "nft"), RandomFully: true}}
+	if strings.HasPrefix(command, "ip6") {
+		b.v.Family = subnet.IPv6
+	}
 	b.run(t, "ip", "link", "set", "lo", "up")
 	changes := watch(t)
 	if noticed(changes, silence) {
 		t.Error("a change is told before there was one")
 	}
+	stamp := b.stamp(t)
 	for _, c := range []struct{ name, script string }{
 		{"a table came into use", "*filter\n:ONE - [0:0]\n:TWO - [0:0]\n-A ONE -p tcp -j ACCEPT\n-A ONE -p udp -j DROP\n-A INPUT -j TWO\nCOMMIT\n"},
 		{"another table", "*nat\n-A POSTROUTING -o eth0 -j ACCEPT\nCOMMIT\n"},
@@ -89,6 +94,10 @@ func testChanges(t *testing.T, command string) {
 		b.others(t, c.script)
 		if !noticed(changes, patience) {
 			t.Errorf("%s: nothing is told", c.name)
+		}
+		before := stamp
+		if stamp = b.stamp(t); stamp == before {
+			t.Errorf("%s: the stamp is still %s", c.name, stamp)
 		}
 		// The nf_tables variant may need two transactions for it.
 		for noticed(changes, 100*time.Millisecond) {
@@ -105,6 +114,18 @@ func testChanges(t *testing.T, command string) {
 	if noticed(changes, silence) {
 		t.Error("packets and looks are told as a change")
 	}
+	if now := b.stamp(t); now != stamp {
+		t.Errorf("after packets and looks the stamp is %s, want %s", now, stamp)
+	}
+}
+
+func (b *bench) stamp(t *testing.T) Stamp {
+	t.Helper()
+	s, err := b.tools.Stamp(t.Context(), b.v)
+	if err != nil || s == "" {
+		t.Fatalf("Stamp: %q, %v", s, err)
+	}
+	return s
 }
 
 // What others do in tables of their own does not wake us.
@@ -326,11 +347,12 @@ func BenchmarkPoll(b *testing.B) {
 				if err := (&Exec{}).Restore(b.Context(), v, script.String()+"COMMIT\n"); err != nil {
 					b.Skip("needs program: iptables-legacy: ", err)
 				}
-				p, err := newPoller(subnet.IPv4)
+				p, err := openPoller(subnet.IPv4, maphash.MakeSeed())
 				if err != nil {
 					b.Fatal(err)
 				}
 				defer p.close()
+				p.changed(true)
 				for b.Loop() {
 					if p.changed(compare) {
 						b.Fatal("nothing changed")

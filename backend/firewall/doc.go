@@ -69,7 +69,7 @@
 // # Contract
 //
 //   - New does not act. Apply converges to what is desired and may be called
-//     again; when nothing differs it costs one exec per variant and family.
+//     again; when nothing has changed it runs no program, see below.
 //     Cleanup removes everything of ours.
 //   - Chains of ours are named [ChainPrefix]..., jumps to them stand in chains
 //     of others, and every rule has a comment that starts with [Mark]. The name
@@ -88,6 +88,16 @@
 // only those of tables in use, since to ask for another makes the kernel create
 // it. Both together cost a tenth of a millisecond a second on a Docker host and 10
 // ms with 10,000 rules. A wake is never lost, and at most five come in a second.
+//
+// # Without a change
+//
+// To read the rules takes a program for each variant and family. Before, Apply asks
+// the kernel itself whether they can differ from those that it read last: the
+// generation of nf_tables, which every transaction counts up, and the content of
+// legacy tables. If not, it goes on from those. This does not hang on events: with
+// all of them lost, a flush is mended by the next Apply. Should the kernel be wrong,
+// or a program read the same rules in another way after an upgrade, every
+// [native.ReadAnyway] the programs are run all the same.
 //
 // # Two variants
 //

@@ -23,7 +23,7 @@ type fakeTools struct {
 	calls map[string]int
 	// changes is what Changes returns.
 	changes chan struct{}
-	// fail, when set, may refuse a call ("save", "restore", "remove").
+	// fail, when set, may refuse a call ("stamp", "save", "restore", "remove").
 	fail func(op string, v Variant, table string) error
 }
 
@@ -55,6 +55,22 @@ func (f *fakeTools) Save(_ context.Context, v Variant) (string, error) {
 			return "", err
 		}
 	}
+	return f.text(v), nil
+}
+
+// Stamp is what Save would return.
+func (f *fakeTools) Stamp(_ context.Context, v Variant) (Stamp, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		if err := f.fail("stamp", v, ""); err != nil {
+			return "", err
+		}
+	}
+	return Stamp("rules: " + f.text(v)), nil
+}
+
+func (f *fakeTools) text(v Variant) string {
 	var w strings.Builder
 	for _, t := range f.sets[v.Command] {
 		fmt.Fprintf(&w, "*%s\n", t.name)
@@ -72,7 +88,7 @@ func (f *fakeTools) Save(_ context.Context, v Variant) (string, error) {
 		}
 		w.WriteString("COMMIT\n")
 	}
-	return w.String(), nil
+	return w.String()
 }
 
 func (f *fakeTools) Changes(context.Context) (<-chan struct{}, error) { return f.changes, nil }

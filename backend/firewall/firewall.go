@@ -61,6 +61,8 @@ type Firewall struct {
 	// lacks is what our own table could not do the last time, so that
 	// iptables does it.
 	lacks lacks
+	// known is what each variant held when it was read last.
+	known map[Variant]reading
 	// clean are the families that have been found without anything of ours
 	// since the last Apply that wanted something there.
 	clean subnet.ByFamily[bool]
@@ -68,7 +70,7 @@ type Firewall struct {
 
 // New returns a Firewall that has not acted yet.
 func New(o Options) *Firewall {
-	f := &Firewall{log: o.Log, tools: o.Tools, native: o.Native, firewalld: o.Firewalld}
+	f := &Firewall{log: o.Log, tools: o.Tools, native: o.Native, firewalld: o.Firewalld, known: map[Variant]reading{}}
 	if f.log == nil {
 		f.log = slog.Default()
 	}
@@ -223,6 +225,7 @@ func parts(err error) []error {
 func (f *Firewall) Cleanup(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	clear(f.known)
 	errs := []error{f.firewalld.Cleanup(ctx), f.cleanupNative(ctx)}
 	for _, family := range subnet.Families() {
 		f.clean[family] = false
@@ -294,18 +297,6 @@ func (f *Firewall) read(ctx context.Context, variants []Variant) (states []state
 		}
 	}
 	return states, err
-}
-
-func (f *Firewall) readOne(ctx context.Context, v Variant) (ruleset, error) {
-	text, err := f.tools.Save(ctx, v)
-	if err != nil {
-		return nil, err
-	}
-	set, err := parseSave(text)
-	if err != nil {
-		return nil, fmt.Errorf("read rules of %s: %w", v.Command, err)
-	}
-	return set, nil
 }
 
 // write does one change and says so.

@@ -185,6 +185,7 @@ func TestManyPeersForReal(t *testing.T) {
 		}{
 			{"10,000 peers", func() { b.apply(t, d) }},
 			{"nothing to do", func() { b.apply(t, d) }},
+			{"still nothing to do", func() { b.apply(t, d) }},
 			{"one peer more", func() {
 				d.Peers = append(d.Peers, peers(netip.MustParseAddr("10.77.88.99"))...)
 				b.apply(t, d)

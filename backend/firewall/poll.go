@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"io"
 	"maps"
 	"os"
 	"slices"
@@ -102,19 +103,17 @@ type tableState struct {
 	sum  uint64
 }
 
-// newPoller has taken the first look, from which changes count.
-func newPoller(f subnet.Family) (*poller, error) {
+// openPoller has not looked yet. Sums of the same seed can be compared.
+func openPoller(f subnet.Family, seed maphash.Seed) (*poller, error) {
 	domain := [...]int{syscall.AF_INET, syscall.AF_INET6}[f]
 	sock, err := syscall.Socket(domain, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("watch legacy tables: %w", os.NewSyscallError("socket", err))
 	}
-	p := &poller{layout: layoutOf(f), sock: sock, seed: maphash.MakeSeed(), tables: map[string]tableState{}}
-	p.changed(true)
-	return p, nil
+	return &poller{layout: layoutOf(f), sock: sock, seed: seed, tables: map[string]tableState{}}, nil
 }
 
-// run looks until ctx ends, and frees what newPoller opened.
+// run tells changes since the last look until ctx ends, and closes the poller.
 func (p *poller) run(ctx context.Context, signal func()) {
 	defer p.close()
 	ticker := time.NewTicker(pollEvery)
@@ -141,8 +140,12 @@ func (p *poller) close() {
 // changed reports whether any table is not as it was at the last look. What
 // cannot be read in the middle of a change is looked at the next time.
 func (p *poller) changed(compare bool) bool {
+	names, err := p.names()
+	if err != nil {
+		return false
+	}
 	now := make(map[string]tableState, len(p.tables))
-	for _, name := range p.names() {
+	for _, name := range names {
 		before := p.tables[name]
 		state, err := p.look(name, before, compare)
 		if err != nil {
@@ -168,26 +171,46 @@ func (p *poller) look(name string, before tableState, compare bool) (tableState,
 	return now, err
 }
 
+// stamp is the content of all tables in use.
+func (p *poller) stamp() (Stamp, error) {
+	names, err := p.names()
+	if err != nil {
+		return "", err
+	}
+	stamp := fmt.Sprintf("%d tables", len(names))
+	for _, name := range names {
+		now, err := p.look(name, tableState{}, true)
+		if err != nil {
+			return "", fmt.Errorf("look at table %s: %w", name, err)
+		}
+		stamp += fmt.Sprintf(", %s: %v", name, now)
+	}
+	return Stamp(stamp), nil
+}
+
 // names lists the tables in use.
-func (p *poller) names() []string {
+func (p *poller) names() ([]string, error) {
 	if p.list == nil {
 		f, err := os.Open(p.layout.names)
-		if err != nil {
-			return nil // the kernel has none, or not yet
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			return nil, nil // the kernel has none, or not yet
+		case err != nil:
+			return nil, fmt.Errorf("list tables in use: %w", err)
 		}
 		p.list = f
 	}
 	var buf [256]byte
 	n, err := p.list.ReadAt(buf[:], 0)
-	if n == 0 && err != nil {
-		return nil
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("list tables in use: %w", err)
 	}
 	var out []string
 	for name := range bytes.FieldsSeq(buf[:n]) {
 		out = append(out, string(name))
 	}
 	slices.Sort(out)
-	return out
+	return out, nil
 }
 
 func (p *poller) info(name string, info *tableInfo) error {

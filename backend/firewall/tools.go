@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,6 +31,10 @@ type Tools interface {
 	// Save returns all tables in the form of iptables-save. It changes
 	// nothing.
 	Save(ctx context.Context, v Variant) (string, error)
+	// Stamp says which rules Save would return, without running a program:
+	// stamps of a variant are equal only if the rules were the same. Those
+	// that are saved after a stamp was taken are that old or newer.
+	Stamp(ctx context.Context, v Variant) (Stamp, error)
 	// Restore does the lines of one table, in the form of iptables-restore
 	// with --noflush, all or nothing.
 	Restore(ctx context.Context, v Variant, script string) error
@@ -57,6 +62,9 @@ type Variant struct {
 	RandomFully bool
 }
 
+// Stamp stands for all rules of a variant. It is not empty.
+type Stamp string
+
 // lockWait is how many seconds a program waits for the lock of the legacy
 // variant, which Docker and others take too.
 const lockWait = "5"
@@ -70,6 +78,8 @@ type Exec struct {
 	mu sync.Mutex
 	// probed is what was found out about a family.
 	probed subnet.ByFamily[probe]
+	// seed is of all hashes of legacy tables; zero before the first.
+	seed maphash.Seed
 }
 
 // probe is what is known of a family's programs, as long as the plain name leads
