@@ -111,6 +111,7 @@ type testHost struct {
 	node        subnet.NodeID
 	instance    string
 	tools       firewall.Tools
+	table       firewall.Native
 	units       units
 	log         *logBuffer
 	board       *status.Board
@@ -129,7 +130,7 @@ func newHost(t *testing.T) *testHost {
 // newHostOn is one more host on the same data, at another address.
 func newHostOn(t *testing.T, data *memstore.Store, addr string) *testHost {
 	t.Helper()
-	h := &testHost{t: t, data: data, dir: t.TempDir(), node: "me", instance: "i1", tools: noTools{}}
+	h := &testHost{t: t, data: data, dir: t.TempDir(), node: "me", instance: "i1", tools: noTools{}, table: noTable{}}
 	h.store = h.data.Open(memstore.Options{})
 	h.kernel, h.eth0 = h.newKernel(addr)
 	h.opts = options{
@@ -168,7 +169,7 @@ func (h *testHost) start() {
 	h.board = status.NewBoard(clock.Now, initialStatus(h.opts, h.node))
 	d := &daemon{
 		opts: h.opts, log: log, clock: clock, node: h.node, instance: h.instance, dir: statedir.Dir(h.opts.stateDir),
-		board: h.board, store: openStore{h.store}, firewall: firewall.New(firewall.Options{Log: log, Tools: h.tools, Native: noTable{}}),
+		board: h.board, store: openStore{h.store}, firewall: firewall.New(firewall.Options{Log: log, Tools: h.tools, Native: h.table}),
 		units: h.units,
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(h.t.Context()))

@@ -11,7 +11,6 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/firewall"
-	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -277,9 +276,8 @@ func (l *loop) applyFirewall(ctx context.Context) error {
 	for f, r := range l.config.current.Ranges {
 		d.Networks[f] = r.Network
 	}
-	for _, p := range l.path.peers {
-		d.Peers = append(d.Peers, native.Peer{Subnet: p.Subnet, PublicIP: p.Attrs.PublicIP})
-	}
+	var unread error
+	d.Peers, unread = l.firewallPeers(ctx)
 	held, release := l.whileHeld(ctx)
 	defer release()
 	if l.files.stale {
@@ -294,7 +292,7 @@ func (l *loop) applyFirewall(ctx context.Context) error {
 		return cause
 	}
 	l.countDropped(ctx)
-	return err
+	return errors.Join(err, unread)
 }
 
 // countDropped puts what the firewall dropped on the board.

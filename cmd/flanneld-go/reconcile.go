@@ -68,8 +68,10 @@ type loop struct {
 	attrs   subnet.Attrs
 	lease   leaseState
 	path    pathState
-	files   fileState
-	docker  dockerState
+	// neighbours is shared with the one who sifts events.
+	neighbours neighbourState
+	files      fileState
+	docker     dockerState
 }
 
 // heartbeat is when the loop last finished a round.
@@ -125,7 +127,7 @@ func (l *loop) run(ctx context.Context) error {
 	if err := l.remember(); err != nil {
 		return err
 	}
-	events, err := l.host.Events(ctx)
+	events, err := l.events(ctx)
 	if err != nil {
 		return err
 	}

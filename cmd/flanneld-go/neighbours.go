@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+)
+
+// calmMACs is the least time between two rounds for the sake of MACs. The kernel
+// itself takes no second change of one address's MAC in that time (its locktime).
+const calmMACs = time.Second
+
+// neighbourState is what events are held against.
+type neighbourState struct {
+	// told is what the firewall was told last; nil: nothing yet.
+	told atomic.Pointer[toldMACs]
+	// reading: a round is about to tell it something else.
+	reading atomic.Bool
+}
+
+// toldMACs are the MACs of the peers that send plainly, by their addresses; the
+// zero MAC where the kernel knew none.
+type toldMACs struct {
+	link int
+	macs map[netip.Addr]kernel.MAC
+}
+
+// outdates reports whether an event says of a peer what contradicts the firewall,
+// so that what the peer sends may be dropped as another's. A MAC that came or went
+// contradicts nothing, and comes often: the next round is soon enough for it.
+func (n *neighbourState) outdates(e kernel.Event) bool {
+	if n.reading.Load() {
+		return true // it may, and what is read now may be from before
+	}
+	told := n.told.Load()
+	if told == nil || e.Link != told.link {
+		return false
+	}
+	mac := told.macs[e.Addr]
+	return mac != kernel.MAC{} && e.MAC != kernel.MAC{} && e.MAC != mac
+}
+
+// events are the kernel's that are worth a round. Each ARP of everybody on the
+// segment is none.
+func (l *loop) events(ctx context.Context) (<-chan kernel.Event, error) {
+	all, err := l.host.Events(ctx)
+	if err != nil {
+		return nil, err
+	}
+	worth := make(chan kernel.Event, 1)
+	l.group.Go(func() error {
+		defer close(worth)
+		l.sift(all, worth)
+		return nil
+	})
+	return worth, nil
+}
+
+// sift passes on what is worth a round, until in is closed. Of what nobody has
+// taken yet one says as much as many.
+func (l *loop) sift(in <-chan kernel.Event, out chan<- kernel.Event) {
+	var calm <-chan time.Time // while it lasts
+	held := false             // until it has ended
+	tell := func(e kernel.Event) {
+		select {
+		case out <- e:
+		default:
+		}
+	}
+	for {
+		select {
+		case e, ok := <-in:
+			switch {
+			case !ok:
+				return
+			case e.Topic != kernel.TopicResolved:
+				tell(e)
+			case !l.neighbours.outdates(e):
+			case calm != nil:
+				held = true
+			default:
+				tell(e)
+				calm = l.clock.Timer(calmMACs).C
+			}
+		case <-calm:
+			calm = nil
+			if held {
+				tell(kernel.Event{Topic: kernel.TopicResolved})
+				held, calm = false, l.clock.Timer(calmMACs).C
+			}
+		}
+	}
+}
+
+// firewallPeers are the peers as the firewall wants them: those that send plainly
+// with the MACs that the kernel knows them by. Without those it judges less.
+func (l *loop) firewallPeers(ctx context.Context) ([]native.Peer, error) {
+	macs, err := l.peerMACs(ctx)
+	peers := make([]native.Peer, len(l.path.peers))
+	for i, p := range l.path.peers {
+		peers[i] = native.Peer{Subnet: p.Subnet, PublicIP: p.Attrs.PublicIP}
+		for f, a := range p.Attrs.PublicIP {
+			peers[i].MAC[f] = macs[a]
+		}
+	}
+	return peers, err
+}
+
+// peerMACs reads the MACs of the peers that send plainly.
+func (l *loop) peerMACs(ctx context.Context) (map[netip.Addr]kernel.MAC, error) {
+	link := l.uplink.Link.Index
+	macs := map[netip.Addr]kernel.MAC{}
+	if !l.backend.Tunnel().Direct {
+		l.neighbours.told.Store(nil)
+		return macs, nil
+	}
+	for _, p := range l.path.peers {
+		for _, a := range p.Attrs.PublicIP {
+			if l.uplink.OnSegment(a) {
+				macs[a] = kernel.MAC{}
+			}
+		}
+	}
+	l.neighbours.reading.Store(true)
+	resolved, err := l.host.Resolved(ctx, link)
+	for _, n := range resolved {
+		if _, plain := macs[n.Addr]; plain {
+			macs[n.Addr] = n.MAC
+		}
+	}
+	l.neighbours.told.Store(&toldMACs{link, macs})
+	l.neighbours.reading.Store(false)
+	return macs, err
+}
