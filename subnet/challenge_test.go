@@ -232,24 +232,23 @@ func TestKeeperChallengesInSilence(t *testing.T) {
 	for _, policy := range []subnet.OnConflict{subnet.Renumber, subnet.Fence, subnet.Keep} {
 		synctest.Test(t, func(t *testing.T) {
 			data := newStore(config)
-			h := start(t, data, func(o *subnet.KeeperOptions) { o.OnConflict = policy })
+			w := watch(t, data, func(o *subnet.ViewOptions) { o.Node = "me" })
+			h := start(t, data, func(o *subnet.KeeperOptions) { o.View, o.OnConflict = w.view, policy })
 			put(t, data, home, attrs("me", "198.18.0.2"), ttl)
-			h.keeper.Nudge()
 			synctest.Wait()
 			h.want(subnet.StateLost, home, "node id me holds 10.5.125.0/24 at 198.18.0.2 (instance theirs), but this host is 198.18.0.1 (instance me-1)")
 			l, _ := stored(t, data, home)
 			if want := (subnet.Challenge{Instance: "me-1", PublicIP: addr4("198.18.0.1")}); l.Attrs.Challenge != want {
 				t.Errorf("the key holds %+v", l.Attrs)
 			}
-			for range 5 { // Impatience changes nothing.
-				h.keeper.Nudge()
-				after(500 * time.Millisecond)
-				h.want(subnet.StateLost, home, "node id me holds")
-			}
+			after(2500 * time.Millisecond)
+			h.want(subnet.StateLost, home, "node id me holds")
 			after(500 * time.Millisecond)
 			h.want(subnet.StateValid, home, "")
 			unchallenged(t, data, home, "me-1")
-			h.end()
+			h.stop()
+			<-h.result
+			w.finish()
 		})
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -90,13 +89,8 @@ type KeeperOptions struct {
 // subnet is created again as an ordinary lease. One that was moved to another
 // lease stays there, and that lease is kept alive.
 type Keeper struct {
-	o       KeeperOptions
-	nudges  chan struct{}
-	wants   chan Attrs
-	ready   chan struct{}
-	done    chan struct{}
-	status  atomic.Pointer[KeeperStatus]
-	isReady sync.Once
+	o      KeeperOptions
+	status atomic.Pointer[KeeperStatus]
 
 	// What follows belongs to Run.
 
@@ -156,11 +150,7 @@ func NewKeeper(o KeeperOptions) *Keeper {
 	if o.Cached {
 		m.state, m.confirmed, m.do, m.why = StateUnproven, false, doLook, errors.New("the lease comes from the cache")
 	}
-	k := &Keeper{
-		o: o, m: m, silent: map[Subnet]Revision{}, world: World{Identity: o.Identity},
-		nudges: make(chan struct{}, 1), wants: make(chan Attrs),
-		ready: make(chan struct{}), done: make(chan struct{}),
-	}
+	k := &Keeper{o: o, m: m, silent: map[Subnet]Revision{}, world: World{Identity: o.Identity}}
 	if o.View != nil {
 		k.lives = o.View.Snapshot().lives
 	}
@@ -168,53 +158,11 @@ func NewKeeper(o KeeperOptions) *Keeper {
 	return k
 }
 
-// String names the task.
-func (k *Keeper) String() string { return "lease keeper" }
-
-// Ready is closed when the store has been asked once, whatever it said.
-func (k *Keeper) Ready() <-chan struct{} { return k.ready }
-
 // Status returns the lease as it stands; it never blocks.
 func (k *Keeper) Status() *KeeperStatus { return k.status.Load() }
 
 // Lease is the lease as it stands.
 func (k *Keeper) Lease() Lease { return k.Status().Lease }
-
-// Nudge makes the keeper ask the store now. It never blocks.
-func (k *Keeper) Nudge() {
-	select {
-	case k.nudges <- struct{}{}:
-	default:
-	}
-}
-
-// UpdateAttrs publishes other attributes, for a changed PublicIP say, and
-// returns when the store has them. Owner and Instance are the keeper's own. When
-// ctx ends first the keeper goes on trying.
-func (k *Keeper) UpdateAttrs(ctx context.Context, a Attrs) error {
-	a.Owner, a.Instance = k.o.Claim.Node, k.o.Claim.Instance
-	a = a.canonical()
-	select {
-	case k.wants <- a:
-	case <-k.done:
-		return errors.New("update attributes: the keeper has ended")
-	case <-ctx.Done():
-		return fmt.Errorf("update attributes: %w", context.Cause(ctx))
-	}
-	for {
-		s := k.Status()
-		if s.Lease.Attrs == a {
-			return nil
-		}
-		select {
-		case <-s.Changed():
-		case <-k.done:
-			return errors.New("update attributes: the keeper has ended")
-		case <-ctx.Done():
-			return fmt.Errorf("update attributes: %w", errors.Join(context.Cause(ctx), errors.New(s.Why)))
-		}
-	}
-}
 
 // Release gives the lease up; it must not be called before Run has returned. A
 // reservation stays, which is no error. [ErrLeaseLost]: the lease is not ours any
@@ -250,18 +198,13 @@ func (k *Keeper) release(ctx context.Context, l Lease) error {
 // Run keeps the lease until ctx ends, and returns nil then. A
 // *[SupersededError] or *[ForeignInstanceError] ends it too. It runs once.
 func (k *Keeper) Run(ctx context.Context) error {
-	defer close(k.done)
 	for k.m.do != doStop {
-		asked := k.m.do != doWait
 		ev := k.perform(ctx)
 		if ev.kind == evFailed && ctx.Err() != nil {
 			ev = stopped()
 		}
 		k.m = k.m.step(input{event: ev, now: k.o.Clock.Uptime(), random: k.o.Random()})
 		k.publish(ctx)
-		if asked {
-			k.isReady.Do(func() { close(k.ready) })
-		}
 	}
 	if ctx.Err() != nil {
 		return nil
@@ -360,11 +303,6 @@ func (k *Keeper) wait(ctx context.Context) event {
 			return stopped()
 		case <-timer.C:
 			return event{kind: evTick}
-		case <-k.nudges:
-			return event{kind: evNudge}
-		case a := <-k.wants:
-			k.o.Claim.Attrs = a
-			return event{kind: evWant, want: a}
 		case <-changed:
 		}
 	}

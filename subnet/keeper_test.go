@@ -3,7 +3,6 @@ package subnet_test
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -105,11 +104,6 @@ const home = "10.5.125.0-24"
 func TestKeeperRenewsForDays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := start(t, newStore(config), nil)
-		select {
-		case <-h.keeper.Ready():
-		default:
-			t.Error("not ready after the first renewal")
-		}
 		revision := h.data.Revision()
 		after(48 * time.Hour)
 		h.want(subnet.StateValid, home, "")
@@ -251,54 +245,6 @@ func TestKeeperAfterSleep(t *testing.T) {
 	}
 }
 
-func TestKeeperUpdateAttrs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := start(t, newStore(config), nil)
-		id := h.keeper.Lease().ID
-		other := subnet.Attrs{PublicIP: addr4("198.18.0.9"), BackendType: "vxlan", BackendData: subnet.ByFamily[subnet.RawJSON]{`{ "VNI" : 1 }`}}
-		if err := h.keeper.UpdateAttrs(t.Context(), other); err != nil {
-			t.Error(err)
-		}
-		synctest.Wait()
-		h.want(subnet.StateValid, home, "")
-		if l, _ := stored(t, h.data, home); l.Attrs.PublicIP != other.PublicIP || l.ID != id || l.Attrs.Owner != "me" {
-			t.Errorf("%+v", l)
-		}
-		before := h.requests["Update"].Load()
-		after(24 * time.Hour)
-		if h.requests["Update"].Load() != before {
-			t.Error("the same attributes are written again")
-		}
-
-		// Refused for a while: the caller gives up, the keeper does not, and it
-		// does not hurry.
-		refusal := error(errDown)
-		h.fail.Store(&refusal)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		other.PublicIP = addr4("198.18.0.10")
-		if err := h.keeper.UpdateAttrs(ctx, other); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "etcd is down") {
-			t.Errorf("UpdateAttrs = %v", err)
-		}
-		after(10 * time.Minute)
-		if got := h.requests["Update"].Load() - before; got > 40 {
-			t.Errorf("tried %d times in 11 minutes", got)
-		}
-		h.fail.Store(nil)
-		after(31 * time.Second)
-		h.want(subnet.StateValid, home, "")
-		if l, _ := stored(t, h.data, home); l.Attrs.PublicIP != other.PublicIP {
-			t.Errorf("%+v", l)
-		}
-		// A key that flannel overwrites is known as ours by the new address.
-		put(t, h.data, home, attrs("", "198.18.0.10"), ttl)
-		h.keeper.Nudge()
-		synctest.Wait()
-		h.want(subnet.StateValid, home, "")
-		h.end()
-	})
-}
-
 func TestKeeperRelease(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -397,11 +343,12 @@ func TestKeeperStopsInTheMiddle(t *testing.T) {
 				return nil
 			}})
 		})
-		_ = h.keeper.UpdateAttrs(t.Context(), subnet.Attrs{PublicIP: addr4("198.18.0.9")})
+		put(t, data, home, attrs("", "198.18.0.1"), ttl)
+		after(ttl / 3)
 		if err := <-h.result; err != nil {
 			t.Errorf("Run = %v", err)
 		}
-		if l, _ := stored(t, data, home); l.Attrs.PublicIP != addr4("198.18.0.9") {
+		if l, _ := stored(t, data, home); l.Attrs.Owner != "me" {
 			t.Fatalf("the store holds %+v", l)
 		}
 		if err := h.keeper.Release(t.Context()); err != nil {
@@ -429,7 +376,6 @@ func TestKeeperStatusChanged(t *testing.T) {
 			t.Errorf("expires at %s, after renewals at %s", s.Expires, now.Expires)
 		}
 		put(t, h.data, home, attrs("b", "198.18.0.2"), ttl)
-		h.keeper.Nudge()
 		<-s.Changed()
 		synctest.Wait()
 		h.want(subnet.StateValid, "10.5.126.0-24", "")
@@ -437,11 +383,7 @@ func TestKeeperStatusChanged(t *testing.T) {
 	})
 }
 
-func TestKeeperNames(t *testing.T) {
-	k := subnet.NewKeeper(subnet.KeeperOptions{Clock: newClock(), Lease: subnet.Lease{Subnet: subnet.Subnet{netip.MustParsePrefix("10.5.7.0/24")}}})
-	if k.String() != "lease keeper" || k.Status().State != subnet.StateValid {
-		t.Errorf("%s, %s", k, k.Status().State)
-	}
+func TestStateNames(t *testing.T) {
 	for s, want := range map[subnet.State]string{
 		subnet.StateUnproven: "unproven", subnet.StateValid: "valid", subnet.StateDegraded: "degraded",
 		subnet.StateLost: "lost", subnet.StateConflict: "conflict", subnet.StateEnded: "ended", 99: "state(99)",

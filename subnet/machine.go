@@ -89,8 +89,8 @@ func ParseOnConflict(s string) (OnConflict, error) {
 type deed uint8
 
 const (
-	// doWait until machine.wake; ends in evTick, evNudge, evWant, evOurs,
-	// evLost, evDouble or evStop.
+	// doWait until machine.wake; ends in evTick, evNudge, evOurs, evLost,
+	// evDouble or evStop.
 	doWait deed = iota
 	// doRenew by Store.Renew; ends in evRenewed, evLost or evFailed.
 	doRenew
@@ -121,10 +121,8 @@ type eventKind uint8
 const (
 	// evTick: time has passed.
 	evTick eventKind = iota
-	// evNudge: somebody saw our key change.
+	// evNudge: the view shows something that concerns us.
 	evNudge
-	// evWant: the attributes wanted have changed.
-	evWant
 	// evStop: the context ended.
 	evStop
 	// evRenewed: the key is as it was and its time begins anew.
@@ -163,7 +161,6 @@ const (
 type event struct {
 	kind  eventKind
 	lease Lease
-	want  Attrs
 	err   error
 	// sent is when the request was sent that the event answers: time that the
 	// store grants counts from then at the latest.
@@ -226,7 +223,7 @@ func (m machine) step(in input) machine {
 		return m.enter(StateEnded, in.now, doStop)
 	}
 	switch in.kind {
-	case evTick, evNudge, evWant, evSettled:
+	case evTick, evNudge, evSettled:
 		return m.woken(in)
 	case evRenewed, evCreated, evUpdated:
 		return m.holds(in)
@@ -241,19 +238,13 @@ func (m machine) step(in input) machine {
 
 // woken decides what a wake-up is for.
 func (m machine) woken(in input) machine {
-	if in.kind == evWant {
-		m.want = in.want
-	}
 	m = m.expire(in.now)
 	due := in.now >= m.next || in.kind == evNudge
 	switch m.state {
 	case StateValid, StateDegraded, StateUnproven:
 		m.do = doWait
-		switch {
-		case due:
+		if due {
 			m.do = m.proof()
-		case in.kind == evWant && m.confirmed && m.lease.Attrs != m.want:
-			m.do = doUpdate
 		}
 	case StateLost, StateConflict:
 		m.do = doWait

@@ -52,6 +52,7 @@ func TestMachine(t *testing.T) {
 	asked3.Attrs.Challenge = Challenge{Instance: "third", PublicIP: ByFamily[netip.Addr]{netip.MustParseAddr("192.0.2.3")}}
 	down, errDouble := errors.New("down"), errors.New("a double")
 	renewed, created := event{kind: evRenewed, lease: held}, event{kind: evCreated, lease: held}
+	before := event{kind: evRenewed, lease: old}
 	tick, failed := event{}, event{kind: evFailed, err: down}
 	lost := event{kind: evLost, err: ErrLeaseLost}
 	type stage struct {
@@ -223,20 +224,18 @@ due: lost look (no network config)
 `,
 		},
 		{
-			name: "other attributes", start: held,
+			name: "other attributes", start: old,
 			stages: []stage{
-				{"renewed", 0, renewed},
-				{"want", time.Hour, event{kind: evWant, want: old.Attrs}},
+				{"renewed", 0, before},
 				{"failed", 0, failed},
 				{"due", time.Second, tick},
-				{"renewed", 0, renewed},
+				{"renewed", 0, before},
 				{"failed", 0, failed},
 				{"due", time.Second, tick},
-				{"renewed", 0, renewed},
-				{"updated", 0, event{kind: evUpdated, lease: old}},
+				{"renewed", 0, before},
+				{"updated", 0, event{kind: evUpdated, lease: held}},
 			},
-			want: `renewed: valid wait 7h36m0s
-want: valid update
+			want: `renewed: valid update
 failed: degraded wait 375ms (down)
 due: degraded renew (down)
 renewed: degraded update (down)
@@ -250,13 +249,13 @@ updated: valid renew
 			name: "an update gives no time", start: held,
 			stages: []stage{
 				{"renewed", 0, renewed},
-				{"want", 7 * time.Hour, event{kind: evWant, want: old.Attrs}},
-				{"updated", 0, event{kind: evUpdated, lease: old}},
+				{"asked", 7 * time.Hour, event{kind: evOurs, lease: asked3}},
+				{"updated", 0, event{kind: evUpdated, lease: held}},
 				{"failed", 17*time.Hour - 100*time.Millisecond, failed},
 				{"expired", 100 * time.Millisecond, tick},
 			},
 			want: `renewed: valid wait 7h36m0s
-want: valid update
+asked: valid update
 updated: valid renew
 failed: degraded wait 100ms (down)
 expired: unproven wait 275ms (down)

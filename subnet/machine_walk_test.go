@@ -14,7 +14,7 @@ import (
 func TestMachineRandomWalk(t *testing.T) {
 	const ttl = time.Minute
 	answers := map[deed][]eventKind{
-		doWait:      {evTick, evNudge, evWant, evOurs, evLost, evDouble},
+		doWait:      {evTick, evNudge, evOurs, evLost, evDouble},
 		doRenew:     {evRenewed, evLost, evFailed},
 		doLook:      {evAbsent, evOurs, evDisputed, evTaken, evBlocked, evFailed},
 		doCreate:    {evCreated, evLost, evFailed},
@@ -62,8 +62,6 @@ func TestMachineRandomWalk(t *testing.T) {
 				elsewhere.Modified++
 				elsewhere.Attrs.Challenge, since = challengeBy(m.want), now
 				ev.lease = elsewhere
-			case evWant:
-				ev.want = Attrs{BackendType: rapid.SampledFrom([]string{"a", ""}).Draw(t, "type")}
 			default:
 			}
 			if ev.kind != evDisputed && ev.kind != evChallenged && rapid.Bool().Draw(t, "as wanted") {

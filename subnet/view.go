@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -77,8 +76,6 @@ type ViewOptions struct {
 type View struct {
 	o       ViewOptions
 	current atomic.Pointer[Snapshot]
-	ready   chan struct{}
-	isReady sync.Once
 
 	// What follows belongs to Run.
 
@@ -98,7 +95,7 @@ func NewView(o ViewOptions) *View {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	v := &View{o: o, ready: make(chan struct{}), p: newProjection(o.Node, o.Hold, o.TTL)}
+	v := &View{o: o, p: newProjection(o.Node, o.Hold, o.TTL)}
 	s := &Snapshot{Since: o.Clock.Now(), Why: "the store has not been read yet", changed: make(chan struct{})}
 	if o.World.Identity != "" {
 		if o.Former.Identity != "" && !o.Cached {
@@ -112,17 +109,10 @@ func NewView(o ViewOptions) *View {
 		if o.Cached {
 			s.Why = "this comes from the cache"
 		}
-		v.isReady.Do(func() { close(v.ready) })
 	}
 	v.current.Store(s)
 	return v
 }
-
-// String names the task.
-func (v *View) String() string { return "lease view" }
-
-// Ready is closed when there is something to see.
-func (v *View) Ready() <-chan struct{} { return v.ready }
 
 // Snapshot returns the latest state, never nil; it does not block.
 func (v *View) Snapshot() *Snapshot { return v.current.Load() }
@@ -298,7 +288,6 @@ func (v *View) publish(how volume) {
 		v.o.Log.Info("leases in sync", "revision", int64(s.Revision), "leases", s.Len())
 	}
 	v.replace(old, s, how)
-	v.isReady.Do(func() { close(v.ready) })
 }
 
 // publishAs shows the projection as it is now, in sync or not as old was.

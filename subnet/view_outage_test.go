@@ -271,7 +271,6 @@ func TestViewSeeded(t *testing.T) {
 		put(t, data, "10.5.1.0-24", attrs("a", "198.18.0.2"), 0)
 		world := load(t, data)
 		w := watch(t, data, func(o *subnet.ViewOptions) { o.World = world })
-		<-w.view.Ready()
 		w.want("10.5.1.0/24 a")
 		w.put("10.5.2.0-24", "b")
 		synctest.Wait()
@@ -296,7 +295,6 @@ func TestViewFromCache(t *testing.T) {
 			o.World, o.Cached = world, true
 			o.Store.(*memstore.Store).SetUnavailable(errDown)
 		})
-		<-w.view.Ready()
 		after(time.Minute)
 		w.want("10.5.1.0/24 a", "10.5.2.0/24 b")
 		w.synced(false, "etcd is down")

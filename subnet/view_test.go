@@ -291,13 +291,8 @@ func TestViewReaders(t *testing.T) {
 func TestViewBeforeItsStart(t *testing.T) {
 	v := subnet.NewView(subnet.ViewOptions{Clock: newClock()})
 	s := v.Snapshot()
-	if s.Synced || s.Why != "the store has not been read yet" || len(s.Leases()) != 0 || v.String() != "lease view" {
+	if s.Synced || s.Why != "the store has not been read yet" || len(s.Leases()) != 0 {
 		t.Errorf("%+v", s)
-	}
-	select {
-	case <-v.Ready():
-		t.Error("ready")
-	default:
 	}
 	world := subnet.World{Identity: "x", Revision: 7}
 	v = subnet.NewView(subnet.ViewOptions{Clock: newClock(), World: world, Cached: true})

@@ -395,13 +395,15 @@ func (h *machine) mend() {
 	h.faulty = false
 }
 
-// move gives the host another address: at once if it runs.
+// move gives the host another address, which takes a restart if it runs.
 func (h *machine) move(ip string) {
+	running := h.keeper.Load() != nil
+	if running {
+		h.kill()
+	}
 	h.claim.Attrs.PublicIP = addr4(ip)
-	if k := h.keeper.Load(); k != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		_ = k.UpdateAttrs(ctx, h.claim.Attrs)
+	if running {
+		h.start()
 	}
 }
 
