@@ -119,6 +119,14 @@ type Runner interface {
 	Run(ctx context.Context) error
 }
 
+// Recaller is an ability of backends that leave paths in the kernel. Recall returns
+// the peers to which an earlier process made one, as leases: of one family each, and
+// without an owner or a revision, for a path tells none. It touches nothing and needs
+// no uplink.
+type Recaller interface {
+	Recall(ctx context.Context) ([]subnet.Lease, error)
+}
+
 // Counter is an ability of backends that see packets. Counters returns totals
 // since the start of the process by name ("out_forwarded_packets"), among them
 // each reason for which packets were dropped; the map is the caller's.

@@ -15,6 +15,14 @@ func NewPeerError(peer *subnet.Lease, f subnet.Family, err error) *PeerError {
 	return &PeerError{Subnet: peer.Subnet, PublicIP: peer.Attrs.PublicIP[f], Err: err}
 }
 
+// PeerAt is what a path tells of the lease that it was made for.
+func PeerAt(backendType string, dst netip.Prefix, public netip.Addr) subnet.Lease {
+	f := subnet.FamilyOf(dst.Addr())
+	l := subnet.Lease{Attrs: subnet.Attrs{BackendType: backendType}}
+	l.Subnet[f], l.Attrs.PublicIP[f] = dst, public
+	return l
+}
+
 // Blame turns the failures of single entries in err, as reconcile.Apply returns
 // them, into failures of the peers that the entries serve. What peer knows no
 // peer of (nil) stays as it is.

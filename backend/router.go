@@ -124,6 +124,22 @@ func (r *Router) Sweep(ctx context.Context) (reconcile.Result, error) {
 	}))
 }
 
+// Recall returns the routes that an earlier process put for single peers: those by
+// a gateway, with our protocol number, to a part of the network.
+func (r *Router) Recall(ctx context.Context, c *subnet.Config) ([]kernel.Route, error) {
+	routes, err := r.Kernel.Routes().List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	var peers []kernel.Route
+	for _, route := range routes {
+		if route.Protocol == kernel.Protocol && route.Gateway.IsValid() && inside(c, route.Dst) {
+			peers = append(peers, route)
+		}
+	}
+	return peers, nil
+}
+
 // listed is a table that was read already: what the step plans on is what the
 // conflicts were found in.
 type listed struct {

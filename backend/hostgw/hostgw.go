@@ -25,7 +25,10 @@ type Backend struct {
 	router backend.Router
 }
 
-var _ backend.Constructor = New
+var (
+	_ backend.Constructor = New
+	_ backend.Recaller    = (*Backend)(nil)
+)
 
 // New checks that there are no options; host-gw has none.
 func New(p backend.Params) (backend.Backend, error) {
@@ -55,6 +58,16 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 		b.params.Observe(r)
 	}
 	return errors.Join(skipped, blocked, backend.Blame(err, backend.PeerOf(routes)))
+}
+
+// Recall reads from the main table which peers an earlier process had routes to.
+func (b *Backend) Recall(ctx context.Context) ([]subnet.Lease, error) {
+	routes, err := b.router.Recall(ctx, b.params.Config)
+	leases := make([]subnet.Lease, 0, len(routes))
+	for _, r := range routes {
+		leases = append(leases, backend.PeerAt(Type, r.Dst, r.Gateway))
+	}
+	return leases, err
 }
 
 // project maps peers to routes. Peers that cannot be mapped are left out, each

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 
 	"github.com/flanneld-go/flanneld-go/backend"
@@ -113,6 +114,43 @@ func TestApplyLikeFlannel(t *testing.T) {
 			t.Errorf("step %d: observed %+v, want %d operations", i, h.result, len(s.ops))
 		}
 		h.expectOps(s.ops...)
+	}
+}
+
+// What Apply made of leases, Recall makes leases of, one per family; applied again
+// they change nothing.
+func TestRecall(t *testing.T) {
+	h := newHost(t, dual)
+	if err := h.apply(lease("10.5.33.0-24&fd05:0:0:33::-64", "198.18.0.2", "fd00:198:18::2")); err != nil {
+		t.Fatal(err)
+	}
+	gateway := netip.MustParseAddr("198.18.0.9")
+	foreign := []kernel.Route{
+		{Dst: netip.MustParsePrefix("10.5.34.0/24"), Gateway: gateway, Link: h.params.Uplink.Link.Index, Protocol: 3},
+		{Dst: netip.MustParsePrefix("10.6.35.0/24"), Gateway: gateway, Link: h.params.Uplink.Link.Index, Protocol: kernel.Protocol},
+		{Dst: netip.MustParsePrefix("10.5.89.0/24"), Blackhole: true, Metric: 1 << 20, Protocol: kernel.Protocol},
+	}
+	if err := h.Routes().Put(t.Context(), foreign); err != nil {
+		t.Fatal(err)
+	}
+	h.ResetOps()
+	got, err := h.be.(backend.Recaller).Recall(t.Context())
+	want := []subnet.Lease{lease("10.5.33.0-24", "198.18.0.2", ""), lease("0.0.0.0-0&fd05:0:0:33::-64", "", "fd00:198:18::2")}
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{})); err != nil || diff != "" {
+		t.Fatalf("Recall: %v (-want +got)\n%s", err, diff)
+	}
+	if err := h.Routes().Delete(t.Context(), foreign); err != nil {
+		t.Fatal(err)
+	}
+	h.ResetOps()
+	if err := h.apply(got...); err != nil {
+		t.Fatal(err)
+	}
+	h.expectOps()
+
+	h.OnOp(kerneltest.FailNth(1, syscall.ENOBUFS, func(o kerneltest.Op) bool { return o.Verb == "list" }))
+	if _, err := h.be.(backend.Recaller).Recall(t.Context()); !errors.Is(err, syscall.ENOBUFS) {
+		t.Errorf("error %v, want ENOBUFS", err)
 	}
 }
 

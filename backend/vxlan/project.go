@@ -87,10 +87,6 @@ func (p *projection) add(f subnet.Family, dev device, peer *subnet.Lease) error 
 	if err := p.params.CheckPeer(Type, f, peer.Attrs); err != nil {
 		return err
 	}
-	mac, err := p.vtep(peer.Attrs.BackendData[f])
-	if err != nil {
-		return err
-	}
 	public := peer.Attrs.PublicIP[f]
 	if p.opts.DirectRouting && p.params.Uplink.OnSegment(public) {
 		p.routes = append(p.routes, backend.PeerRoute{Peer: peer, Route: kernel.Route{
@@ -98,8 +94,9 @@ func (p *projection) add(f subnet.Family, dev device, peer *subnet.Lease) error 
 		}})
 		return nil
 	}
-	if dev.index == 0 {
-		return nil // the device's own error says it all
+	mac, err := p.vtep(peer.Attrs.BackendData[f])
+	if err != nil || dev.index == 0 {
+		return err // without a device its own error says it all
 	}
 	return p.tunnel(f, dev, peer, mac)
 }

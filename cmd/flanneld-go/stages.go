@@ -73,12 +73,12 @@ func (l *loop) startView(ctx context.Context) error {
 	world, err := l.store.Load(loadCtx)
 	switch {
 	case err == nil && world.Config.Modified == 0 && l.cachedLease():
-		o.World, o.Cached = l.cache.World(), true
+		o.World, o.Cached = l.recall(ctx), true
 		l.log.Warn("etcd holds no network config, starting from the cache", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers))
 	case err == nil:
 		o.World, l.world, o.Former = world, &world, l.formerWorld(world.Config)
 	case l.cache.Identity != "":
-		o.World, o.Cached = l.cache.World(), true
+		o.World, o.Cached = l.recall(ctx), true
 		l.log.Warn("etcd is silent, starting from the cache", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers), "error", err)
 	}
 	l.view = subnet.NewView(o)
@@ -349,9 +349,7 @@ func (l *loop) takeBackend(ctx context.Context) error {
 // removeFormer cleans up after the backend that ran here before, if the config
 // names another now, or other networks: a backend knows what it left by those.
 func (l *loop) removeFormer(ctx context.Context) error {
-	same := l.saved.BackendType == l.config.current.BackendType && sameJSON(l.saved.Backend, backendObject(l.config.current)) &&
-		(l.saved.Ranges == nil || slices.Equal(l.saved.Ranges, ranges(l.config.current)))
-	if l.saved.BackendType == "" || same {
+	if l.saved.BackendType == "" || l.appliedLast(l.config.current) {
 		return nil
 	}
 	former := *l.config.current
@@ -366,6 +364,13 @@ func (l *loop) removeFormer(ctx context.Context) error {
 		return fmt.Errorf("remove what backend %s left: %w", former.BackendType, err)
 	}
 	return nil
+}
+
+// appliedLast reports whether what cfg says of backend and networks is what was
+// applied on this host last.
+func (l *loop) appliedLast(cfg *subnet.Config) bool {
+	return l.saved.BackendType == cfg.BackendType && sameJSON(l.saved.Backend, backendObject(cfg)) &&
+		(l.saved.Ranges == nil || slices.Equal(l.saved.Ranges, ranges(cfg)))
 }
 
 // ranges are the networks that are on, with the lengths of their subnets.
