@@ -83,28 +83,28 @@ func (m *Merger) Add(packet []byte) bool {
 		return false
 	}
 	s := parse(packet)
-	switch {
-	case s.fate == foreign:
+	if s.proto == protoUDP && !m.udp {
+		s.fate = foreign
+	}
+	switch s.fate {
+	case foreign:
 		m.begin(packet, s)
-		return true
-	case s.fate == unclear:
+	case unclear:
 		m.opened = 0
 		m.begin(packet, s)
-		return true
-	}
-	i := m.find(packet, s)
-	if s.fate == alone || s.proto == protoUDP && !m.udp {
+	case alone:
+		m.close(m.find(packet, s))
+		m.begin(packet, s)
+	case joinable:
+		i := m.find(packet, s)
+		if i >= 0 && m.extend(i, packet, s) {
+			break
+		}
 		m.close(i)
 		m.begin(packet, s)
-		return true
-	}
-	if i >= 0 && m.extend(i, packet, s) {
-		return true
-	}
-	m.close(i)
-	m.begin(packet, s)
-	if !s.push {
-		m.open(s.hash)
+		if !s.push {
+			m.open(s.hash)
+		}
 	}
 	return true
 }
