@@ -84,9 +84,7 @@ func TestChallengeAnswered(t *testing.T) {
 			t.Errorf("hangs on %d, before on %d", l.ID, before.ID)
 		}
 		h.want(subnet.StateValid, home, "")
-		h.stop()
-		<-h.result
-		w.finish()
+		h.end(w)
 	})
 }
 
@@ -146,9 +144,7 @@ func TestChallengeLeftBehind(t *testing.T) {
 		synctest.Wait()
 		unchallenged(t, data, home, "me-1")
 		h.want(subnet.StateValid, home, "")
-		h.stop()
-		<-h.result
-		w.finish()
+		h.end(w)
 	})
 }
 
@@ -183,9 +179,7 @@ func TestChallengeByTwo(t *testing.T) {
 			}
 			unchallenged(t, data, home, winner)
 			h.is(subnet.StateValid)
-			h.stop()
-			<-h.result
-			w.finish()
+			h.end(w)
 			data.Wipe()
 		}
 	})
@@ -246,9 +240,7 @@ func TestKeeperChallengesInSilence(t *testing.T) {
 			after(500 * time.Millisecond)
 			h.want(subnet.StateValid, home, "")
 			unchallenged(t, data, home, "me-1")
-			h.stop()
-			<-h.result
-			w.finish()
+			h.end(w)
 		})
 	}
 }
@@ -412,8 +404,6 @@ func TestChallengeAnsweredFromAfar(t *testing.T) {
 		foreigner(t, got.err, "10.5.125.0/24", "198.18.0.1 (instance me-1)", "198.18.0.2 (instance new)")
 		after(10 * time.Second)
 		h.want(subnet.StateValid, home, "")
-		h.stop()
-		<-h.result
-		w.finish()
+		h.end(w)
 	})
 }

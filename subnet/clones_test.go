@@ -102,8 +102,6 @@ func TestKeeperAsksAnOlderLeaseOnce(t *testing.T) {
 			t.Errorf("a younger lease was asked: %+v", l)
 		}
 		h.is(subnet.StateValid)
-		h.stop()
-		<-h.result
-		w.finish()
+		h.end(w)
 	})
 }

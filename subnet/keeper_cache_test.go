@@ -144,9 +144,7 @@ func TestOneLoadAfterAStartFromTheCache(t *testing.T) {
 				if got := w.requests["Load"].Load() - loads; got != 1 {
 					t.Errorf("%d loads, want 1", got)
 				}
-				h.stop()
-				<-h.result
-				w.finish()
+				h.end(w)
 			})
 		})
 	}
@@ -184,9 +182,7 @@ func TestKeeperLooksBehindItsView(t *testing.T) {
 					t.Errorf("the view is in sync: %t", synced)
 				}
 				h.want(subnet.StateConflict, home, "node b")
-				h.stop()
-				<-h.result
-				w.finish()
+				h.end(w)
 			})
 		})
 	}

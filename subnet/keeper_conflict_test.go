@@ -113,9 +113,7 @@ func TestKeeperLeavesAConflictAtOnce(t *testing.T) {
 				tt.end(w)
 				after(time.Second)
 				h.want(subnet.StateValid, tt.key, "")
-				h.stop()
-				<-h.result
-				w.finish()
+				h.end(w)
 			})
 		})
 	}
@@ -134,8 +132,6 @@ func TestKeeperInAStoreLostAgain(t *testing.T) {
 		h.data.OverwriteConfig(config)
 		after(time.Second)
 		h.want(subnet.StateValid, home, "")
-		h.stop()
-		<-h.result
-		w.finish()
+		h.end(w)
 	})
 }

@@ -70,12 +70,15 @@ func start(t *testing.T, data *memstore.Store, adjust func(*subnet.KeeperOptions
 	return h
 }
 
-// end stops the keeper, which must not have failed, and all timers.
-func (h *host) end() {
+// end stops the keeper, which must not have failed, the views, and all timers.
+func (h *host) end(views ...*watcher) {
 	h.t.Helper()
 	h.stop()
 	if err := <-h.result; err != nil {
 		h.t.Errorf("Run = %v", err)
+	}
+	for _, w := range views {
+		w.finish()
 	}
 	h.data.Wipe()
 }

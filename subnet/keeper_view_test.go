@@ -1,7 +1,6 @@
 package subnet_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -142,9 +141,7 @@ func TestChallengedWithoutWrites(t *testing.T) {
 				if l, _ := stored(t, data, home); l.Attrs.Instance != "me-1" || !l.Attrs.Challenge.IsZero() {
 					t.Errorf("the store holds %+v, want an answer", l)
 				}
-				h.stop()
-				<-h.result
-				w.finish()
+				h.end(w)
 			})
 		})
 	}
@@ -155,12 +152,8 @@ func TestChallengedWithoutWrites(t *testing.T) {
 func TestKeeperWithView(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		data := newStore(config)
-		viewStore := data.Open(memstore.Options{})
-		view := subnet.NewView(subnet.ViewOptions{Store: viewStore, Clock: newClock()})
-		ctx, stop := context.WithCancel(context.Background())
-		done := make(chan error, 1)
-		go func() { done <- view.Run(ctx) }()
-		h := start(t, data, func(o *subnet.KeeperOptions) { o.View, o.OnConflict = view, subnet.Keep })
+		w := watch(t, data, nil)
+		h := start(t, data, func(o *subnet.KeeperOptions) { o.View, o.OnConflict = w.view, subnet.Keep })
 		after(time.Second)
 		h.want(subnet.StateValid, home, "")
 		if got := h.requests["Renew"].Load(); got > 2 {
@@ -199,11 +192,7 @@ func TestKeeperWithView(t *testing.T) {
 		synctest.Wait()
 		h.want(subnet.StateValid, home, "")
 
-		stop()
-		if err := <-done; err != nil {
-			t.Errorf("view: %v", err)
-		}
-		h.end()
+		h.end(w)
 	})
 }
 
@@ -218,9 +207,7 @@ func TestKeeperWithLaggingView(t *testing.T) {
 		if got := h.requests["Renew"].Load(); got != 1 {
 			t.Errorf("%d renewals, want 1", got)
 		}
-		h.stop()
-		<-h.result
-		w.finish()
+		h.end(w)
 	})
 }
 
@@ -253,9 +240,7 @@ func TestKeeperWithViewOfRestoredStore(t *testing.T) {
 				after(time.Second)
 				h.want(subnet.StateValid, home, "")
 				w.want("10.5.9.0/24 b", "10.5.125.0/24 me")
-				h.stop()
-				<-h.result
-				w.finish()
+				h.end(w)
 			})
 		})
 	}
@@ -280,9 +265,7 @@ func TestKeeperWithViewOfAnotherIdentity(t *testing.T) {
 		if n := w.requests["Renew"].Load() - renewals; n != 1 {
 			t.Errorf("asked %d times, want once", n)
 		}
-		h.stop()
-		<-h.result
-		w.finish()
+		h.end(w)
 	})
 }
 
@@ -335,9 +318,7 @@ func TestKeeperBesideAnother(t *testing.T) {
 					synctest.Wait()
 					h.want(subnet.StateValid, home, "")
 				}
-				h.stop()
-				<-h.result
-				w.finish()
+				h.end(w)
 			})
 		})
 	}
@@ -365,9 +346,7 @@ func TestKeeperBesideAnotherForLong(t *testing.T) {
 				data.DeleteKey("10.5.112.0-20")
 				after(time.Second)
 				h.want(subnet.StateValid, home, "")
-				h.stop()
-				<-h.result
-				w.finish()
+				h.end(w)
 			})
 		})
 	}

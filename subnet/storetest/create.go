@@ -83,38 +83,18 @@ func createUnreadable(e *env) {
 }
 
 func createConditions(e *env) {
-	subnets := v4("10.5.1.0/24")
-	taken := func(e *env) { e.put(KV{Path: path(subnets), Value: flannel("192.0.2.9")}) }
-	reconfigured := func(e *env) { e.put(KV{Path: layout.Config, Value: `{"Network":"10.6.0.0/16"}`}) }
-	replaced := func(e *env) { e.put(KV{Path: layout.Identity, Value: "another"}) }
-	for _, c := range []struct {
-		name    string
-		between []func(*env)
-		want    error
-	}{
-		{"taken", []func(*env){taken}, subnet.ErrTaken},
-		{"taken by an unreadable key", []func(*env){func(e *env) { e.put(KV{Path: path(subnets), Value: "?"}) }}, subnet.ErrTaken},
-		{"config text", []func(*env){reconfigured}, subnet.ErrConfigChanged},
-		{"config revision", []func(*env){func(e *env) { e.put(KV{Path: layout.Config, Value: configText}) }}, subnet.ErrConfigChanged},
-		{"config deleted", []func(*env){func(e *env) { e.remove(layout.Config) }}, subnet.ErrConfigChanged},
-		{"identity", []func(*env){replaced}, subnet.ErrStoreChanged},
-		{"identity deleted", []func(*env){func(e *env) { e.remove(layout.Identity) }}, subnet.ErrStoreChanged},
-		{"config before taken", []func(*env){taken, reconfigured}, subnet.ErrConfigChanged},
-		{"identity before all", []func(*env){taken, reconfigured, replaced}, subnet.ErrStoreChanged},
-	} {
-		s, w := e.seeded()
-		for _, f := range c.between {
-			f(e)
-		}
-		before := e.get(path(subnets))
-		_, err := s.Create(e.ctx, host(1, subnets), long, w)
-		e.is(c.name+": Create", err, c.want)
-		e.diff(c.name+": the key", before, e.get(path(subnets)))
-		e.remove(path(subnets))
-		e.load(s)
+	key := v4("10.5.1.0/24")
+	put := func(value string) []func(*env) {
+		return []func(*env){func(e *env) { e.put(KV{Path: path(key), Value: value}) }}
 	}
+	e.outdated("Create", key, func(s Store, w subnet.World) func() error {
+		return func() error {
+			_, err := s.Create(e.ctx, host(1, key), long, w)
+			return err
+		}
+	}, condition{"taken", put(flannel("192.0.2.9")), subnet.ErrTaken}, condition{"taken by an unreadable key", put("?"), subnet.ErrTaken})
 	s, _ := e.seeded()
-	_, err := s.Create(e.ctx, host(1, subnets), long, subnet.World{})
+	_, err := s.Create(e.ctx, host(1, key), long, subnet.World{})
 	e.is("Create with a World that nobody loaded", err, subnet.ErrStoreChanged)
 }
 

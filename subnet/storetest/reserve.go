@@ -59,16 +59,7 @@ func reserveLease(e *env) {
 }
 
 func reserveReservation(e *env) {
-	s, w := e.seeded()
-	l := e.create(s, host(1, v4("10.5.1.0/24")), 0, w)
-	change := l
-	change.Attrs = attrs(2)
-	got, err := s.Reserve(e.ctx, change, w)
-	e.ok(err)
-	want := change
-	want.Modified = got.Modified
-	e.diff("Reserve", want, got)
-	e.diff("Load", []subnet.Lease{want}, e.load(s).Leases)
+	e.staysBare("Reserve", func(s Store, l subnet.Lease, w subnet.World) (subnet.Lease, error) { return s.Reserve(e.ctx, l, w) })
 }
 
 func reserveShared(e *env) {
@@ -111,34 +102,13 @@ func reserveLost(e *env) {
 
 func reserveConditions(e *env) {
 	key := v4("10.5.1.0/24")
-	overwritten := func(e *env) { e.put(KV{Path: path(key), Value: flannel("192.0.2.9")}) }
-	reconfigured := func(e *env) { e.put(KV{Path: layout.Config, Value: `{"Network":"10.6.0.0/16"}`}) }
-	replaced := func(e *env) { e.put(KV{Path: layout.Identity, Value: "another"}) }
-	for _, c := range []struct {
-		name    string
-		between []func(*env)
-		want    error
-	}{
-		{"config text", []func(*env){reconfigured}, subnet.ErrConfigChanged},
-		{"config revision", []func(*env){func(e *env) { e.put(KV{Path: layout.Config, Value: configText}) }}, subnet.ErrConfigChanged},
-		{"config deleted", []func(*env){func(e *env) { e.remove(layout.Config) }}, subnet.ErrConfigChanged},
-		{"identity", []func(*env){replaced}, subnet.ErrStoreChanged},
-		{"identity deleted", []func(*env){func(e *env) { e.remove(layout.Identity) }}, subnet.ErrStoreChanged},
-		{"config before lost", []func(*env){overwritten, reconfigured}, subnet.ErrConfigChanged},
-		{"identity before all", []func(*env){overwritten, reconfigured, replaced}, subnet.ErrStoreChanged},
-	} {
-		s, w := e.seeded()
+	e.outdated("Reserve", key, func(s Store, w subnet.World) func() error {
 		l := e.create(s, host(1, key), long, w)
-		for _, f := range c.between {
-			f(e)
+		return func() error {
+			_, err := s.Reserve(e.ctx, l, w)
+			return err
 		}
-		before := e.get(path(key))
-		_, err := s.Reserve(e.ctx, l, w)
-		e.is(c.name+": Reserve", err, c.want)
-		e.diff(c.name+": the key", before, e.get(path(key)))
-		e.remove(path(key))
-		e.load(s)
-	}
+	})
 	s, w := e.seeded()
 	l := e.create(s, host(1, key), long, w)
 	_, err := s.Reserve(e.ctx, l, subnet.World{})
