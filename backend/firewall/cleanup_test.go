@@ -112,3 +112,54 @@ func testCleanup(t *testing.T, command, docker string, ufw, firewalld bool) {
 		}
 	}
 }
+
+// A chain that is built in exists in nf_tables from its first use on. If that was
+// ours, it goes; if it was there, or somebody came to use it, it stays.
+func TestCleanupForgetsChains(t *testing.T) {
+	const input = "chain INPUT {"
+	for _, c := range []struct {
+		name, before, during string
+		stays                bool
+	}{
+		{name: "ours", before: "-A FORWARD -s 10.66.0.0/16 -j ACCEPT"},
+		{name: "there before, and empty", before: "-A FORWARD -s 10.66.0.0/16 -j ACCEPT\n:INPUT ACCEPT [0:0]", stays: true},
+		{name: "used since", before: "-A FORWARD -s 10.66.0.0/16 -j ACCEPT", during: "-A INPUT -s 10.66.0.0/16 -j ACCEPT", stays: true},
+		{name: "with a policy since", before: "-A FORWARD -s 10.66.0.0/16 -j ACCEPT", during: ":INPUT DROP [0:0]", stays: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			enterNamespace(t)
+			for _, program := range []string{"iptables-nft", "nft"} {
+				if _, err := exec.LookPath(program); err != nil {
+					t.Skip("needs program: " + program)
+				}
+			}
+			tools := &Exec{}
+			b := &bench{tools, Variant{Command: "iptables-nft", NFT: true, RandomFully: true}, New(Options{Log: quiet(), Tools: tools})}
+			b.others(t, "*filter\n"+c.before+"\nCOMMIT\n")
+			before := b.everything(t)
+			if there := strings.Contains(before, input); there != (c.stays && c.during == "") {
+				t.Fatalf("INPUT is there before: %v\n%s", there, before)
+			}
+			for range 2 {
+				b.apply(t, vxlanDesired())
+				if during := b.everything(t); !strings.Contains(during, input) {
+					t.Fatalf("nothing was written:\n%s", during)
+				}
+			}
+			if c.during != "" {
+				b.others(t, "*filter\n"+c.during+"\nCOMMIT\n")
+			}
+			b.cleanup(t)
+			after := b.everything(t)
+			if there := strings.Contains(after, input); there != c.stays {
+				t.Errorf("INPUT is there after Cleanup: %v, want %v:\n%s", there, c.stays, after)
+			}
+			if diff := cmp.Diff(before, after); diff != "" && c.during == "" {
+				t.Errorf("after Cleanup (-before +after):\n%s", diff)
+			}
+			if strings.Contains(after, ChainPrefix) {
+				t.Errorf("ours are left:\n%s", after)
+			}
+		})
+	}
+}

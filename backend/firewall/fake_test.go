@@ -139,6 +139,16 @@ func (f *fakeTools) RemoveTable(_ context.Context, v Variant, name string) error
 	return nil
 }
 
+// HasChain: the chains of a table that is there are there, too.
+func (f *fakeTools) HasChain(_ context.Context, v Variant, name, chain string) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.sets[v.Command].table(name).chain(chain) != nil, nil
+}
+
+// RemoveChain would make one that is built in look as before.
+func (f *fakeTools) RemoveChain(context.Context, Variant, string, string) error { return nil }
+
 func newTable(name string) *table {
 	builtin := map[string][]string{
 		"filter": {"INPUT", "FORWARD", "OUTPUT"},

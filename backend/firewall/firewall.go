@@ -301,6 +301,7 @@ func (f *Firewall) read(ctx context.Context, variants []Variant) (states []state
 
 // write does one change and says so.
 func (f *Firewall) write(ctx context.Context, c change) error {
+	f.markMade(ctx, &c)
 	if err := f.tools.Restore(ctx, c.variant, c.script()); err != nil {
 		return fmt.Errorf("change table %s: %w", c.table, err)
 	}
@@ -309,6 +310,11 @@ func (f *Firewall) write(ctx context.Context, c change) error {
 	if c.leftovers {
 		f.log.InfoContext(ctx, "removed rules that flannel left behind",
 			"variant", c.variant.Command, "table", c.table)
+	}
+	for _, name := range c.orphans {
+		if err := f.tools.RemoveChain(ctx, c.variant, c.table, name); err != nil {
+			return fmt.Errorf("remove empty chain %s: %w", name, err)
+		}
 	}
 	if !c.unmake {
 		return nil

@@ -2,6 +2,8 @@ package firewall
 
 import (
 	"errors"
+	"maps"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -113,8 +115,9 @@ func TestForwardingTakesOthersAlong(t *testing.T) {
 		"net/ipv6/conf/default/forwarding":   "0",
 		"net/ipv6/conf/lo/forwarding":        "1",
 	}
-	for name, value := range before {
-		if err := host.SetSysctl(name, value); err != nil {
+	// In this order "all" is first, which changes the others, even from 0 to 0.
+	for _, name := range slices.Sorted(maps.Keys(before)) {
+		if err := host.SetSysctl(name, before[name]); err != nil {
 			t.Fatal(err)
 		}
 	}

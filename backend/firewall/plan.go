@@ -56,13 +56,14 @@ func staleChains(have *table, want tableSpec) []string {
 	if have == nil {
 		return nil
 	}
-	wanted := map[string]bool{chainMade: len(want.chains) > 0}
+	wanted := map[string]bool{}
 	for _, c := range want.chains {
 		wanted[c.name] = true
 	}
 	var out []string
 	for _, c := range have.chains {
-		if isOurs(c.name) && !wanted[c.name] {
+		kept := len(want.chains) > 0 && strings.HasPrefix(c.name, madePrefix)
+		if isOurs(c.name) && !wanted[c.name] && !kept {
 			out = append(out, c.name)
 		}
 	}

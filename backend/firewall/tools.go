@@ -42,6 +42,12 @@ type Tools interface {
 	// its chains if all of them are built in and empty; one that is not
 	// empty stays, which is no failure.
 	RemoveTable(ctx context.Context, v Variant, table string) error
+	// HasChain reports whether a chain of the nf_tables variant exists. Those
+	// that are built in do from their first use on.
+	HasChain(ctx context.Context, v Variant, table, chain string) (bool, error)
+	// RemoveChain deletes a chain of the nf_tables variant that is empty; one
+	// that is not stays, which is no failure.
+	RemoveChain(ctx context.Context, v Variant, table, chain string) error
 	// Changes yields a value after tables of any variant or family have been
 	// changed by anybody, until ctx ends; the channel is closed then. Several
 	// changes may be one value. An error says what is not told; the channel

@@ -31,6 +31,9 @@ type change struct {
 	leftovers bool
 	// unmake: we created the table, and nobody uses it now.
 	unmake bool
+	// firstUses are chains of nf_tables that may come to exist by this change,
+	// orphans those that came to by one of ours and that nobody uses now.
+	firstUses, orphans []string
 }
 
 // script is the input of iptables-restore.
@@ -75,6 +78,9 @@ func planTable(v Variant, have *table, spec tableSpec, network netip.Prefix) cha
 	}
 	if have == nil && v.NFT && len(c.lines) > 0 {
 		c.lines = append([]string{":" + chainMade + " - [0:0]"}, c.lines...)
+	}
+	if v.NFT && len(c.lines) > 0 {
+		c.firstUses, c.orphans = firstUses(have, spec), orphans(have, spec)
 	}
 	c.unmake = have.chain(chainMade) != nil && len(spec.chains) == 0 && !have.inUse()
 	return c

@@ -1,0 +1,67 @@
+package firewall
+
+import (
+	"context"
+	"slices"
+	"strings"
+)
+
+// Chains that are built in exist in nf_tables from their first use on only, and
+// iptables-save shows one that does not exist like one that is empty. So that
+// Cleanup can tell them apart, those that we are the first to use get a mark
+// beside them: an empty chain of our own, like that of a table which we made.
+
+// madePrefix begins the names of marks.
+const madePrefix = ChainPrefix + "MADE-"
+
+// firstUses are the chains in which spec has a jump and that, by what can be seen,
+// nobody has used yet. A table that we made goes as a whole.
+func firstUses(have *table, spec tableSpec) []string {
+	if have == nil || have.chain(chainMade) != nil {
+		return nil
+	}
+	var out []string
+	for _, h := range spec.hooks {
+		if c := have.chain(h.chain); c.untouched() && have.chain(madePrefix+h.chain) == nil {
+			out = append(out, h.chain)
+		}
+	}
+	return out
+}
+
+// orphans are the chains that we were the first to use, once spec wants nothing of
+// the table and nobody else uses them.
+func orphans(have *table, spec tableSpec) []string {
+	if have == nil || len(spec.chains) > 0 {
+		return nil
+	}
+	var out []string
+	for _, mark := range have.chains {
+		name, marked := strings.CutPrefix(mark.name, madePrefix)
+		if marked && have.chain(name).untouched() {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// untouched reports whether c is built in and has nothing but jumps of ours.
+func (c *chain) untouched() bool {
+	return c != nil && c.policy == "ACCEPT" && !slices.ContainsFunc(c.rules, func(l line) bool { return !jumpsToUs(l) })
+}
+
+// markMade puts the marks into a change that is about to be written. Without one
+// an empty chain is left behind at the end, so that no failure is worth more
+// than a word.
+func (f *Firewall) markMade(ctx context.Context, c *change) {
+	for _, name := range c.firstUses {
+		exists, err := f.tools.HasChain(ctx, c.variant, c.table, name)
+		if err != nil {
+			f.log.DebugContext(ctx, "chain cannot be looked for", "variant", c.variant.Command, "table", c.table, "chain", name, "error", err)
+			continue
+		}
+		if !exists {
+			c.lines = append([]string{":" + madePrefix + name + " - [0:0]"}, c.lines...)
+		}
+	}
+}
