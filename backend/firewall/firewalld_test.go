@@ -3,6 +3,7 @@ package firewall
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
@@ -92,6 +93,32 @@ func testFirewalld(t *testing.T, p path, backendName string) {
 		}
 	}
 	wantCall(t, "after Cleanup", a.container.call(t, "", b.contained()), "unreachable")
+}
+
+// With many peers firewalld has them in a set, and strangers in none.
+func TestFirewalldManyPeers(t *testing.T) {
+	p := wallPaths(t)[0]
+	ma, mb, lan := pair(t, p)
+	c := newMachine(t, lan, 3)
+	ma.join(t, c, p.tunnel)
+	c.join(t, ma, p.tunnel)
+	a := wall(t, ma, p, "nftables")
+	for i := range 100 {
+		a.d.Peers = append(a.d.Peers, peers(netip.AddrFrom4([4]byte{192, 0, 2, byte(2 * i)}))...)
+	}
+	a.apply(t)
+	a.others(t, strict)
+	a.apply(t)
+	mb.apply(t)
+	if rules := a.wall.Cmd(t, "--policy=flanneld-go-in", "--list-rich-rules"); strings.Count(rules, "\n") != 1 {
+		t.Errorf("the policy lists peers:\n%s", rules)
+	}
+	wantCall(t, "container to container", mb.container.call(t, "", a.contained()), mb.contained())
+	testStranger(t, a.machine, c, p.tunnel)
+	a.host.do(t, func() error { return a.b.f.Cleanup(t.Context()) })
+	if diff := cmp.Diff(strings.Split(a.before, "\n"), strings.Split(a.wall.Listing(t), "\n")); diff != "" {
+		t.Errorf("firewalld after Cleanup (-want +got):\n%s", diff)
+	}
 }
 
 // What an administrator does to firewalld takes our rules away. They are back

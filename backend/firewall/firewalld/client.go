@@ -30,11 +30,11 @@ func (e *ErrUnsaved) Error() string {
 		strings.Join(e.Settings, ", ") + ": see firewall-cmd --runtime-to-permanent, --reload"
 }
 
-// ErrForeign: there is a policy of our name that is not ours.
-type ErrForeign struct{ Policy string }
+// ErrForeign: there is a policy or an ipset of our name that is not ours.
+type ErrForeign struct{ Kind, Name string }
 
 func (e *ErrForeign) Error() string {
-	return "firewalld's policy " + e.Policy + " has our name and is not ours"
+	return fmt.Sprintf("firewalld's %s %s has our name and is not ours", e.Kind, e.Name)
 }
 
 // ErrMasquerade: firewalld rewrites the source of what we send to peers.
@@ -64,8 +64,8 @@ type Client struct {
 	here    func() (bool, error)
 
 	mu sync.Mutex
-	// reloaded is the firewalld that we made reload for our policies' sake. It
-	// is not made to do so twice.
+	// reloaded is the firewalld that we made reload for the sake of what it
+	// lacked, and what that was. It is not made to do so twice.
 	reloaded string
 }
 
@@ -112,14 +112,32 @@ func hasTable() (bool, error) {
 // reports whether it had firewalld reload, which empties iptables.
 func (c *Client) Apply(ctx context.Context, d Desired) (reloaded bool, err error) {
 	err = c.visit(ctx, func(ctx context.Context, fw *door) error {
-		want := compile(d)
-		var errs []error
-		var err error
-		if reloaded, err = c.ensure(ctx, fw, want); err != nil {
+		sets, err := fw.sets(ctx)
+		if err != nil {
 			return err
 		}
-		for _, p := range want {
-			errs = append(errs, c.converge(ctx, fw, p))
+		want := compile(d, sets.have)
+		made, err := c.ensure(ctx, fw, want, sets)
+		reloaded = made.reloaded
+		errs := []error{err}
+		if reloaded {
+			sets, err = fw.sets(ctx)
+			errs = append(errs, err)
+		}
+		if !made.lack(want.forward) {
+			errs = append(errs, c.converge(ctx, fw, want.forward))
+		}
+		for _, s := range want.sets {
+			if made.lacks(s.name) {
+				continue
+			}
+			if err := c.fill(ctx, fw, s, sets[s.name]); err != nil {
+				errs = append(errs, err)
+				made.missing = append(made.missing, s.name)
+			}
+		}
+		if !made.lack(want.input) {
+			errs = append(errs, c.converge(ctx, fw, want.input))
 		}
 		for _, name := range d.Interfaces {
 			zone, err := fw.masquerading(ctx, name)
@@ -158,41 +176,72 @@ func (c *Client) visit(ctx context.Context, fn func(context.Context, *door) erro
 	return fn(ctx, fw)
 }
 
-// ensure makes sure that the policies which have something to hold exist, and
-// reports whether that took a reload.
-func (c *Client) ensure(ctx context.Context, fw *door, want []policy) (reloaded bool, err error) {
-	var missing []string
-	for _, p := range want {
+// made is what came of ensure.
+type made struct {
+	reloaded bool
+	// missing are the names of what firewalld still lacks.
+	missing []string
+}
+
+func (m made) lacks(name string) bool { return slices.Contains(m.missing, name) }
+
+// lack reports whether a policy or a set that it speaks of is missing.
+func (m made) lack(p policy) bool { return m.lacks(p.name) || slices.ContainsFunc(p.sets, m.lacks) }
+
+// ensure makes sure that what has something to hold exists.
+func (c *Client) ensure(ctx context.Context, fw *door, want content, sets entries) (made, error) {
+	missing, err := c.makeMissing(ctx, fw, want, sets)
+	if err != nil || len(missing) == 0 {
+		if err == nil {
+			c.reloaded = ""
+		}
+		return made{missing: missing}, err
+	}
+	names := strings.Join(missing, ", ")
+	cause := fw.owner + " without " + names
+	if c.reloaded == cause {
+		return made{missing: missing}, fmt.Errorf("%w: %s after a reload", errAbsent, names)
+	}
+	if err := c.reload(ctx, fw); err != nil {
+		return made{missing: missing}, err
+	}
+	c.reloaded = cause
+	return made{reloaded: true}, nil
+}
+
+// makeMissing makes permanent what is not there at run time, and returns its names.
+// What is foreign is missing, too.
+func (c *Client) makeMissing(ctx context.Context, fw *door, want content, sets entries) (missing []string, err error) {
+	var errs []error
+	for _, p := range []policy{want.forward, want.input} {
 		if len(p.rules) == 0 {
 			continue
 		}
 		_, err := fw.rules(ctx, p.name)
-		if errors.Is(err, errNoPolicy) {
-			missing = append(missing, p.name)
-			err = c.makePermanent(ctx, fw, p)
+		if err == nil {
+			continue
 		}
-		if err != nil {
-			return false, err
+		missing = append(missing, p.name)
+		if errors.Is(err, errAbsent) {
+			err = makePermanent(ctx, fw, policyKind(), p.name, func() error { return fw.add(ctx, p) })
 		}
+		errs = append(errs, err)
 	}
-	if len(missing) == 0 {
-		c.reloaded = ""
-		return false, nil
+	for _, s := range want.sets {
+		if sets.have(s.name) || len(s.entries) == 0 {
+			continue
+		}
+		missing = append(missing, s.name)
+		errs = append(errs, makePermanent(ctx, fw, setKind(), s.name, func() error { return fw.addSet(ctx, s) }))
 	}
-	if c.reloaded == fw.owner {
-		return false, fmt.Errorf("%w: %s after a reload", errNoPolicy, strings.Join(missing, ", "))
-	}
-	if err := c.reload(ctx, fw); err != nil {
-		return false, err
-	}
-	c.reloaded = fw.owner
-	return true, nil
+	return missing, errors.Join(errs...)
 }
 
-func (c *Client) makePermanent(ctx context.Context, fw *door, p policy) error {
-	_, err := fw.permanent(ctx, p.name)
-	if errors.Is(err, errNoPolicy) {
-		return fw.add(ctx, p)
+// makePermanent adds a permanent object that does not exist yet.
+func makePermanent(ctx context.Context, fw *door, k kind, name string, add func() error) error {
+	_, err := fw.permanent(ctx, k, name)
+	if errors.Is(err, errAbsent) {
+		return add()
 	}
 	return err
 }
@@ -206,14 +255,14 @@ func (c *Client) reload(ctx context.Context, fw *door) error {
 	if len(settings) > 0 {
 		return &ErrUnsaved{settings}
 	}
-	c.log.InfoContext(ctx, "firewalld reloads, for policies of ours to come or go")
+	c.log.InfoContext(ctx, "firewalld reloads, for policies or sets of ours to come or go")
 	return fw.reload(ctx)
 }
 
 // converge makes one policy hold its rules and no others.
 func (c *Client) converge(ctx context.Context, fw *door, p policy) error {
 	have, err := fw.rules(ctx, p.name)
-	if errors.Is(err, errNoPolicy) && len(p.rules) == 0 {
+	if errors.Is(err, errAbsent) && len(p.rules) == 0 {
 		return nil
 	}
 	if err != nil {
@@ -240,14 +289,25 @@ func (c *Client) converge(ctx context.Context, fw *door, p policy) error {
 	return nil
 }
 
-// Cleanup removes our policies. If a reload would lose settings of others, what
-// is left until the next one are policies without a rule.
+// Cleanup removes our policies and sets. If a reload would lose settings of others,
+// what is left until the next one are policies without a rule and sets without an
+// address.
 func (c *Client) Cleanup(ctx context.Context) error {
 	return c.visit(ctx, func(ctx context.Context, fw *door) error {
+		sets, err := fw.sets(ctx)
+		if err != nil {
+			return err
+		}
+		nothing := compile(Desired{}, func(string) bool { return true })
 		var errs []error
 		gone := false
-		for _, p := range compile(Desired{}) {
+		for _, p := range []policy{nothing.forward, nothing.input} {
 			there, err := c.removePolicy(ctx, fw, p)
+			errs = append(errs, err)
+			gone = gone || there
+		}
+		for _, s := range nothing.sets {
+			there, err := c.removeSet(ctx, fw, s, sets)
 			errs = append(errs, err)
 			gone = gone || there
 		}
@@ -255,9 +315,9 @@ func (c *Client) Cleanup(ctx context.Context) error {
 			return err
 		}
 		c.reloaded = ""
-		err := c.reload(ctx, fw)
+		err = c.reload(ctx, fw)
 		if unsaved := (*ErrUnsaved)(nil); errors.As(err, &unsaved) {
-			c.log.InfoContext(ctx, "firewalld keeps policies of ours, without rules, until its next reload")
+			c.log.InfoContext(ctx, "firewalld keeps policies and sets of ours, empty, until its next reload")
 			return nil
 		}
 		return err
@@ -266,21 +326,44 @@ func (c *Client) Cleanup(ctx context.Context) error {
 
 // removePolicy reports whether a reload is needed for a policy to be gone.
 func (c *Client) removePolicy(ctx context.Context, fw *door, p policy) (there bool, err error) {
-	path, err := fw.permanent(ctx, p.name)
-	if err == nil {
-		err = fw.remove(ctx, path)
+	if err := removePermanent(ctx, fw, policyKind(), p.name); err != nil {
+		return false, ignoreForeign(err)
 	}
-	if foreign := (*ErrForeign)(nil); errors.As(err, &foreign) {
-		return false, nil
-	}
-	if err != nil && !errors.Is(err, errNoPolicy) {
-		return false, err
-	}
-	if _, err = fw.rules(ctx, p.name); errors.Is(err, errNoPolicy) {
+	if _, err = fw.rules(ctx, p.name); errors.Is(err, errAbsent) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
 	return true, c.converge(ctx, fw, p)
+}
+
+// removeSet reports whether a reload is needed for a set to be gone.
+func (c *Client) removeSet(ctx context.Context, fw *door, s peerSet, sets entries) (there bool, err error) {
+	if err := removePermanent(ctx, fw, setKind(), s.name); err != nil {
+		return false, ignoreForeign(err)
+	}
+	if !sets.have(s.name) {
+		return false, nil
+	}
+	return true, c.fill(ctx, fw, s, sets[s.name])
+}
+
+// removePermanent removes a permanent object of ours, if there is one.
+func removePermanent(ctx context.Context, fw *door, k kind, name string) error {
+	path, err := fw.permanent(ctx, k, name)
+	if errors.Is(err, errAbsent) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return fw.call(ctx, path, k.config, "remove", nil)
+}
+
+func ignoreForeign(err error) error {
+	if foreign := (*ErrForeign)(nil); errors.As(err, &foreign) {
+		return nil
+	}
+	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"runtime"
@@ -79,26 +80,57 @@ func (b *bench) apply(t *testing.T, d Desired) (reloaded bool) {
 	return reloaded
 }
 
-// wantHeld checks what the policies hold at run time; nil: they do not exist.
-func (b *bench) wantHeld(t *testing.T, want []policy) {
+// wantHeld checks what there is at run time; nil: nothing of ours.
+func (b *bench) wantHeld(t *testing.T, want *content) {
 	t.Helper()
-	for _, p := range compile(Desired{}) {
-		s, err := b.admin.policy(t.Context(), p.name)
-		if want == nil {
-			if !errors.Is(err, errNoPolicy) {
-				t.Errorf("policy %s is there (%v)", p.name, err)
+	sets, err := b.admin.sets(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := slices.Collect(maps.Keys(sets))
+	if want == nil {
+		for _, name := range []string{policyForward, policyInput} {
+			if _, err := b.admin.policy(t.Context(), name); !errors.Is(err, errAbsent) {
+				t.Errorf("policy %s is there (%v)", name, err)
 			}
-			continue
 		}
+		if len(ours) > 0 {
+			t.Errorf("sets are there: %q", ours)
+		}
+		return
+	}
+	for _, p := range []policy{want.forward, want.input} {
+		have, err := b.admin.rules(t.Context(), p.name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		have, _ := s["rich_rules"].Value().([]string)
-		i := slices.IndexFunc(want, func(w policy) bool { return w.name == p.name })
-		if diff := cmp.Diff(slices.Sorted(slices.Values(want[i].rules)), slices.Sorted(slices.Values(have))); diff != "" {
-			t.Errorf("rules of %s (-want +got):\n%s", p.name, diff)
-		}
+		wantSame(t, "rules of "+p.name, p.rules, have)
 	}
+	var names []string
+	for _, s := range want.sets {
+		names = append(names, s.name)
+		wantSame(t, "entries of "+s.name, s.entries, sets[s.name])
+	}
+	wantSame(t, "sets", names, ours)
+}
+
+func wantSame(t *testing.T, what string, want, got []string) {
+	t.Helper()
+	if diff := cmp.Diff(slices.Sorted(slices.Values(want)), slices.Sorted(slices.Values(got))); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", what, diff)
+	}
+}
+
+// listed is what there should be while there are no sets, in sets what there
+// should be with sets of both families.
+func listed(d Desired) *content {
+	c := compile(d, func(string) bool { return false })
+	return &c
+}
+
+func inSets(d Desired) *content {
+	c := compile(d, func(string) bool { return true })
+	return &c
 }
 
 func TestApply(t *testing.T) {
@@ -107,7 +139,7 @@ func TestApply(t *testing.T) {
 		if !b.apply(t, d) {
 			t.Error("policies were made without a reload")
 		}
-		b.wantHeld(t, compile(d))
+		b.wantHeld(t, listed(d))
 		if b.apply(t, d) {
 			t.Error("reloaded again")
 		}
@@ -115,22 +147,22 @@ func TestApply(t *testing.T) {
 		if b.apply(t, d) {
 			t.Error("reloaded for a peer")
 		}
-		b.wantHeld(t, compile(d))
+		b.wantHeld(t, listed(d))
 		// Permanent they hold nothing: a reload empties them.
 		if err := b.admin.reload(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		b.wantHeld(t, compile(Desired{}))
+		b.wantHeld(t, listed(Desired{}))
 		if b.apply(t, d) {
 			t.Error("reloaded although the policies are there")
 		}
-		b.wantHeld(t, compile(d))
+		b.wantHeld(t, listed(d))
 		for range 2 {
 			if err := b.Cleanup(t.Context()); err != nil {
 				t.Fatalf("Cleanup: %v", err)
 			}
 			b.wantHeld(t, nil)
-			if _, err := b.admin.permanent(t.Context(), policyForward); !errors.Is(err, errNoPolicy) {
+			if _, err := b.admin.permanent(t.Context(), policyKind(), policyForward); !errors.Is(err, errAbsent) {
 				t.Errorf("permanent policy after Cleanup: %v", err)
 			}
 		}
@@ -171,13 +203,13 @@ func TestUnsaved(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.apply(t, desired())
-		b.wantHeld(t, compile(desired()))
+		b.wantHeld(t, listed(desired()))
 		set()
 		if err := b.Cleanup(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		kept()
-		b.wantHeld(t, compile(Desired{}))
+		b.wantHeld(t, listed(Desired{}))
 	})
 }
 
@@ -210,7 +242,7 @@ func TestForeignPolicy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(canonical(before), canonical(after)); diff != "" {
+		if diff := cmp.Diff(before.String(), after.String()); diff != "" {
 			t.Errorf("their policy (-before +after):\n%s", diff)
 		}
 	})

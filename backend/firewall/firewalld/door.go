@@ -17,15 +17,32 @@ const (
 	ifaceRuntime = busName
 	ifaceZone    = busName + ".zone"
 	ifacePolicy  = busName + ".policy"
+	ifaceSet     = busName + ".ipset"
 	ifaceDirect  = busName + ".direct"
 	ifaceConfig  = busName + ".config"
 )
 
-// errNoPolicy: firewalld knows no policy of that name.
-var errNoPolicy = errors.New("no such policy")
+// errAbsent: firewalld knows no policy or ipset of that name.
+var errAbsent = errors.New("no such policy or ipset")
 
 // settings are those of a zone or policy.
 type settings map[string]dbus.Variant
+
+// kind is how to ask for zones, policies or ipsets: at run time, and for the
+// permanent ones, each an object with the interface config.
+type kind struct{ name, iface, list, runtime, find, config, permanent string }
+
+func zoneKind() kind {
+	return kind{"zone", ifaceZone, "getZones", "getZoneSettings2", "getZoneByName", ifaceConfig + ".zone", "getSettings2"}
+}
+
+func policyKind() kind {
+	return kind{"policy", ifacePolicy, "getPolicies", "getPolicySettings", "getPolicyByName", ifaceConfig + ".policy", "getSettings"}
+}
+
+func setKind() kind {
+	return kind{"ipset", ifaceSet, "getIPSets", "getIPSetSettings", "getIPSetByName", ifaceConfig + ".ipset", "getSettings"}
+}
 
 // door is one visit at firewalld: a connection to the bus, for as long as Apply
 // or Cleanup takes.
@@ -81,8 +98,8 @@ func (d *door) call(ctx context.Context, path dbus.ObjectPath, iface, method str
 		return nil
 	}
 	var e dbus.Error
-	if errors.As(err, &e) && strings.HasPrefix(e.Error(), "INVALID_POLICY") {
-		return errNoPolicy
+	if errors.As(err, &e) && (strings.HasPrefix(e.Error(), "INVALID_POLICY") || strings.HasPrefix(e.Error(), "INVALID_IPSET")) {
+		return errAbsent
 	}
 	return fmt.Errorf("firewalld %s: %w", method, err)
 }
@@ -102,7 +119,7 @@ func (d *door) rules(ctx context.Context, policy string) ([]string, error) {
 		return nil, err
 	}
 	if text, _ := s["description"].Value().(string); text != description {
-		return nil, &ErrForeign{policy}
+		return nil, &ErrForeign{policyKind().name, policy}
 	}
 	rules, _ := s["rich_rules"].Value().([]string)
 	return rules, nil
@@ -124,20 +141,30 @@ func (d *door) setRules(ctx context.Context, policy string, rules []string) erro
 		[]any{policy, settings{"rich_rules": dbus.MakeVariant(rules)}})
 }
 
-// permanent returns the permanent object of a policy of ours.
-func (d *door) permanent(ctx context.Context, policy string) (dbus.ObjectPath, error) {
+// permanent returns the permanent object of a policy or set of ours.
+func (d *door) permanent(ctx context.Context, k kind, name string) (dbus.ObjectPath, error) {
 	var path dbus.ObjectPath
-	if err := d.call(ctx, pathConfig, ifaceConfig, "getPolicyByName", []any{policy}, &path); err != nil {
+	if err := d.call(ctx, pathConfig, ifaceConfig, k.find, []any{name}, &path); err != nil {
 		return "", err
+	}
+	text, err := d.describe(ctx, k, path)
+	if err == nil && text != description {
+		err = &ErrForeign{k.name, name}
+	}
+	return path, err
+}
+
+// describe returns the description of a permanent object.
+func (d *door) describe(ctx context.Context, k kind, path dbus.ObjectPath) (text string, err error) {
+	if k == setKind() {
+		var s setSettings
+		err := d.call(ctx, path, k.config, k.permanent, nil, &s)
+		return s.Description, err
 	}
 	var s settings
-	if err := d.call(ctx, path, ifaceConfig+".policy", "getSettings", nil, &s); err != nil {
-		return "", err
-	}
-	if text, _ := s["description"].Value().(string); text != description {
-		return "", &ErrForeign{policy}
-	}
-	return path, nil
+	err = d.call(ctx, path, k.config, k.permanent, nil, &s)
+	text, _ = s["description"].Value().(string)
+	return text, err
 }
 
 // add makes a permanent policy without rules.
@@ -151,10 +178,6 @@ func (d *door) add(ctx context.Context, p policy) error {
 		"ingress_zones": dbus.MakeVariant([]string{"ANY"}),
 		"egress_zones":  dbus.MakeVariant([]string{p.egress}),
 	}}, &path)
-}
-
-func (d *door) remove(ctx context.Context, path dbus.ObjectPath) error {
-	return d.call(ctx, path, ifaceConfig+".policy", "remove", nil)
 }
 
 // reload makes the permanent configuration that of run time.

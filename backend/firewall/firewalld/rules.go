@@ -3,15 +3,18 @@ package firewalld
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
-// The policies of ours. A name may have 17 characters.
+// The objects of ours. A policy's name may have 17 characters.
 const (
 	policyForward = "flanneld-go-fwd"
 	policyInput   = "flanneld-go-in"
-	// description is the proof that a policy is ours.
+	// setPrefix and a family are the name of a set of ours.
+	setPrefix = "flanneld-go-"
+	// description is the proof that a policy or set is ours.
 	description = "flanneld-go: rules are written at run time, by the daemon"
 	// priority is behind whatever an administrator puts behind a zone's rules.
 	priority = 32000
@@ -28,11 +31,18 @@ type Desired struct {
 	Forward bool
 	// Port is the tunnel's UDP port, 0 for none.
 	Port uint16
-	// Peers are those who may send to Port.
+	// Peers are those who may send to Port, as prefixes that do not overlap.
 	Peers []netip.Prefix
 	// Interfaces are those that no zone with masquerade may have: the ways
 	// by which packets for peers go out, if nobody else keeps their sources.
 	Interfaces []string
+}
+
+// content is what firewalld should hold of ours.
+type content struct {
+	forward, input policy
+	// sets are those that input speaks of, and those that exist.
+	sets []peerSet
 }
 
 // policy is one policy of ours with the rules it should have.
@@ -41,27 +51,61 @@ type policy struct {
 	// egress is where packets go: "ANY" is through the host, "HOST" to it.
 	egress string
 	rules  []string
+	// sets are the names of those that the rules speak of.
+	sets []string
 }
 
-// compile returns the policies, always both. Rules are in the form in which
-// firewalld tells them.
-func compile(d Desired) []policy {
-	forward, input := policy{name: policyForward, egress: "ANY"}, policy{name: policyInput, egress: "HOST"}
+// compile says what firewalld should hold. Rules are in the form in which firewalld
+// tells them. Peers are listed in a policy until they are many; from then on they
+// are in a set, and remain there.
+func compile(d Desired, exists func(set string) bool) content {
+	out := content{
+		forward: policy{name: policyForward, egress: "ANY"},
+		input:   policy{name: policyInput, egress: "HOST"},
+	}
 	for _, f := range subnet.Families() {
 		network, own := d.Networks[f], d.Own[f]
 		if d.Forward && network.IsValid() && own.IsValid() {
-			forward.rules = append(forward.rules, pass(f, network, own), pass(f, own, network))
+			out.forward.rules = append(out.forward.rules, pass(f, network, own), pass(f, own, network))
 		}
+		out.addInput(f, d.peers(f), d.Port, exists)
 	}
-	if d.Port != 0 {
-		for _, p := range d.Peers {
-			input.rules = append(input.rules, fmt.Sprintf(
-				`rule family="%s" source address="%s" port port="%d" protocol="udp" accept`,
-				family(subnet.FamilyOf(p.Addr())), p, d.Port))
-		}
-	}
-	return []policy{forward, input}
+	return out
 }
+
+// peers are those of a family, if there is anything to let in.
+func (d Desired) peers(f subnet.Family) []netip.Prefix {
+	if d.Port == 0 {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(d.Peers), func(p netip.Prefix) bool { return subnet.FamilyOf(p.Addr()) != f })
+}
+
+func (c *content) addInput(f subnet.Family, peers []netip.Prefix, port uint16, exists func(set string) bool) {
+	accept := func(source string) {
+		c.input.rules = append(c.input.rules, fmt.Sprintf(
+			`rule family="%s" source %s port port="%d" protocol="udp" accept`, family(f), source, port))
+	}
+	if len(peers) <= few && !exists(setName(f)) {
+		for _, p := range peers {
+			accept(fmt.Sprintf(`address="%s"`, p))
+		}
+		return
+	}
+	set := setOf(f, peers)
+	c.sets = append(c.sets, set)
+	if len(peers) > 0 {
+		c.input.sets = append(c.input.sets, set.name)
+		accept(fmt.Sprintf(`ipset="%s"`, set.name))
+	}
+}
+
+// isOurs reports whether an object has a name of ours.
+func isOurs(name string) bool {
+	return slices.Contains([]string{policyForward, policyInput, setName(subnet.IPv4), setName(subnet.IPv6)}, name)
+}
+
+func setName(f subnet.Family) string { return setPrefix + family(f) }
 
 func pass(f subnet.Family, from, to netip.Prefix) string {
 	return fmt.Sprintf(`rule family="%s" source address="%s" destination address="%s" accept`, family(f), from, to)

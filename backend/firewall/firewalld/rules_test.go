@@ -41,8 +41,11 @@ func TestCompile(t *testing.T) {
 		)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			want := []policy{{policyForward, "ANY", tt.forward}, {policyInput, "HOST", tt.input}}
-			if diff := cmp.Diff(want, compile(tt.d), cmp.AllowUnexported(policy{})); diff != "" {
+			want := content{
+				forward: policy{name: policyForward, egress: "ANY", rules: tt.forward},
+				input:   policy{name: policyInput, egress: "HOST", rules: tt.input},
+			}
+			if diff := cmp.Diff(want, *listed(tt.d), cmp.AllowUnexported(content{}, policy{}, peerSet{})); diff != "" {
 				t.Errorf("compile (-want +got):\n%s", diff)
 			}
 		})

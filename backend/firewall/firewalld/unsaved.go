@@ -11,15 +11,19 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// unsaved returns what a reload would change besides our policies: the zones,
-// policies and direct rules whose configuration at run time is not the permanent
-// one.
+// unsaved returns what a reload would change besides what is ours: the zones,
+// policies, ipsets and direct rules whose configuration at run time is not the
+// permanent one.
 func (d *door) unsaved(ctx context.Context) ([]string, error) {
-	zones, err := d.differing(ctx, kind{"zone", ifaceZone, "getZones", "getZoneSettings2", "getZoneByName", "getSettings2"})
+	zones, err := differing[settings](ctx, d, zoneKind())
 	if err != nil {
 		return nil, err
 	}
-	policies, err := d.differing(ctx, kind{"policy", ifacePolicy, "getPolicies", "getPolicySettings", "getPolicyByName", "getSettings"})
+	policies, err := differing[settings](ctx, d, policyKind())
+	if err != nil {
+		return nil, err
+	}
+	sets, err := differing[setSettings](ctx, d, setKind())
 	if err != nil {
 		return nil, err
 	}
@@ -27,26 +31,25 @@ func (d *door) unsaved(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := slices.Concat(zones, policies)
+	out := slices.Concat(zones, policies, sets)
 	if direct {
 		out = append(out, "direct rules")
 	}
 	return out, nil
 }
 
-// kind is how to ask for zones, or for policies.
-type kind struct{ name, iface, list, runtime, find, permanent string }
-
-func (d *door) differing(ctx context.Context, k kind) ([]string, error) {
+// differing returns what is not at run time as it is permanently; the String of
+// settings is the same for those of the same meaning.
+func differing[S fmt.Stringer](ctx context.Context, d *door, k kind) ([]string, error) {
 	var names, out []string
 	if err := d.call(ctx, pathRuntime, k.iface, k.list, nil, &names); err != nil {
 		return nil, err
 	}
 	for _, name := range names {
-		if name == policyForward || name == policyInput {
+		if isOurs(name) {
 			continue
 		}
-		var now, then settings
+		var now, then S
 		if err := d.call(ctx, pathRuntime, k.iface, k.runtime, []any{name}, &now); err != nil {
 			return nil, err
 		}
@@ -54,19 +57,19 @@ func (d *door) differing(ctx context.Context, k kind) ([]string, error) {
 		if err := d.call(ctx, pathConfig, ifaceConfig, k.find, []any{name}, &path); err != nil {
 			return nil, err
 		}
-		if err := d.call(ctx, path, ifaceConfig+"."+k.name, k.permanent, nil, &then); err != nil {
+		if err := d.call(ctx, path, k.config, k.permanent, nil, &then); err != nil {
 			return nil, err
 		}
-		if canonical(now) != canonical(then) {
+		if now.String() != then.String() {
 			out = append(out, k.name+" "+name)
 		}
 	}
 	return out, nil
 }
 
-// canonical is the same text for settings of the same meaning. Interfaces are
-// left out, see the package's text.
-func canonical(s settings) string {
+// String is the same for settings of the same meaning. Interfaces are left out,
+// see the package's text.
+func (s settings) String() string {
 	var w strings.Builder
 	for _, key := range slices.Sorted(maps.Keys(s)) {
 		if key == "interfaces" {

@@ -30,10 +30,13 @@ type Fake struct {
 	objects map[string]int
 }
 
-type config struct{ zones, policies map[string]settings }
+type config struct {
+	zones, policies map[string]settings
+	sets            map[string]set
+}
 
 func (c config) clone() config {
-	return config{cloneAll(c.zones), cloneAll(c.policies)}
+	return config{cloneAll(c.zones), cloneAll(c.policies), maps.Clone(c.sets)}
 }
 
 func cloneAll(all map[string]settings) map[string]settings {
@@ -55,7 +58,7 @@ func NewFake(t testing.TB, bus *Bus) *Fake {
 	f := &Fake{conn: conn, state: "RUNNING", objects: map[string]int{}}
 	f.saved = config{
 		zones:    map[string]settings{"public": {"masquerade": dbus.MakeVariant(false), "target": dbus.MakeVariant("default")}},
-		policies: map[string]settings{},
+		policies: map[string]settings{}, sets: map[string]set{},
 	}
 	f.now = f.saved.clone()
 	for iface, methods := range map[string]map[string]any{
@@ -69,6 +72,10 @@ func NewFake(t testing.TB, bus *Bus) *Fake {
 			"queryMasquerade":    f.queryMasquerade,
 		},
 		busName + ".policy": {"getPolicies": f.policies, "getPolicySettings": f.policy, "setPolicySettings": f.setPolicy},
+		busName + ".ipset": {
+			"getIPSets": f.sets, "getIPSetSettings": func(name string) (set, *dbus.Error) { return f.set(&f.now, name) },
+			"setEntries": f.setEntries, "addEntry": f.addEntry, "removeEntry": f.removeEntry,
+		},
 		busName + ".direct": {
 			"getAllChains":       func() ([]struct{ A, B, C string }, *dbus.Error) { return nil, nil },
 			"getAllRules":        func() ([]rule, *dbus.Error) { return nil, nil },
@@ -80,6 +87,7 @@ func NewFake(t testing.TB, bus *Bus) *Fake {
 	f.export(t, path+"/config", busName+".config", map[string]any{
 		"getZoneByName":   func(string) (dbus.ObjectPath, *dbus.Error) { return path + "/config/zone/0", nil },
 		"getPolicyByName": f.find, "addPolicy": func(name string, s settings) (dbus.ObjectPath, *dbus.Error) { return f.add(t, name, s) },
+		"getIPSetByName": f.findSet, "addIPSet": func(name string, s set) (dbus.ObjectPath, *dbus.Error) { return f.addSet(t, name, s) },
 	})
 	f.export(t, path+"/config", busName+".config.direct", map[string]any{
 		"getSettings": func() (direct, *dbus.Error) { return direct{}, nil },
@@ -191,6 +199,9 @@ func (f *Fake) setPolicy(name string, s settings) *dbus.Error {
 	old, ok := f.now.policies[name]
 	if !ok {
 		return unknown(name)
+	}
+	if err := f.checkSources(s); err != nil {
+		return err
 	}
 	maps.Copy(old, s)
 	return nil

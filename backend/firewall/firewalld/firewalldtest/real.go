@@ -144,7 +144,8 @@ func (r *Real) Cmd(t testing.TB, args ...string) string {
 	return string(out)
 }
 
-// Listing is everything that an administrator can see of zones and policies.
+// Listing is everything that an administrator can see of zones and policies, and
+// the names of ipsets.
 func (r *Real) Listing(t testing.TB) string {
 	t.Helper()
 	var w bytes.Buffer
@@ -153,6 +154,8 @@ func (r *Real) Listing(t testing.TB) string {
 		{"--list-all-policies"},
 		{"--permanent", "--list-all-zones"},
 		{"--permanent", "--list-all-policies"},
+		{"--get-ipsets"},
+		{"--permanent", "--get-ipsets"},
 	} {
 		fmt.Fprintf(&w, "%q\n%s", args, r.Cmd(t, args...))
 	}
