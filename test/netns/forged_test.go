@@ -1,0 +1,266 @@
+package netns_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
+)
+
+// forgedPort is where the container listens.
+const forgedPort = 9999
+
+// plainConfigs are those with which peers' packets come in as they are.
+var plainConfigs = map[string]string{
+	"host-gw":       configs["host-gw"],
+	"DirectRouting": `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`,
+}
+
+// A host that sends with another host's source is found out by its MAC, and a
+// host whose MAC changes is not taken for a forger.
+func TestPlainPacketsAreTheirSendersOwn(t *testing.T) {
+	for name, config := range plainConfigs {
+		t.Run(name, func(t *testing.T) {
+			l := newNetwork(t, 3, config)
+			startContainers(t, l)
+			for _, h := range l.Hosts {
+				// Without it a peer's new MAC is news only when the old one is asked for.
+				if _, err := h.Run(t.Context(), "sysctl", "-qw", "net.ipv4.conf.eth0.arp_notify=1"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w := newWitness(t, l.Hosts[0], l.Hosts[1])
+			honest, forged := l.Hosts[1].Container.Addr(), l.Hosts[2].Container.Addr()
+			w.known(t, forged)
+			before := w.dropped(t)
+			if !w.arrives(t, honest) {
+				t.Error("a packet with the sender's own source does not arrive")
+			}
+			for range 5 {
+				if w.arrives(t, forged) {
+					t.Error("a packet with another peer's source arrives")
+				}
+			}
+			if got := w.dropped(t) - before; got != 5 {
+				t.Errorf("%d packets counted as dropped, want 5", got)
+			}
+			w.reported(t)
+			t.Run("a new MAC", func(t *testing.T) { newMAC(t, l, w) })
+			t.Run("MACs swapped", func(t *testing.T) { swapMACs(t, l) })
+			// Nothing of all that has opened the door.
+			w.known(t, forged)
+		})
+	}
+}
+
+// newMAC gives a peer a MAC that nobody has seen, under a ping both ways. Packets
+// on the way to the old one are lost, and no others.
+func newMAC(t *testing.T, l *lab.Lab, w *witness) {
+	here, peer := l.Hosts[0], l.Hosts[1]
+	out, in := startPing(t, here.Container, peer.Container), startPing(t, peer.Container, here.Container)
+	pause(t, 200*time.Millisecond)
+	before := w.dropped(t)
+	const changes = 3
+	for i := range changes {
+		setMAC(t, peer, net.HardwareAddr{2, 0xfa, 0, 0, 0, byte(i)})
+		pause(t, 1500*time.Millisecond)
+	}
+	for way, r := range map[string]lab.PingResult{"out": out.Stop(), "in": in.Stop()} {
+		t.Logf("%s: %s", way, r)
+		if r.Received == 0 || r.Lost() > 2*changes {
+			t.Errorf("%s: lost %d of %d with %d changes", way, r.Lost(), r.Sent, changes)
+		}
+	}
+	if got := w.dropped(t) - before; got > 0 {
+		t.Errorf("%d honest packets were dropped as forged", got)
+	}
+}
+
+// swapMACs gives two peers each other's MAC, under pings of both: what is known
+// of either is wrong until the kernel says otherwise, and then for a moment more.
+func swapMACs(t *testing.T, l *lab.Lab) {
+	const longest = 3 * time.Second // generous: one round
+	here := l.Hosts[0]
+	var pings []*lab.Pinging
+	var macs []net.HardwareAddr
+	for _, h := range l.Hosts[1:] {
+		pings = append(pings, startPing(t, h.Container, here.Container))
+		link, err := h.Links().LinkByName("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		macs = append(macs, link.Attrs().HardwareAddr)
+	}
+	pause(t, 200*time.Millisecond)
+	setMAC(t, l.Hosts[1], net.HardwareAddr{2, 0xfa, 0, 0, 1, 0})
+	setMAC(t, l.Hosts[2], macs[0])
+	setMAC(t, l.Hosts[1], macs[1])
+	pause(t, longest+time.Second)
+	for i, p := range pings {
+		r := p.Stop()
+		t.Logf("%s: %s", l.Hosts[1+i].Name, r)
+		if r.Received == 0 || r.Gap > longest {
+			t.Errorf("%s: traffic stopped for %s", l.Hosts[1+i].Name, r.Gap)
+		}
+	}
+}
+
+func setMAC(t *testing.T, h *lab.Host, mac net.HardwareAddr) {
+	t.Helper()
+	link, err := h.Links().LinkByName("eth0")
+	if err == nil {
+		err = h.Links().LinkSetHardwareAddr(link, mac)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// witness listens in one host's container to what another host sends there past
+// its own daemon.
+type witness struct {
+	at, from *lab.Host
+	conn     *net.UDPConn
+	sent     int
+}
+
+func newWitness(t *testing.T, at, from *lab.Host) *witness {
+	t.Helper()
+	w := &witness{at: at, from: from}
+	err := at.Container.Do(func() error {
+		var err error
+		w.conn, err = net.ListenUDP("udp4", &net.UDPAddr{Port: forgedPort})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.conn.Close() }) // who listens is gone
+	return w
+}
+
+// known waits until the host knows who is who: its rounds learn what ARP has
+// heard. Until then a forged packet passes.
+func (w *witness) known(t *testing.T, forged netip.Addr) {
+	t.Helper()
+	before := w.dropped(t)
+	for end := time.Now().Add(30 * time.Second); w.dropped(t) == before; pause(t, 200*time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no forged packet is dropped in 30 s")
+		}
+		w.send(t, forged)
+	}
+}
+
+// dropped is how many packets with another peer's source the kernel has dropped.
+func (w *witness) dropped(t *testing.T) uint64 {
+	t.Helper()
+	out, err := w.at.Run(t.Context(), "nft", "list", "counter", "ip", "flanneld-go", "peer_source")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(out, "packets ")
+	number, _, _ := strings.Cut(rest, " ")
+	n, err := strconv.ParseUint(number, 10, 64)
+	if err != nil {
+		t.Fatalf("no number of packets in %q: %v", out, err)
+	}
+	return n
+}
+
+// reported waits until the daemon's status has all that were dropped.
+func (w *witness) reported(t *testing.T) {
+	t.Helper()
+	want := w.dropped(t)
+	if _, err := w.at.WaitStatus(within(t, 30*time.Second), "the dropped packets", func(s lab.Status) bool {
+		return s.Dropped["peer_source"] == want
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// arrives sends a packet and reports whether the container has got it before the
+// one that is sent next, which is honest.
+func (w *witness) arrives(t *testing.T, source netip.Addr) bool {
+	t.Helper()
+	number := w.send(t, source)
+	last := w.send(t, w.from.Container.Addr())
+	arrived := false
+	if err := w.conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for buf := make([]byte, 1500); ; {
+		n, err := w.conn.Read(buf)
+		if err != nil {
+			t.Fatalf("the honest packet behind it does not arrive: %v", err)
+		}
+		switch string(buf[:n]) {
+		case fmt.Sprint(number):
+			arrived = true
+		case fmt.Sprint(last):
+			return arrived
+		}
+	}
+}
+
+// send puts a packet with that source on the segment and returns its number,
+// which is its payload.
+func (w *witness) send(t *testing.T, source netip.Addr) (number int) {
+	t.Helper()
+	w.sent++
+	payload := fmt.Sprint(w.sent)
+	to, err := w.at.Links().LinkByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, err := w.from.Links().LinkByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	frame := append(append([]byte{}, to.Attrs().HardwareAddr...), from.Attrs().HardwareAddr...)
+	frame = binary.BigEndian.AppendUint16(frame, unix.ETH_P_IP)
+	frame = append(frame, datagram(source, w.at.Container.Addr(), payload)...)
+	err = w.from.Do(func() error {
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		err = unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: from.Attrs().Index})
+		return errors.Join(err, unix.Close(fd))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.sent
+}
+
+// datagram is an IPv4 packet with a UDP datagram (RFC 791, RFC 768).
+func datagram(from, to netip.Addr, payload string) []byte {
+	b := make([]byte, 28, 28+len(payload))
+	b[0] = 4<<4 | 5 // version, words of header
+	binary.BigEndian.PutUint16(b[2:], uint16(cap(b)))
+	b[8], b[9] = 64, unix.IPPROTO_UDP // TTL
+	copy(b[12:], from.AsSlice())
+	copy(b[16:], to.AsSlice())
+	var sum uint32
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	binary.BigEndian.PutUint16(b[10:], ^uint16(sum))
+	binary.BigEndian.PutUint16(b[20:], forgedPort)
+	binary.BigEndian.PutUint16(b[22:], forgedPort)
+	binary.BigEndian.PutUint16(b[24:], uint16(8+len(payload)))
+	return append(b, payload...) // a UDP checksum of 0 is none
+}
