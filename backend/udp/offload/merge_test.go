@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -59,23 +60,22 @@ func cloneAll(packets [][]byte) [][]byte {
 }
 
 // flowOf names the flow of a packet as far as it can be seen: addresses, and
-// then protocol and ports, or "" where no transport header can be found.
+// then protocol and ports, or less where no transport header can be found.
 func flowOf(b []byte) (addresses, ports string) {
 	switch {
 	case len(b) >= 20 && b[0]>>4 == 4:
 		addresses = string(b[12:20])
 		size := int(b[0]&0xf) * 4
+		ports = string(b[9:10])
 		if (b[9] == protoTCP || b[9] == protoUDP) && size >= 20 && len(b) >= size+8 && binary.BigEndian.Uint16(b[6:])&mayFragment == 0 {
-			ports = string(b[9:10]) + string(b[size:size+4])
-		} else if b[9] != protoTCP && b[9] != protoUDP {
-			ports = "other" + string(b[9:10])
+			ports += string(b[size : size+4])
 		}
 	case len(b) >= 40 && b[0]>>4 == 6:
 		addresses = string(b[8:40])
 		if (b[6] == protoTCP || b[6] == protoUDP) && len(b) >= 48 {
 			ports = string(b[6:7]) + string(b[40:44])
 		} else if b[6] == protoICMPv6 {
-			ports = "other" + string(b[6:7])
+			ports = string(b[6:7])
 		}
 	}
 	return addresses, ports
@@ -85,7 +85,7 @@ func flowOf(b []byte) (addresses, ports string) {
 func sameFlowOrUnclear(a, b []byte) bool {
 	addressesA, portsA := flowOf(a)
 	addressesB, portsB := flowOf(b)
-	return addressesA == addressesB && (portsA == portsB || portsA == "" || portsB == "")
+	return addressesA == addressesB && (strings.HasPrefix(portsA, portsB) || strings.HasPrefix(portsB, portsA))
 }
 
 // check is the Merger's contract: every packet once, each flow in its order, and

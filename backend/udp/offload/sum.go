@@ -15,6 +15,12 @@ type Sum uint64
 // Add adds the bytes of b, an odd last one padded with zero. So only the last
 // of several pieces may have an odd length.
 func (s Sum) Add(b []byte) Sum {
+	s, b = s.addWide(b)
+	return s.addNarrow(b)
+}
+
+// addNarrow is Add in words of 64 bits.
+func (s Sum) addNarrow(b []byte) Sum {
 	acc, carry, le := uint64(s), uint64(0), binary.LittleEndian
 	for len(b) >= 64 {
 		acc, carry = bits.Add64(acc, le.Uint64(b), 0)
