@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"fmt"
+	"net"
 	"testing"
 )
 
@@ -78,10 +79,9 @@ func TestNoInterContainerCommunication(t *testing.T) {
 // Docker's ip-masq and ours in all four combinations: inside the network a source
 // is kept, outside it is the host's wherever anybody masquerades.
 func TestMasqueradeOfBoth(t *testing.T) {
-	onPaths(t, paths("28.5"), func(t *testing.T, p path) {
+	onPaths(t, append(paths("28.5"), paths6("28.5")...), func(t *testing.T, p path) {
 		a, b, lan := pair(t, p)
-		lan.ip(t, "addr add 198.18.77.250/24 dev switch")
-		lan.answer(t)
+		outside := a.outside(t, lan)
 		docker := "POSTROUTING -s " + a.subnet() + " ! -o docker0 -j MASQUERADE\nCOMMIT\n"
 		b.apply(t)
 		for _, c := range []struct{ docker, ours bool }{{true, true}, {true, false}, {false, true}, {false, false}} {
@@ -97,7 +97,7 @@ func TestMasqueradeOfBoth(t *testing.T) {
 			if !c.docker && !c.ours {
 				want = "unreachable"
 			}
-			wantCall(t, name+": outside", a.container.call(t, "", "198.18.77.250"), want)
+			wantCall(t, name+": outside", a.container.call(t, "", outside), want)
 			if !c.docker {
 				a.others(t, "*nat\n-A "+docker)
 			}
@@ -108,17 +108,17 @@ func TestMasqueradeOfBoth(t *testing.T) {
 // A published port answers from every host: from another one's container by the
 // publisher's address, and at home by hairpin.
 func TestPublishedPorts(t *testing.T) {
-	onPaths(t, paths("28.5"), func(t *testing.T, p path) {
+	onPaths(t, append(paths("28.5"), paths6("28.5")...), func(t *testing.T, p path) {
 		a, b, lan := pair(t, p)
-		lan.ip(t, "addr add 198.18.77.250/24 dev switch")
+		outside := a.outside(t, lan)
 		for _, m := range []*machine{a, b} {
 			m.d.Masquerade = true
 			port := "-p tcp -m tcp --dport 7000"
-			m.others(t, fmt.Sprintf("*nat\n-A DOCKER ! -i docker0 %s -j DNAT --to-destination %s:7000\nCOMMIT\n"+
-				"*filter\n-I DOCKER 1 -d %s/32 ! -i docker0 -o docker0 %s -j ACCEPT\nCOMMIT\n", port, m.contained(), m.contained(), port))
+			m.others(t, fmt.Sprintf("*nat\n-A DOCKER ! -i docker0 %s -j DNAT --to-destination %s\nCOMMIT\n"+
+				"*filter\n-I DOCKER 1 -d %s ! -i docker0 -o docker0 %s -j ACCEPT\nCOMMIT\n", port, net.JoinHostPort(m.contained(), "7000"), m.contained(), port))
 			m.apply(t)
 		}
-		wantCall(t, "from the LAN", lan.call(t, "", b.public()), "198.18.77.250")
+		wantCall(t, "from the LAN", lan.call(t, "", b.public()), outside)
 		wantCall(t, "from another host", a.host.call(t, "", b.public()), a.public())
 		wantCall(t, "from another host's container", a.container.call(t, "", b.public()), a.public())
 		if got := b.host.call(t, "", b.public()); got == "unreachable" {

@@ -41,6 +41,9 @@ func newSpace(t *testing.T) *space {
 	}
 	t.Cleanup(func() { s.handle.Close() })
 	s.ip(t, "link set lo up")
+	// An address that may be somebody else's cannot be used for a second.
+	s.sysctl(t, "net/ipv6/conf/all/accept_dad", "0")
+	s.sysctl(t, "net/ipv6/conf/default/accept_dad", "0")
 	return s
 }
 
@@ -91,11 +94,19 @@ func (s *space) plug(t *testing.T, to *space, name string) {
 	to.ip(t, "link set "+name+" up")
 }
 
-// answer listens on TCP port 7000 and tells every caller who it is.
+// answer listens on TCP port 7000 and tells every caller who it is. Two sockets:
+// whether one can do for both families is decided once per process, by the namespace
+// that happens to ask first.
 func (s *space) answer(t *testing.T) {
 	t.Helper()
+	s.answerOn(t, "tcp4")
+	s.answerOn(t, "tcp6")
+}
+
+func (s *space) answerOn(t *testing.T, network string) {
+	t.Helper()
 	s.do(t, func() error {
-		l, err := net.Listen("tcp4", ":7000")
+		l, err := net.Listen(network, ":7000")
 		if err != nil {
 			return err
 		}
@@ -128,7 +139,7 @@ func (s *space) call(t *testing.T, from, to string) string {
 		if from != "" {
 			d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 0))
 		}
-		c, err := d.Dial("tcp4", to+":7000")
+		c, err := d.Dial("tcp", net.JoinHostPort(to, "7000"))
 		if err != nil {
 			return nil
 		}
@@ -140,74 +151,54 @@ func (s *space) call(t *testing.T, from, to string) string {
 	return seen
 }
 
-// machine is a host with a container.
-type machine struct {
-	host, container *space
-	// n makes its addresses: 198.18.77.n and 10.5.n.0/24.
-	n int
-	b *bench
-	d Desired
-}
-
-func (m *machine) subnet() string    { return fmt.Sprintf("10.5.%d.0/24", m.n) }
-func (m *machine) public() string    { return fmt.Sprintf("198.18.77.%d", m.n) }
-func (m *machine) gateway() string   { return fmt.Sprintf("10.5.%d.1", m.n) }
-func (m *machine) contained() string { return fmt.Sprintf("10.5.%d.2", m.n) }
-func (m *machine) vtep() string      { return fmt.Sprintf("10.5.%d.0", m.n) }
-func (m *machine) mac() string       { return fmt.Sprintf("02:00:00:00:00:%02x", m.n) }
-
-// peer is the machine as others see it.
-func (m *machine) peer() native.Peer {
-	return native.Peer{
-		Subnet:   subnet.Subnet{netip.MustParsePrefix(m.subnet())},
-		PublicIP: subnet.ByFamily[netip.Addr]{netip.MustParseAddr(m.public())},
-	}
-}
-
-func newMachine(t *testing.T, net *space, n int) *machine {
+func newMachine(t *testing.T, net *space, f subnet.Family, n int) *machine {
 	t.Helper()
-	m := &machine{host: newSpace(t), container: newSpace(t), n: n}
+	m := &machine{host: newSpace(t), container: newSpace(t), family: f, n: n}
 	m.host.plug(t, net, fmt.Sprintf("h%d", n))
 	net.ip(t, fmt.Sprintf("link set h%d master switch", n))
-	m.host.ip(t, fmt.Sprintf("addr add %s/24 dev eth0\nlink add docker0 type bridge\naddr add %s/24 dev docker0\nlink set docker0 up", m.public(), m.gateway()))
+	m.host.ip(t, fmt.Sprintf("addr add %s dev eth0\nlink add docker0 type bridge\naddr add %s dev docker0\nlink set docker0 up", onLink(m.public()), onLink(m.gateway())))
 	m.container.plug(t, m.host, "c1")
 	m.host.ip(t, "link set c1 master docker0")
-	m.container.ip(t, fmt.Sprintf("addr add %s/24 dev eth0\nroute add default via %s", m.contained(), m.gateway()))
+	m.container.ip(t, fmt.Sprintf("addr add %s dev eth0\nroute add default via %s", onLink(m.contained()), m.gateway()))
 	// What is dropped must be dropped by rules.
 	m.host.sysctl(t, "net/ipv4/conf/all/rp_filter", "0")
 	m.host.sysctl(t, "net/ipv4/conf/eth0/rp_filter", "0")
 	m.host.sysctl(t, "net/ipv4/conf/default/rp_filter", "0")
 	m.host.sysctl(t, "net/ipv4/ip_forward", "1")
+	m.host.sysctl(t, "net/ipv6/conf/all/forwarding", "1")
 	m.container.answer(t)
+	m.host.find(t, m.contained())
 	return m
 }
 
 // join makes one of two data paths to a peer.
 func (m *machine) join(t *testing.T, peer *machine, tunnel backend.Tunnel) {
 	t.Helper()
+	m.host.find(t, peer.public())
 	if tunnel.Direct {
 		m.host.ip(t, fmt.Sprintf("route add %s via %s", peer.subnet(), peer.public()))
 		return
 	}
+	device := tunnel.Devices[0]
 	m.host.do(t, func() error {
-		if _, err := net.InterfaceByName("flannel.1"); err == nil {
+		if _, err := net.InterfaceByName(device); err == nil {
 			return nil
 		}
-		out, err := exec.Command("ip", "link", "add", "flannel.1", "address", m.mac(), "type", "vxlan", "id", "1",
+		out, err := exec.Command("ip", "link", "add", device, "address", m.mac(), "type", "vxlan", "id", "1",
 			"local", m.public(), "dev", "eth0", "dstport", "8472", "nolearning").CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
-		out, err = exec.Command("sh", "-c", "ip addr add "+m.vtep()+"/32 dev flannel.1 && ip link set flannel.1 up").CombinedOutput()
+		out, err = exec.Command("sh", "-c", "ip addr add "+m.vtep()+" dev "+device+" && ip link set "+device+" up").CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
 		return nil
 	})
-	m.host.ip(t, fmt.Sprintf("neigh add %s lladdr %s dev flannel.1 nud permanent\nroute add %s via %s dev flannel.1 onlink",
-		peer.vtep(), peer.mac(), peer.subnet(), peer.vtep()))
+	m.host.ip(t, fmt.Sprintf("neigh add %s lladdr %s dev %s nud permanent\nroute add %s via %s dev %s onlink",
+		peer.vtep(), peer.mac(), device, peer.subnet(), peer.vtep(), device))
 	m.host.do(t, func() error {
-		out, err := exec.Command("bridge", "fdb", "append", peer.mac(), "dev", "flannel.1", "dst", peer.public()).CombinedOutput()
+		out, err := exec.Command("bridge", "fdb", "append", peer.mac(), "dev", device, "dst", peer.public()).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
@@ -223,27 +214,31 @@ const strict = "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n-A INPUT -m con
 func (m *machine) protect(t *testing.T, p path, from ...*machine) {
 	t.Helper()
 	m.d = Desired{
-		Networks: subnet.ByFamily[netip.Prefix]{netip.MustParsePrefix("10.5.0.0/16")},
-		Own:      subnet.Subnet{netip.MustParsePrefix(m.subnet())},
-		Tunnel:   p.tunnel, Uplink: "eth0", ForwardRules: true, Native: p.native == nativeNAT,
+		Tunnel: p.tunnel, Uplink: "eth0", ForwardRules: true, Native: p.native == nativeNAT,
 	}
+	m.d.Networks[m.family] = netip.MustParsePrefix(overlays()[m.family])
+	m.d.Own[m.family] = netip.MustParsePrefix(m.subnet())
 	for _, peer := range from {
 		m.d.Peers = append(m.d.Peers, peer.peer())
 	}
 	m.host.do(t, func() error {
 		tools := &Exec{}
-		variants, err := tools.Variants(t.Context(), subnet.IPv4)
+		variants, err := tools.Variants(t.Context(), m.family)
 		if err != nil {
 			return err
 		}
-		i := slices.IndexFunc(variants, func(v Variant) bool { return v.Command == p.variant })
+		i := slices.IndexFunc(variants, func(v Variant) bool { return v.Command == p.command() })
 		if i < 0 {
-			return fmt.Errorf("no %s in PATH", p.variant)
+			return fmt.Errorf("no %s in PATH", p.command())
 		}
 		m.b = &bench{tools, variants[i], New(Options{Log: quiet(), Tools: tools, Native: p.table()})}
 		return nil
 	})
 	m.others(t, dockerWrites(t, p.docker, m.n)+strict)
+	if m.family == subnet.IPv6 {
+		// Nobody is found without.
+		m.others(t, "*filter\n-A INPUT -p ipv6-icmp -j ACCEPT\nCOMMIT\n")
+	}
 }
 
 func (m *machine) apply(t *testing.T) {
@@ -251,8 +246,11 @@ func (m *machine) apply(t *testing.T) {
 	m.host.do(t, func() error { return m.b.f.Apply(t.Context(), m.d) })
 }
 
+// others does what another program would; addresses of IPv4 are translated to those
+// that the machine has.
 func (m *machine) others(t *testing.T, script string) {
 	t.Helper()
+	script = m.translate(script)
 	m.host.do(t, func() error {
 		for _, table := range strings.SplitAfter(script, "COMMIT\n") {
 			if table == "" {
@@ -276,7 +274,7 @@ func wantCall(t *testing.T, what, got, want string) {
 // Three real hosts with the rules of Docker, FORWARD's and INPUT's policies DROP,
 // and Docker's masquerade: packets of every kind, over a tunnel and plainly.
 func TestPackets(t *testing.T) {
-	onPaths(t, paths("20.10", "28.5"), testPackets)
+	onPaths(t, append(paths("20.10", "28.5"), paths6("28.5")...), testPackets)
 }
 
 // path is one of the ways that packets can go.
@@ -285,6 +283,7 @@ type path struct {
 	tunnel          backend.Tunnel
 	// native says what our own table does.
 	native nativeUse
+	family subnet.Family
 }
 
 type nativeUse uint8
@@ -312,7 +311,7 @@ func (p path) String() string {
 	if !p.tunnel.Direct {
 		kind = "vxlan"
 	}
-	return fmt.Sprintf("%s/%s/%s/%s", p.variant, p.docker, kind, p.native)
+	return fmt.Sprintf("%s/%s/%s/%s", p.command(), p.docker, kind, p.native)
 }
 
 // paths are one for each variant, Docker and kind of backend, and in turn what
@@ -327,7 +326,7 @@ func paths(dockers ...string) []path {
 		for _, docker := range dockers {
 			for _, tunnel := range tunnels {
 				native := []nativeUse{nativeDrops, nativeNAT, nativeMissing}[len(out)%3]
-				out = append(out, path{variant, docker, tunnel, native})
+				out = append(out, path{variant: variant, docker: docker, tunnel: tunnel, native: native})
 			}
 		}
 	}
@@ -343,8 +342,8 @@ func onPaths(t *testing.T, paths []path, test func(t *testing.T, p path)) {
 	for _, p := range paths {
 		t.Run(p.String(), func(t *testing.T) {
 			t.Parallel()
-			if _, err := exec.LookPath(p.variant); err != nil {
-				t.Skip("needs program: " + p.variant)
+			if _, err := exec.LookPath(p.command()); err != nil {
+				t.Skip("needs program: " + p.command())
 			}
 			test(t, p)
 		})
@@ -354,7 +353,7 @@ func onPaths(t *testing.T, paths []path, test func(t *testing.T, p path)) {
 func testPackets(t *testing.T, p path) {
 	tunnel := p.tunnel
 	a, b, lan := pair(t, p)
-	c := newMachine(t, lan, 3)
+	c := newMachine(t, lan, p.family, 3)
 	a.join(t, c, tunnel)
 	c.join(t, a, tunnel)
 	// Docker lets containers out to anywhere; where it does not, ours must do.
@@ -379,7 +378,7 @@ func testPackets(t *testing.T, p path) {
 	wantCall(t, "host's uplink address to container", a.host.call(t, a.public(), b.contained()), a.gateway())
 	testStranger(t, a, c, tunnel)
 	testForged(t, a, b)
-	testOutside(t, a, lan)
+	testOutside(t, a, b, lan)
 }
 
 // pair are two hosts that are joined, with Docker's rules and without ours.
@@ -387,7 +386,7 @@ func pair(t *testing.T, p path) (a, b *machine, lan *space) {
 	t.Helper()
 	lan = newSpace(t)
 	lan.ip(t, "link add switch type bridge\nlink set switch up")
-	a, b = newMachine(t, lan, 1), newMachine(t, lan, 2)
+	a, b = newMachine(t, lan, p.family, 1), newMachine(t, lan, p.family, 2)
 	a.join(t, b, p.tunnel)
 	b.join(t, a, p.tunnel)
 	a.protect(t, p, b)
@@ -410,9 +409,9 @@ func testStranger(t *testing.T, a, c *machine, tunnel backend.Tunnel) {
 // would find their way: only rules can drop it.
 func testForged(t *testing.T, a, b *machine) {
 	t.Helper()
-	const foreign = "198.51.100.7"
+	foreign := [...]string{"198.51.100.7", "2001:db8::7"}[a.family]
 	b.host.do(t, func() error { return b.b.f.Cleanup(t.Context()) })
-	b.host.ip(t, "addr add "+foreign+"/32 dev lo")
+	b.host.ip(t, "addr add "+foreign+" dev lo")
 	a.host.ip(t, "route add "+foreign+" via "+b.public())
 	wantCall(t, "foreign source by the overlay", b.host.call(t, foreign, a.contained()), "unreachable")
 	a.host.do(t, func() error { return native.New(native.Options{Log: quiet()}).Cleanup(t.Context()) })
@@ -426,11 +425,9 @@ func testForged(t *testing.T, a, b *machine) {
 }
 
 // testOutside: first Docker masquerades, then we do, then nobody.
-func testOutside(t *testing.T, a *machine, lan *space) {
+func testOutside(t *testing.T, a, b *machine, lan *space) {
 	t.Helper()
-	lan.ip(t, "addr add 198.18.77.250/24 dev switch")
-	lan.answer(t)
-	const outside = "198.18.77.250"
+	outside := a.outside(t, lan)
 	a.others(t, "*filter\n-A FORWARD -i docker0 ! -o docker0 -j ACCEPT\nCOMMIT\n")
 	wantCall(t, "to the outside by Docker's masquerade", a.container.call(t, "", outside), a.public())
 	a.others(t, "*nat\n-D POSTROUTING -s "+a.subnet()+" ! -o docker0 -j MASQUERADE\nCOMMIT\n")
@@ -438,5 +435,5 @@ func testOutside(t *testing.T, a *machine, lan *space) {
 	a.d.Masquerade, a.d.RandomFully = true, true
 	a.apply(t)
 	wantCall(t, "to the outside by our masquerade", a.container.call(t, "", outside), a.public())
-	wantCall(t, "container to container, still", a.container.call(t, "", "10.5.2.2"), a.contained())
+	wantCall(t, "container to container, still", a.container.call(t, "", b.contained()), a.contained())
 }
