@@ -64,13 +64,33 @@
 // # Peers by MAC
 //
 // Where packets come plainly (host-gw, DirectRouting) only the MAC tells hosts
-// apart. A packet is dropped if its MAC is known to belong to peers, its source is
-// in the subnet of a peer whose MAC is known too, and the two do not belong
-// together. A MAC that serves several peers may send for all of them; one that we
-// do not know may send for all. Peer.MACs must be what the neighbour table has
-// for the peer's address at the time of Apply, valid entries only, and Apply must
-// follow within moments when an entry changes: a peer that takes over the MAC
-// of another is dropped until then. Without an entry leave MACs empty.
+// apart, and a MAC proves little: hosts move, cards are replaced, routers answer
+// for others. So that no peer ever loses traffic by it, only what is proven wrong
+// is dropped: the source is in the subnet of a peer B whose MAC is known, and the
+// packet has another MAC, which is known to be that of a peer A. Whatever is less
+// than that passes:
+//
+//	MAC                     source of      verdict
+//	of A                    A              passes
+//	of A                    B, known       dropped, unless A and B share that MAC
+//	of A                    B, not known   passes: B may be behind A's MAC
+//	of nobody we know       anybody        passes: a new card, another path
+//	of a router or by       any of those   passes: it is the MAC of them all
+//	  proxy ARP             behind it
+//
+// Families are told apart: a peer's IPv6 may take another way than its IPv4.
+//
+// It stops what happens by itself, or from inside a container: packets that a host
+// forwards have that host's MAC. A host that forges its MAC too, or answers ARP
+// for others, is not found out: a segment of host-gw trusts its hosts.
+//
+// Peer.MAC is what the neighbour table has for the peer's address at the time of
+// Apply, in an entry of whatever age (reachable, stale, delay, probe, permanent),
+// and zero without one. Apply must follow within moments when an address that had a
+// MAC gets another: a peer that takes over the MAC of another is dropped until
+// then, as is one that the kernel has not noticed moving there. MACs that come and
+// go may wait: the first only sharpens the judgement, and to lose one means that
+// the peer is idle or does not answer.
 //
 // # Order
 //

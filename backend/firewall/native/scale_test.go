@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
 	"github.com/flanneld-go/flanneld-go/backend/vxlan"
@@ -51,6 +52,52 @@ func TestManyPeers(t *testing.T) {
 	step("one peer gone", d)
 	d.Peers = nil
 	step("all gone", d)
+}
+
+// Ten thousand peers that are told apart by their MACs: what it costs that nothing
+// changes, and that one MAC does.
+func TestManyMACs(t *testing.T) {
+	h := newHost(t, kerneltest.NetNS(t, kernel.Options{}))
+	d := many(manyPeers)
+	d.Tunnel = backend.Tunnel{Direct: true}
+	for i := range d.Peers {
+		d.Peers[i].MAC[subnet.IPv4] = kernel.MAC{2, 0, 0, 0, byte(i >> 8), byte(i)}
+	}
+	step := func(what string, transactions int) {
+		t.Helper()
+		start := time.Now()
+		h.apply(t, d)
+		t.Logf("%-24s %v", what, time.Since(start).Round(100*time.Microsecond))
+		if *h.written != transactions {
+			t.Errorf("%s: %d transactions so far, want %d", what, *h.written, transactions)
+		}
+	}
+	step("write all", 1)
+	step("nothing to do", 1)
+	const idle = 100
+	start := time.Now()
+	for range idle {
+		h.apply(t, d)
+	}
+	t.Logf("%-24s %v", "idle", (time.Since(start) / idle).Round(10*time.Microsecond))
+
+	d.Peers[77].MAC[subnet.IPv4] = kernel.MAC{2, 1, 1, 1, 1, 1}
+	var have table
+	var err error
+	h.Do(t, func() { have, err = h.t.door.read(subnet.IPv4) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := compile(d, subnet.IPv4, lacks{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := diff(have, want).operations(); n != 4 {
+		t.Errorf("one MAC changed: %d operations, want it replaced in two sets", n)
+	}
+	step("one MAC changed", 2)
+	d.Peers[77].MAC[subnet.IPv4] = kernel.MAC{}
+	step("one MAC gone", 3)
 }
 
 func BenchmarkCompile(b *testing.B) {
