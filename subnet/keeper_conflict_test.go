@@ -27,24 +27,25 @@ func TestKeeperLeavesAConflictAtOnce(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		policy subnet.OnConflict
-		begin  func(*testing.T, *memstore.Store)
-		end    func(*watcher)
-		key    string
+		// begin leaves the keeper no moment to create its key again.
+		begin func(*testing.T, *memstore.Store)
+		end   func(*watcher)
+		key   string
 	}{
 		{
 			name: "a younger lease in place of ours", policy: subnet.Keep,
 			begin: func(t *testing.T, s *memstore.Store) {
-				s.DeleteKey(home)
 				other(t, s, wide)
+				s.DeleteKey(home)
 			},
 			end: func(w *watcher) { w.data.DeleteKey(wide) }, key: home,
 		},
 		{
 			name: "two leases in place of ours, one after the other", policy: subnet.Fence,
 			begin: func(t *testing.T, s *memstore.Store) {
-				s.DeleteKey(home)
 				other(t, s, wide)
 				other(t, s, "10.5.124.0-22")
+				s.DeleteKey(home)
 			},
 			end: func(w *watcher) {
 				w.data.DeleteKey("10.5.124.0-22")
@@ -59,8 +60,8 @@ func TestKeeperLeavesAConflictAtOnce(t *testing.T) {
 		{
 			name: "one in place of ours", policy: subnet.Fence,
 			begin: func(t *testing.T, s *memstore.Store) {
-				s.DeleteKey(home)
 				spoil(t, s, wide)
+				s.DeleteKey(home)
 			},
 			end: func(w *watcher) { w.data.DeleteKey(wide) }, key: home,
 		},
