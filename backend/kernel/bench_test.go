@@ -127,3 +127,20 @@ func BenchmarkPeers(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkResolved reads ten thousand neighbours, as a host does in every round
+// that tells peers apart by their MACs.
+func BenchmarkResolved(b *testing.B) {
+	ns := kerneltest.NetNS(b, kernel.Options{})
+	l := vxlan(b, ns)
+	_, neighbours, _ := peers(l.Index, 10_000)
+	if err := ns.Neighbours(l.Index).Put(b.Context(), neighbours); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		got, err := ns.Resolved(b.Context(), l.Index)
+		if err != nil || len(got) != len(neighbours) {
+			b.Fatalf("%d neighbours (%v), want %d", len(got), err, len(neighbours))
+		}
+	}
+}
