@@ -39,6 +39,12 @@ func (c change) operations() int {
 	return n
 }
 
+// structural reports whether more than the keys of sets changes.
+func (c change) structural() bool {
+	c.addKeys, c.delKeys = nil, nil
+	return c.operations() > 0
+}
+
 // diff returns what makes have into want, both normalized. Its time is linear in
 // their sizes.
 func diff(have, want table) change {

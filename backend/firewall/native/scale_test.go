@@ -1,8 +1,11 @@
 package native
 
 import (
+	"bytes"
+	"log/slog"
 	"net/netip"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,6 +55,30 @@ func TestManyPeers(t *testing.T) {
 	step("one peer gone", d)
 	d.Peers = nil
 	step("all gone", d)
+}
+
+// That a peer's MAC comes or changes is nothing for the log of a day.
+func TestMACsAreLoggedForDebugging(t *testing.T) {
+	h := newHost(t, kerneltest.NetNS(t, kernel.Options{}))
+	var text bytes.Buffer
+	h.t.log = slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	d := many(10)
+	d.Tunnel = backend.Tunnel{Direct: true}
+	for i, want := range []string{"INFO", "INFO", "DEBUG", "DEBUG", "INFO"} {
+		switch i { // 0 makes the table
+		case 1, 2: // the first makes the sets
+			d.Peers[i].MAC[subnet.IPv4] = kernel.MAC{2, 0, 0, 0, 0, byte(i)}
+		case 3:
+			d.Peers[2].MAC[subnet.IPv4] = kernel.MAC{2, 0, 0, 0, 0, 9}
+		case 4:
+			d.Uplink = "eth1"
+		}
+		text.Reset()
+		h.apply(t, d)
+		if got := text.String(); strings.Count(got, "nftables changed") != 1 || !strings.Contains(got, "level="+want) {
+			t.Errorf("change %d: logged %q, want one line of %s", i, got, want)
+		}
+	}
 }
 
 // Ten thousand peers that are told apart by their MACs: what it costs that nothing

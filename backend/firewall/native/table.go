@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"github.com/flanneld-go/flanneld-go/subnet"
@@ -112,7 +113,11 @@ func (t *Table) once(ctx context.Context, d Desired) error {
 	if err := t.door.write(changes); err != nil {
 		return err
 	}
-	t.log.InfoContext(ctx, "nftables changed", "table", TableName, "operations", operations)
+	level := slog.LevelInfo
+	if !slices.ContainsFunc(changes[:], change.structural) {
+		level = slog.LevelDebug // peers, and more often their MACs, come and go
+	}
+	t.log.Log(ctx, level, "nftables changed", "table", TableName, "operations", operations)
 	return nil
 }
 
