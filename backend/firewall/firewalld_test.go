@@ -99,7 +99,7 @@ func testFirewalld(t *testing.T, p path, backendName string) {
 func TestFirewalldManyPeers(t *testing.T) {
 	p := wallPaths(t)[0]
 	ma, mb, lan := pair(t, p)
-	c := newMachine(t, lan, 3)
+	c := newMachine(t, lan, p.family, 3)
 	ma.join(t, c, p.tunnel)
 	c.join(t, ma, p.tunnel)
 	a := wall(t, ma, p, "nftables")
