@@ -30,6 +30,12 @@
 // with an accept in front of the first, what comes by the overlay is accepted in
 // DOCKER-USER and never meets the second.
 //
+// # Stacks
+//
+// The compose file of the examples, by Docker Compose itself, on a network with
+// names that the daemon keeps or an operator made. It takes the hosts through
+// restarts of Docker and of our daemon.
+//
 // # Contract
 //
 //   - A root is prepared once per recipe and kept outside of the repository, in

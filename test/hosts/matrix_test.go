@@ -56,7 +56,7 @@ func setups() []setup {
 		return []setup{
 			{versions[0], backends[2], firewalls[1]},
 			{versions[1], backends[0], firewalls[0]},
-			{versions[2], backends[1], firewalls[0]},
+			{versions[2], backends[1], firewalls[2]},
 		}
 	}
 	var all []setup
