@@ -34,11 +34,13 @@ type Joined struct {
 // it keeps references to the packets, which must not change but by its own hand.
 type Merger struct {
 	udp    bool
-	pieces []piece // every packet since the last Flush, in order
-	joins  []join  // in the order of their first packets
-	flows  [maxFlows]flow
-	opened int // how many of flows are in use
-	victim int // which gives way next
+	pieces []piece // the first taken ones are every packet since the last Flush, in order
+	taken  int
+	joins  []join // the first begun ones, in the order of their first packets
+	begun  int
+	flows  [maxFlows]flow // the first opened ones
+	opened int
+	victim int // which flow gives way next
 	parts  [MaxParts][]byte
 }
 
@@ -63,7 +65,7 @@ type join struct {
 	next        uint32
 	id          uint16 // IPv4 identification of the last packet
 	step        uint16 // by which identifications grow, once packets is 2
-	checked     bool   // the first packet's sums were found right
+	pseudo      Sum    // of the flow, once the first packet's sums were found right; then not zero
 	push        bool
 }
 
@@ -72,58 +74,64 @@ func NewMerger(o Options) *Merger {
 	if o.Packets == 0 {
 		o.Packets = defaultPackets
 	}
-	return &Merger{udp: o.UDP, pieces: make([]piece, 0, o.Packets), joins: make([]join, 0, o.Packets)}
+	return &Merger{udp: o.UDP, pieces: make([]piece, o.Packets), joins: make([]join, o.Packets)}
 }
 
 // Add takes one wire packet, whose length must be what its IP header says and
 // whose TTL is what its receiver shall see. The packet is lent until Flush has
 // ended. It is false if the Merger is full: Flush, and add the packet again.
 func (m *Merger) Add(packet []byte) bool {
-	if len(m.pieces) == cap(m.pieces) {
+	if m.taken == len(m.pieces) {
 		return false
 	}
-	s := parse(packet)
+	s := &m.joins[m.begun].shape // there are no more joins than packets
+	s.parse(packet)
 	if s.proto == protoUDP && !m.udp {
 		s.fate = foreign
 	}
 	switch s.fate {
 	case foreign:
-		m.begin(packet, s)
 	case unclear:
 		m.opened = 0
-		m.begin(packet, s)
 	case alone:
 		m.close(m.find(packet, s))
-		m.begin(packet, s)
 	case joinable:
 		i := m.find(packet, s)
 		if i >= 0 && m.extend(i, packet, s) {
-			break
+			return true
 		}
 		m.close(i)
-		m.begin(packet, s)
 		if !s.push {
 			m.open(s.hash)
 		}
 	}
+	m.begin(packet)
 	return true
 }
 
-// begin makes packet a join of its own.
-func (m *Merger) begin(packet []byte, s shape) {
-	n := int32(len(m.pieces))
-	m.pieces = append(m.pieces, piece{data: packet})
-	m.joins = append(m.joins, join{first: n, last: n, packets: 1, bytes: int32(len(packet)), shape: s})
-	j := &m.joins[len(m.joins)-1]
-	if s.fate == joinable {
-		j.next = s.seq + uint32(len(packet)-int(s.head))
-		if s.v4 {
-			j.id = binary.BigEndian.Uint16(packet[4:])
-		}
+// take notes data, which is all or the payload of the next packet.
+func (m *Merger) take(data []byte) int32 {
+	n := m.taken
+	m.pieces[n].data = data
+	m.taken++
+	return int32(n)
+}
+
+// begin makes packet, whose shape stands there already, a join of its own.
+func (m *Merger) begin(packet []byte) {
+	j, n := &m.joins[m.begun], m.take(packet)
+	m.begun++
+	j.first, j.last, j.packets, j.bytes, j.pseudo = n, n, 1, int32(len(packet)), 0
+	if j.shape.fate != joinable {
+		return
+	}
+	j.next, j.push = j.shape.seq+uint32(len(packet)-int(j.shape.head)), false
+	if j.shape.v4 {
+		j.id = binary.BigEndian.Uint16(packet[4:])
 	}
 }
 
-// open lets the last join be continued.
+// open lets the join that begins now be continued.
 func (m *Merger) open(hash uint64) {
 	i := m.opened
 	if i == maxFlows {
@@ -131,7 +139,7 @@ func (m *Merger) open(hash uint64) {
 	} else {
 		m.opened++
 	}
-	m.flows[i] = flow{hash, int32(len(m.joins) - 1)}
+	m.flows[i] = flow{hash, int32(m.begun)}
 }
 
 // close ends what flow i holds open; -1 is none.
@@ -143,7 +151,7 @@ func (m *Merger) close(i int) {
 }
 
 // find is the open flow of packet, or -1.
-func (m *Merger) find(packet []byte, s shape) int {
+func (m *Merger) find(packet []byte, s *shape) int {
 	for i := range m.flows[:m.opened] {
 		f := &m.flows[i]
 		if f.hash == s.hash && sameFlow(m.pieces[m.joins[f.join].first].data, packet, s) {
@@ -155,23 +163,28 @@ func (m *Merger) find(packet []byte, s shape) int {
 
 // extend continues the join of flow i with packet. It is false if the two do
 // not fit, or if either's sums are wrong: then both go as they came.
-func (m *Merger) extend(i int, packet []byte, s shape) bool {
+func (m *Merger) extend(i int, packet []byte, s *shape) bool {
 	j := &m.joins[m.flows[i].join]
 	first := m.pieces[j.first].data
 	size := len(packet) - int(s.head)
 	if int(j.bytes)+size > maxPacket || !j.fits(first, packet, s) {
 		return false
 	}
-	if !j.checked && !sound(first, j.shape) || !sound(packet, s) {
+	if j.pseudo == 0 {
+		sum := pseudo(first, uint16(s.proto))
+		if !sound(first, s, sum) {
+			return false
+		}
+		j.pseudo = sum
+	}
+	if !sound(packet, s, j.pseudo) {
 		return false
 	}
-	j.checked = true
 	if s.v4 {
 		id := binary.BigEndian.Uint16(packet[4:])
 		j.step, j.id = id-j.id, id
 	}
-	n := int32(len(m.pieces))
-	m.pieces = append(m.pieces, piece{data: packet[s.head:]})
+	n := m.take(packet[s.head:])
 	m.pieces[j.last].next, j.last = n, n
 	j.packets++
 	j.bytes += int32(size)
@@ -185,53 +198,56 @@ func (m *Merger) extend(i int, packet []byte, s shape) bool {
 
 // fits reports whether packet continues j, as the kernel's GRO would: nothing
 // differs that cutting could not bring back.
-func (j *join) fits(first, packet []byte, s shape) bool {
-	f := j.shape
-	if s.head != f.head || s.start != f.start || len(packet) > len(first) {
+func (j *join) fits(first, packet []byte, s *shape) bool {
+	if s.head != j.shape.head || s.seq != j.next && s.proto == protoTCP || len(packet) > len(first) {
 		return false
 	}
+	le := binary.LittleEndian
 	if s.v4 {
 		if !j.follows(first, packet) {
 			return false
 		}
-	} else if string(packet[:4]) != string(first[:4]) || packet[7] != first[7] { // class and label, hop limit
+	} else if le.Uint32(packet) != le.Uint32(first) || packet[7] != first[7] { // class and label, hop limit
 		return false
 	}
 	if s.proto == protoUDP {
 		return true
 	}
-	const flags = 13
 	a, b := first[s.start:s.head], packet[s.start:s.head]
-	return s.seq == j.next &&
-		string(a[8:flags]) == string(b[8:flags]) && // acknowledgement, data offset
-		string(a[14:tcpSum]) == string(b[14:tcpSum]) && // window
-		string(a[tcpSum+2:]) == string(b[tcpSum+2:]) // urgent pointer, options
+	if len(a) < tcpHeader || len(b) < tcpHeader {
+		return false // never, but the compiler does not know
+	}
+	// Bytes 8 to 15 are acknowledgement, data offset, flags and window; then
+	// there are the urgent pointer and options.
+	const push = flagPSH << (8 * 5)
+	return (le.Uint64(a[8:])^le.Uint64(b[8:]))&^push == 0 && le.Uint16(a[18:]) == le.Uint16(b[18:]) &&
+		string(a[tcpHeader:]) == string(b[tcpHeader:])
 }
 
-// follows compares the IPv4 headers: version and TOS, fragment bits, TTL. Of the
-// identifications either each follows the last, or, where nobody may fragment
-// and so nobody reads them (RFC 6864), all are the same.
+// follows compares the IPv4 headers: version and TOS, fragment bits, TTL and
+// protocol. Of the identifications either each follows the last, or, where
+// nobody may fragment and so nobody reads them (RFC 6864), all are the same.
 func (j *join) follows(first, packet []byte) bool {
-	if string(packet[:2]) != string(first[:2]) || string(packet[6:9]) != string(first[6:9]) {
+	be, a, b := binary.BigEndian, first[:ipv4Header], packet[:ipv4Header]
+	if be.Uint16(a) != be.Uint16(b) || be.Uint32(a[6:]) != be.Uint32(b[6:]) {
 		return false
 	}
-	be := binary.BigEndian
-	step := be.Uint16(packet[4:]) - j.id
+	step := be.Uint16(b[4:]) - j.id
 	if j.packets > 1 {
 		return step == j.step
 	}
-	return step == 1 || step == 0 && be.Uint16(packet[6:])&dontFragment != 0
+	return step == 1 || step == 0 && be.Uint16(b[6:])&dontFragment != 0
 }
 
 // Flush yields what was added, joined, each flow in its order. Then the Merger
 // is empty. What is not taken because the loop broke off is lost.
 func (m *Merger) Flush(yield func(Joined) bool) {
-	for i := range m.joins {
+	for i := range m.begun {
 		if !yield(m.finish(&m.joins[i])) {
 			break
 		}
 	}
-	m.pieces, m.joins, m.opened = m.pieces[:0], m.joins[:0], 0
+	m.taken, m.begun, m.opened = 0, 0, 0
 }
 
 // finish collects the parts of j and makes its first packet's header that of
@@ -252,18 +268,18 @@ func (m *Merger) finish(j *join) Joined {
 // seal gives the first packet the joined one's lengths and a partial sum, and
 // returns the header that says so.
 func (j *join) seal(first []byte) Header {
-	be, s := binary.BigEndian, j.shape
+	be, s := binary.BigEndian, &j.shape
 	h := Header{Flags: NeedsSum, HeaderLen: s.head, SegmentSize: uint16(len(first)) - s.head, SumStart: s.start}
 	total, transport := uint16(j.bytes), first[s.start:]
 	if s.v4 {
 		be.PutUint16(first[2:], total)
 		be.PutUint16(first[10:], 0)
-		be.PutUint16(first[10:], ^Sum(0).Add(first[:ipv4Header]).Fold())
+		be.PutUint16(first[10:], ^sumIPv4(first).Fold())
 	} else {
 		be.PutUint16(first[4:], total-ipv6Header)
 	}
 	length := total - s.start
-	partial := pseudo(first, uint16(s.proto)).Add16(length).Fold()
+	partial := j.pseudo.Add16(length).Fold()
 	switch {
 	case s.proto == protoUDP:
 		h.GSO, h.SumOffset = UDP, udpSum

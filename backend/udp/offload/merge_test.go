@@ -400,15 +400,15 @@ func TestMergeFlows(t *testing.T) {
 
 // TestMergeSameHash puts two flows where their hashes are the same.
 func TestMergeSameHash(t *testing.T) {
-	m := NewMerger(Options{UDP: true})
 	a, b := small(tcp4()), small(tcp4())
 	b.sport++
 	for _, s := range []spec{a, b, with(a, six), with(a, func(s *spec) { s.udp = true })} {
-		m.opened = 0
+		m := NewMerger(Options{UDP: true})
 		m.Add(a.packet())
-		shape := parse(s.packet())
+		var shape shape
+		shape.parse(s.packet())
 		m.flows[0].hash = shape.hash
-		if got := m.find(s.packet(), shape) == 0; got != (s.sport == a.sport && s.v6 == a.v6 && s.udp == a.udp) {
+		if got := m.find(s.packet(), &shape) == 0; got != (s.sport == a.sport && s.v6 == a.v6 && s.udp == a.udp) {
 			t.Errorf("find = %v for %+v", got, s)
 		}
 	}

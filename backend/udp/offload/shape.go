@@ -25,67 +25,64 @@ type shape struct {
 	v4, push    bool
 }
 
-// parse finds the shape of packet.
-func parse(packet []byte) shape {
-	if len(packet) < ipv4Header {
-		return shape{fate: unclear}
-	}
+// parse finds the shape of packet. It writes in place, for a shape returned is
+// one copied in larger words than it was written in, which stalls the processor.
+func (s *shape) parse(packet []byte) {
 	be, le := binary.BigEndian, binary.LittleEndian
-	s := shape{fate: unclear}
-	switch packet[0] >> 4 {
-	case 4:
+	*s = shape{fate: unclear}
+	switch {
+	case len(packet) < ipv4Header:
+		return
+	case packet[0]>>4 == 4:
 		s.v4, s.start, s.proto = true, ipv4Header, packet[9]
-		if s.proto != protoTCP && s.proto != protoUDP {
-			return shape{fate: foreign}
-		}
-		if packet[0] != 0x45 || int(be.Uint16(packet[2:])) != len(packet) || be.Uint16(packet[6:])&mayFragment != 0 {
-			return s
+		switch {
+		case s.proto != protoTCP && s.proto != protoUDP:
+			s.fate = foreign
+			return
+		case packet[0] != 0x45 || int(be.Uint16(packet[2:])) != len(packet) || be.Uint16(packet[6:])&mayFragment != 0:
+			return
 		}
 		s.hash = le.Uint64(packet[12:])
-	case 6:
-		if len(packet) < ipv6Header || int(be.Uint16(packet[4:]))+ipv6Header != len(packet) {
-			return s
-		}
+	case packet[0]>>4 == 6 && len(packet) >= ipv6Header && int(be.Uint16(packet[4:]))+ipv6Header == len(packet):
 		s.start, s.proto = ipv6Header, packet[6]
-		if s.proto == protoICMPv6 {
-			return shape{fate: foreign}
-		}
-		if s.proto != protoTCP && s.proto != protoUDP {
-			return s // perhaps behind an extension header
+		switch s.proto {
+		case protoTCP, protoUDP:
+		case protoICMPv6:
+			s.fate = foreign
+			return
+		default: // perhaps TCP behind an extension header
+			return
 		}
 		s.hash = mix(mix(le.Uint64(packet[8:]), le.Uint64(packet[16:])), mix(le.Uint64(packet[24:]), le.Uint64(packet[32:])))
 	default:
-		return s
+		return
 	}
-	transport := packet[s.start:]
-	if len(transport) < udpHeader {
-		return s
-	}
-	s.hash = mix(s.hash, uint64(le.Uint32(transport))<<8|uint64(s.proto))
-	s.fate = alone
-	if s.proto == protoTCP {
-		return s.tcp(transport)
-	}
-	s.head = s.start + udpHeader
-	if int(be.Uint16(transport[4:])) == len(transport) && len(transport) > udpHeader && be.Uint16(transport[udpSum:]) != 0 {
-		s.fate = joinable
-	}
-	return s
+	s.parseTransport(packet[s.start:])
 }
 
-// tcp completes the shape of a TCP segment. Only data can be joined, and only
-// with no other flag than ACK and PSH.
-func (s shape) tcp(transport []byte) shape {
-	if len(transport) < tcpHeader {
-		return s
+// parseTransport completes the shape of a packet with this transport header and
+// payload. Only data can be joined, and TCP's only with no other flag than ACK
+// and PSH.
+func (s *shape) parseTransport(transport []byte) {
+	if len(transport) < udpHeader {
+		return
 	}
 	be := binary.BigEndian
-	size, flags := int(transport[12]>>4)*4, be.Uint16(transport[12:])&0xfff
-	if size >= tcpHeader && size < len(transport) && flags&^flagPSH == flagACK {
-		s.fate, s.push = joinable, flags&flagPSH != 0
-		s.seq, s.head = be.Uint32(transport[4:]), s.start+uint16(size)
+	s.hash = mix(s.hash, uint64(binary.LittleEndian.Uint32(transport))<<8|uint64(s.proto))
+	s.fate = alone
+	switch {
+	case s.proto == protoUDP:
+		s.head = s.start + udpHeader
+		if int(be.Uint16(transport[4:])) == len(transport) && len(transport) > udpHeader && be.Uint16(transport[udpSum:]) != 0 {
+			s.fate = joinable
+		}
+	case len(transport) >= tcpHeader:
+		size, flags := int(transport[12]>>4)*4, be.Uint16(transport[12:])&0xfff
+		if size >= tcpHeader && size < len(transport) && flags&^flagPSH == flagACK {
+			s.fate, s.push = joinable, flags&flagPSH != 0
+			s.seq, s.head = be.Uint32(transport[4:]), s.start+uint16(size)
+		}
 	}
-	return s
 }
 
 // mix hashes two words into one. Whoever finds two flows with one hash gains a
@@ -96,19 +93,31 @@ func mix(a, b uint64) uint64 {
 }
 
 // sameFlow compares addresses, ports and protocols of packet and other, which
-// has the shape s.
-func sameFlow(packet, other []byte, s shape) bool {
-	if s.v4 {
-		return packet[0]>>4 == 4 && packet[9] == s.proto && string(packet[12:24]) == string(other[12:24])
+// has the shape s. Both are TCP or UDP without options before that.
+func sameFlow(packet, other []byte, s *shape) bool {
+	le := binary.LittleEndian
+	if packet[0]>>4 != other[0]>>4 {
+		return false
 	}
-	return packet[0]>>4 == 6 && packet[6] == s.proto && string(packet[8:44]) == string(other[8:44])
+	if s.v4 {
+		a, b := packet[:24], other[:24]
+		return a[9] == b[9] && le.Uint64(a[12:]) == le.Uint64(b[12:]) && le.Uint32(a[20:]) == le.Uint32(b[20:])
+	}
+	return packet[6] == s.proto && string(packet[8:44]) == string(other[8:44])
 }
 
-// sound reports whether the sums of a joinable packet are right.
-func sound(packet []byte, s shape) bool {
-	if s.v4 && Sum(0).Add(packet[:ipv4Header]).Fold() != 0xffff {
+// sound reports whether the sums of a joinable packet are right. Pseudo is that
+// of its flow.
+func sound(packet []byte, s *shape, pseudo Sum) bool {
+	if s.v4 && sumIPv4(packet).Fold() != 0xffff {
 		return false
 	}
 	length := uint16(len(packet)) - s.start
-	return pseudo(packet, uint16(s.proto)).Add16(length).Add(packet[s.start:]).Fold() == 0xffff
+	return pseudo.Add16(length).Add(packet[s.start:]).Fold() == 0xffff
+}
+
+// sumIPv4 is the sum of an IPv4 header without options.
+func sumIPv4(packet []byte) Sum {
+	le, b := binary.LittleEndian, packet[:ipv4Header]
+	return Sum(le.Uint64(b)).add64(le.Uint64(b[8:])).add64(uint64(le.Uint32(b[16:])))
 }
