@@ -49,7 +49,7 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 // openSockets opens what is not open yet.
 func (b *Backend) openSockets(ctx context.Context) error {
 	if b.conn == nil {
-		conn, err := openSocket(ctx, netip.AddrPortFrom(b.params.Uplink.Addr[b.outer], b.port))
+		conn, err := openSocket(ctx, netip.AddrPortFrom(b.params.Uplink.Addr[b.outer], b.port), b.whole)
 		if err != nil {
 			return err
 		}
@@ -116,7 +116,7 @@ func (b *Backend) attach(ctx context.Context) (tunnel, error) {
 	case link.Type != linkType:
 		return nil, foreignError(device, "type "+link.Type)
 	}
-	return b.open(device, link.Tun.MultiQueue)
+	return b.open(device, tunOptions{MultiQueue: link.Tun.MultiQueue, Whole: b.whole})
 }
 
 // tune sets mark, MTU and queue length where they differ.

@@ -69,17 +69,17 @@ func newHost(t *testing.T) *host {
 }
 
 // plug does to the fake what TUNSETIFF does to the kernel.
-func (h *host) plug(name string, multiQueue bool) (tunnel, error) {
+func (h *host) plug(name string, o tunOptions) (tunnel, error) {
 	link, err := h.fake.LinkByName(context.Background(), name)
 	if errors.Is(err, kernel.ErrNotFound) {
-		link = h.fake.Plug(kernel.Link{Name: name, Type: "tun", TxQueueLen: 500, Tun: kernel.Tun{MultiQueue: multiQueue}})
+		link = h.fake.Plug(kernel.Link{Name: name, Type: "tun", TxQueueLen: 500, Tun: kernel.Tun{MultiQueue: o.MultiQueue}})
 		down := false
 		if err := h.fake.SetLink(context.Background(), link.Index, kernel.LinkChange{Up: &down}); err != nil {
 			return nil, err
 		}
 		h.fake.ResetOps()
 	}
-	if link.Tun.MultiQueue != multiQueue {
+	if link.Tun.MultiQueue != o.MultiQueue {
 		return nil, errors.New("attached with the wrong flags")
 	}
 	device := newMemoryDevice()

@@ -1,17 +1,18 @@
 // Package udp joins hosts by plain UDP datagrams, flannel's default backend: it
 // needs no kernel module but tun, and passes wherever UDP does.
 //
-//	containers                                              peers
-//	    |  route 10.5.0.0/16 dev flannel0                     |
-//	    v                                                     v
-//	+--------+  Read   +-----------------------+ WriteBatch +--------+
-//	|        |-------->| sendLoop:    outbound |----------->|        |
-//	| Device |         |      table, hop - 1   |            |  Conn  |
-//	|  (TUN) |<--------| receiveLoop: inbound  |<-----------| (UDP)  |
-//	+--------+  Write  +-----------+-----------+  ReadBatch +--------+
-//	    ^                          | dropped
-//	    |  Inject (raw socket)     v
-//	    +------------------ answers (slow path): ICMP errors
+//	containers                                                      peers
+//	    |  route 10.5.0.0/16 dev flannel0                             |
+//	    v                                                             v
+//	+--------+ Read  +--------------------------------+ WriteBatch +--------+
+//	|        |------>| sender:   plan cut, outbound,  |----------->|        |
+//	| Device | Frames|           hop - 1, pack        |  Messages  |  Conn  |
+//	|  (TUN) |<------| receiver: inbound, hop - 1,    |<-----------| (UDP)  |
+//	+--------+ Write |           merge                |  ReadBatch +--------+
+//	    ^     Joined +---------------+----------------+  Arrivals
+//	    |  Inject (raw socket)       | dropped
+//	    |                            v
+//	    +-------------------- answers (slow path): ICMP errors
 //
 //	Apply --- world (peers, own addresses) ---> atomic pointer
 //	      \-- slot (current Device) ----------> followed by the loops
@@ -23,6 +24,11 @@
 //     from the inner TTL, as flannel does. The sender's port is not looked at.
 //   - An inner source must belong to the peer whose address the datagram came
 //     from; anything else is dropped and counted by reason, see [Verdict].
+//   - What a call costs is shared: the device hands over packets of up to 64 KiB
+//     that we cut (TSO, USO), a message sends up to 64 datagrams (UDP_SEGMENT), an
+//     arrival brings as many (UDP_GRO), and we join those for the device. The
+//     arithmetic is package offload's; none of it shows on the wire. Each offload
+//     is used where the kernel has it and given up alone where it refuses.
 //   - Packets for nobody are answered with net unreachable, those above the MTU
 //     that must not be fragmented with fragmentation needed, those whose TTL ran
 //     out with time exceeded: RFC 792, 1191, 4443; rate-limited, and never about
@@ -38,6 +44,7 @@
 // # Words
 //
 // Outer is what the datagram has, inner what the packet in it has. A batch is
-// what one call moves. Hops is the TTL of IPv4 and the hop limit of IPv6. To
+// what one call moves. A wire packet is one inner packet as a datagram carries it;
+// a frame is what the device hands over, a wire packet or a large one. Hops is the TTL of IPv4 and the hop limit of IPv6. To
 // tell is to answer a sender with an ICMP error.
 package udp

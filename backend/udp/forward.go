@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/flanneld-go/flanneld-go/backend/udp/offload"
 )
 
 // path moves packets between one queue of the TUN device and one socket, with
@@ -23,6 +26,8 @@ type path struct {
 	mtu     int
 	out, in *counters
 	log     *slog.Logger
+	// uso: the device takes joined UDP datagrams.
+	uso bool
 }
 
 // run forwards until ctx ends, which returns nil, or until the socket or the
@@ -49,14 +54,13 @@ func (p *path) sendLoop(ctx context.Context) error {
 	var (
 		device Device
 		err    error
-		batch  = newBatch(batchSize)
-		out    = make([]Packet, 0, batchSize)
+		s      = newSender(p)
 	)
 	for {
 		if device, err = p.devices.next(ctx, device); err != nil {
 			return err
 		}
-		if err = p.sendFrom(ctx, device, batch, out); err != nil {
+		if err = s.sendFrom(ctx, device); err != nil {
 			return err
 		}
 		if ctx.Err() == nil {
@@ -65,12 +69,27 @@ func (p *path) sendLoop(ctx context.Context) error {
 	}
 }
 
+// sender is the way out: device to socket.
+type sender struct {
+	*path
+	frames *Frames
+	packer *packer
+	count  Direction // of the present batch
+}
+
+func newSender(p *path) *sender {
+	s := &sender{path: p, frames: newFrames()}
+	s.packer = newPacker(s.write)
+	return s
+}
+
 // sendFrom forwards what device yields until it is gone, which returns nil, or
 // fails for good.
-func (p *path) sendFrom(ctx context.Context, device Device, batch, out []Packet) error {
+func (s *sender) sendFrom(ctx context.Context, device Device) error {
 	var tries patience
 	for {
-		n, err := device.Read(batch)
+		s.frames.Reset()
+		err := device.Read(s.frames)
 		switch {
 		case errors.Is(err, errGone):
 			return nil
@@ -81,38 +100,54 @@ func (p *path) sendFrom(ctx context.Context, device Device, batch, out []Packet)
 			continue
 		}
 		tries = patience{}
-		p.send(batch[:n], out)
+		s.forward()
 	}
 }
 
-// send decides on the packets of batch and writes those that pass to the
-// socket. Out is empty scratch space as large as batch.
-func (p *path) send(batch, out []Packet) {
-	var d Direction
-	w := p.world.Load()
-	for i := range batch {
-		b := batch[i].Data
-		to, h, v := w.outbound(b, p.mtu)
-		if v != Forwarded {
-			d.count(v, len(b))
-			p.answers.tell(b, h, v, p.mtu, w.own[h.family])
+// forward decides on the frames and writes what passes to the socket.
+func (s *sender) forward() {
+	w := s.world.Load()
+	for i := range s.frames.List {
+		f := &s.frames.List[i]
+		cut, err := offload.Plan(f.Header, f.Data)
+		if err != nil {
+			s.count.drop(Malformed, 1)
 			continue
 		}
-		out = append(out, Packet{Data: b, Outer: to})
+		to, h, v := w.outbound(f.Data, cut.WireSize(), s.mtu)
+		if v != Forwarded {
+			s.count.drop(v, cut.Count)
+			s.answers.tell(f.Data, h, v, s.mtu, w.own[h.family])
+			continue
+		}
+		s.packer.add(i, to, cut)
 	}
-	for len(out) > 0 {
-		n, err := p.conn.WriteBatch(out)
-		out = settle(&d, out, n, err, SendFailed)
+	s.packer.pack(s.frames.List)
+	s.out.add(&s.count)
+}
+
+// write sends messages. One that fails is given up and the others go on: networks
+// lose packets, and whoever needs them sends them again.
+func (s *sender) write(messages []Message) {
+	for len(messages) > 0 {
+		n, err := s.conn.WriteBatch(messages)
+		for i := range messages[:n] {
+			s.count.pass(messages[i].Packets, messages[i].Bytes)
+		}
+		messages = messages[n:]
+		if err != nil && len(messages) > 0 {
+			s.count.drop(SendFailed, messages[0].Packets)
+			messages = messages[1:]
+		}
 	}
-	p.out.add(&d)
 }
 
 // receiveLoop takes datagrams from the socket until it is closed.
 func (p *path) receiveLoop(ctx context.Context) error {
 	var (
 		tries patience
-		batch = newBatch(batchSize)
-		out   = make([]Packet, 0, batchSize)
+		batch = newArrivals(arrivalsMost)
+		r     = newReceiver(p)
 	)
 	for {
 		n, err := p.conn.ReadBatch(batch)
@@ -128,50 +163,71 @@ func (p *path) receiveLoop(ctx context.Context) error {
 			continue
 		}
 		tries = patience{}
-		p.receive(batch[:n], out)
+		r.forward(batch[:n])
 	}
 }
 
-// receive decides on the datagrams of batch and writes those that pass to the
-// current device; without one they are lost. Out is as in send.
-func (p *path) receive(batch, out []Packet) {
-	var d Direction
-	w := p.world.Load()
+// arrivalsMost is how many arrivals one read takes at most.
+const arrivalsMost = 32
+
+// receiver is the way in: socket to device.
+type receiver struct {
+	*path
+	merger *offload.Merger
+	count  Direction // of the present batch
+}
+
+func newReceiver(p *path) *receiver {
+	return &receiver{path: p, merger: offload.NewMerger(offload.Options{UDP: p.uso})}
+}
+
+// forward decides on the datagrams of batch and writes those that pass to the
+// current device; without one they are lost.
+func (r *receiver) forward(batch []Arrival) {
+	w := r.world.Load()
 	for i := range batch {
-		b := batch[i].Data
-		h, v := w.inbound(b, batch[i].Outer.Addr())
-		if v != Forwarded {
-			d.count(v, len(b))
-			p.answers.tell(b, h, v, p.mtu, w.own[h.family])
+		a := &batch[i]
+		for left := a.Data; ; {
+			b := left[:min(a.Size, len(left))]
+			left = left[len(b):]
+			r.decide(w, b, a.From.Addr())
+			if len(left) == 0 {
+				break
+			}
+		}
+	}
+	r.deliver()
+	r.in.add(&r.count)
+}
+
+// decide adds b to what is delivered, if it may pass.
+func (r *receiver) decide(w *world, b []byte, from netip.Addr) {
+	h, v := w.inbound(b, from)
+	if v != Forwarded {
+		r.count.drop(v, 1)
+		r.answers.tell(b, h, v, r.mtu, w.own[h.family])
+		return
+	}
+	if !r.merger.Add(b) {
+		r.deliver()
+		r.merger.Add(b)
+	}
+}
+
+// deliver writes what the merger holds to the device.
+func (r *receiver) deliver() {
+	device := r.devices.get()
+	for joined := range r.merger.Flush {
+		err := errGone
+		if device != nil {
+			err = device.Write(joined)
+		}
+		if err != nil {
+			r.count.drop(NotDelivered, joined.Packets)
 			continue
 		}
-		out = append(out, batch[i])
+		r.count.pass(joined.Packets, joined.Bytes)
 	}
-	device := p.devices.get()
-	for len(out) > 0 {
-		n, err := 0, errGone
-		if device != nil {
-			n, err = device.Write(out)
-		}
-		out = settle(&d, out, n, err, NotDelivered)
-	}
-	p.in.add(&d)
-}
-
-// settle counts the outcome of one write of out, n packets and then perhaps an
-// error, and returns what is left to write. A packet that fails is given up and
-// the others go on: networks lose packets, and whoever needs them sends them
-// again.
-func settle(d *Direction, out []Packet, n int, err error, failed Verdict) []Packet {
-	for _, p := range out[:n] {
-		d.count(Forwarded, len(p.Data))
-	}
-	out = out[n:]
-	if err != nil && len(out) > 0 {
-		d.count(failed, len(out[0].Data))
-		out = out[1:]
-	}
-	return out
 }
 
 // patience is how long a read may fail: with pauses of 10 ms, doubled each time,

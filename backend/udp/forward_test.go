@@ -1,6 +1,7 @@
 package udp
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/flanneld-go/flanneld-go/backend/udp/offload"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -85,12 +87,13 @@ func TestForwardBothWays(t *testing.T) {
 				dst, to = "10.5.3.9", "198.18.0.3:8290"
 			}
 			feed = append(feed, out(dst, i).packet())
-			want = append(want, Packet{out(dst, i).after(), netip.MustParseAddrPort(to)})
+			want = append(want, Packet{Data: out(dst, i).after(), Outer: netip.MustParseAddrPort(to)})
 		}
 		l.device.feed("", feed...)
 		l.conn.feed("198.18.0.2:61000", in("10.5.2.9", 1).packet(), in("10.5.2.0", 2).packet())
 		synctest.Wait()
-		if diff := cmp.Diff(want, l.conn.taken(), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+		// What goes to one receiver keeps its order.
+		if diff := cmp.Diff(byReceiver(want), byReceiver(l.conn.taken())); diff != "" {
 			t.Errorf("sent (-want +got):\n%s", diff)
 		}
 		var got [][]byte
@@ -108,6 +111,54 @@ func TestForwardBothWays(t *testing.T) {
 			t.Errorf("counted %+v in", got)
 		}
 	})
+}
+
+// TestLargePacketsPass: what one host's device hands over, the other's gets: cut on
+// the wire, joined again, two hops later.
+func TestLargePacketsPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := newLab(), newLab()
+		there.world.Store(&world{table: newTable([]peer{{netip.MustParsePrefix("10.5.1.0/24"), netip.MustParseAddrPort("198.18.0.1:8285")}})})
+		here.start(t)
+		there.start(t)
+		header, large := largeTCP("10.5.2.9", bytes.Repeat([]byte("flannel0"), 5001), 1420)
+		here.device.feedLarge(header, large)
+		synctest.Wait()
+		var wire [][]byte
+		for _, p := range here.conn.taken() {
+			if len(p.Data) > 1460 {
+				t.Errorf("%d bytes in a datagram", len(p.Data))
+			}
+			wire = append(wire, p.Data)
+		}
+		there.conn.feedArrival("198.18.0.1:8285", 1460, wire...)
+		synctest.Wait()
+		want := slices.Clone(large)
+		lowerHops(want, subnet.IPv4)
+		lowerHops(want, subnet.IPv4)
+		if p := there.device.taken(); len(p) != 1 || p[0].Header != header || !bytes.Equal(p[0].Data, want) {
+			t.Errorf("delivered %d packets, not the large one under %+v", len(p), header)
+		}
+		here.stop(t)
+		there.stop(t)
+		const packets = (5001*8 + 1419) / 1420
+		sent, got := here.out.snapshot(), there.in.snapshot()
+		if sent.Packets != (ByVerdict{Forwarded: packets}) || sent.Bytes != 5001*8+packets*40 {
+			t.Errorf("counted %+v out", sent)
+		}
+		if got.Packets != (ByVerdict{Forwarded: packets}) {
+			t.Errorf("counted %+v in", got)
+		}
+	})
+}
+
+func byReceiver(packets []Packet) map[string][][]byte {
+	m := map[string][][]byte{}
+	for _, p := range packets {
+		to := p.Outer.String()
+		m[to] = append(m[to], p.Data)
+	}
+	return m
 }
 
 func TestDropsAreCountedAndTold(t *testing.T) {
@@ -184,7 +235,9 @@ func TestFailedWritesAreSkipped(t *testing.T) {
 				l.conn.refuse, l.device.refuse = every3rd, every3rd
 				l.start(t)
 				for i := range byte(100) {
-					l.device.feed("", out("10.5.2.9", i).packet())
+					f := out("10.5.2.9", i)
+					f.payload = append(f.payload, make([]byte, i)...) // longer than the last: a message of its own
+					l.device.feed("", f.packet())
 					l.conn.feed("198.18.0.2:8285", in("10.5.2.9", i).packet())
 				}
 				synctest.Wait()
@@ -264,13 +317,13 @@ func TestReadErrorsPass(t *testing.T) {
 // stubborn fails every read.
 type stubborn struct{ *pipe }
 
-func (s stubborn) Read([]Packet) (int, error) {
+func (s stubborn) Read(*Frames) error {
 	if s.gone() {
-		return 0, s.closed
+		return s.closed
 	}
-	return 0, unix.EIO
+	return unix.EIO
 }
-func (s stubborn) ReadBatch(b []Packet) (int, error) { return s.Read(b) }
+func (s stubborn) ReadBatch([]Arrival) (int, error) { return 0, s.Read(nil) }
 
 func TestRunEndsWhenReadsFailForGood(t *testing.T) {
 	for name, tc := range map[string]struct {
@@ -329,18 +382,20 @@ func TestPacketPathDoesNotAllocate(t *testing.T) {
 		"ipv6": flow{src: "fd05:0:0:2::9", dst: "fd05:0:0:2::8", hops: 9}.packet(), "malformed": {1, 2, 3},
 		"both ways": flow{src: "10.5.2.9", dst: "10.5.3.9", hops: 200}.packet(),
 	}
-	batch, scratch := newBatch(batchSize), make([]Packet, 0, batchSize)
+	send, receive := newSender(&l.path), newReceiver(&l.path)
+	batch := newArrivals(arrivalsMost)
 	for name, b := range packets {
 		fill := func() {
+			send.frames.Reset()
 			for i := range batch {
-				batch[i].Data = batch[i].Data[:copy(batch[i].Data[:cap(batch[i].Data)], b)]
-				batch[i].Outer = netip.MustParseAddrPort("198.18.0.2:8285")
+				send.frames.put(offload.Header{}, b)
+				batch[i].set(b, "198.18.0.2:8285")
 			}
 		}
-		if n := testing.AllocsPerRun(20, func() { fill(); l.send(batch, scratch) }); n != 0 {
+		if n := testing.AllocsPerRun(20, func() { fill(); send.forward() }); n != 0 {
 			t.Errorf("%s: send allocates %v times per batch", name, n)
 		}
-		if n := testing.AllocsPerRun(20, func() { fill(); l.receive(batch, scratch) }); n != 0 {
+		if n := testing.AllocsPerRun(20, func() { fill(); receive.forward(batch) }); n != 0 {
 			t.Errorf("%s: receive allocates %v times per batch", name, n)
 		}
 	}
@@ -348,11 +403,11 @@ func TestPacketPathDoesNotAllocate(t *testing.T) {
 
 type discard struct{}
 
-func (discard) Read([]Packet) (int, error)         { return 0, errGone }
-func (discard) Write(b []Packet) (int, error)      { return len(b), nil }
-func (discard) ReadBatch([]Packet) (int, error)    { return 0, net.ErrClosed }
-func (discard) WriteBatch(b []Packet) (int, error) { return len(b), nil }
-func (discard) Close() error                       { return nil }
+func (discard) Read(*Frames) error                  { return errGone }
+func (discard) Write(offload.Joined) error          { return nil }
+func (discard) ReadBatch([]Arrival) (int, error)    { return 0, net.ErrClosed }
+func (discard) WriteBatch(b []Message) (int, error) { return len(b), nil }
+func (discard) Close() error                        { return nil }
 
 // TestWorldChangesUnderLoad is for the race detector: peers come and go while
 // packets pass, and each packet meets one world or the other.
@@ -368,7 +423,7 @@ func TestWorldChangesUnderLoad(t *testing.T) {
 			l.world.Store([]*world{empty, testWorld()}[i%2])
 		}
 	}()
-	batch, scratch := newBatch(4), make([]Packet, 0, 4)
+	send := newSender(&l.path)
 	total := uint64(0)
 	for running := true; running; {
 		select {
@@ -376,12 +431,12 @@ func TestWorldChangesUnderLoad(t *testing.T) {
 			running = false
 		default:
 		}
-		for i := range batch {
-			b := batch[i].Data[:cap(batch[i].Data)]
-			batch[i].Data = b[:copy(b, out("10.5.2.9", 1).packet())]
+		send.frames.Reset()
+		for range 4 {
+			send.frames.put(offload.Header{}, out("10.5.2.9", 1).packet())
 		}
-		l.send(batch, scratch)
-		total += uint64(len(batch))
+		send.forward()
+		total += 4
 	}
 	if got := l.out.snapshot().Packets; got[Forwarded]+got[NoPeer] != total {
 		t.Errorf("%d packets, counted %v", total, got)

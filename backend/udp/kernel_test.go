@@ -29,7 +29,7 @@ func TestKernelHostState(t *testing.T) {
 	m.mustApply(t)
 	defer m.Close()
 	link := m.ns.ip(t, "-d link show flannel0")
-	for _, want := range []string{"<POINTOPOINT,MULTICAST,NOARP,UP,LOWER_UP> mtu 1472", "qlen 2000", "tun type tun pi off vnet_hdr off persist on", "alias flanneld-go"} {
+	for _, want := range []string{"<POINTOPOINT,MULTICAST,NOARP,UP,LOWER_UP> mtu 1472", "qlen 2000", "tun type tun pi off vnet_hdr on persist on", "alias flanneld-go"} {
 		if !strings.Contains(link, want) {
 			t.Errorf("no %q in:\n%s", want, link)
 		}
@@ -222,12 +222,13 @@ func TestKernelAdopts(t *testing.T) {
 	}
 }
 
-// TestKernelTurnsOffloadsOff: with those of an earlier holder, TCP packets would
-// reach the peer without their checksums.
-func TestKernelTurnsOffloadsOff(t *testing.T) {
+// TestKernelMixedOffloads: a host without offloads and one with them exchange
+// streams. On the one without, an earlier holder of the device had left them on.
+func TestKernelMixedOffloads(t *testing.T) {
 	m := twoMachines(t)
+	m[0].options = `{"Offload":"off"}`
 	m[0].ns.do(t, func() {
-		before, err := openTUN(device, false)
+		before, err := openTUN(device, tunOptions{})
 		if err != nil {
 			t.Error(err)
 			return
@@ -310,7 +311,7 @@ func TestHoldDevice(t *testing.T) {
 	if os.Getenv(holdDevice) == "" {
 		return // the test that needs it starts it
 	}
-	held, err := openTUN(device, false)
+	held, err := openTUN(device, tunOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,7 +367,7 @@ func TestKernelWithoutNode(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		_, err = openTUN(device, false)
+		_, err = openTUN(device, tunOptions{})
 		if !errors.Is(err, ErrNoTUN) || !strings.Contains(err.Error(), "cannot use /dev/net/tun: no such file or directory: run `modprobe tun`") {
 			t.Errorf("open: %v", err)
 		}
@@ -380,7 +381,7 @@ func TestKernelWithoutCapability(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		if _, err := openTUN(device, false); !errors.Is(err, kernel.ErrPermission) || !strings.Contains(err.Error(), "needs CAP_NET_ADMIN") {
+		if _, err := openTUN(device, tunOptions{}); !errors.Is(err, kernel.ErrPermission) || !strings.Contains(err.Error(), "needs CAP_NET_ADMIN") {
 			t.Errorf("open: %v", err)
 		}
 		raw, err := openRaw(context.Background(), []subnet.Family{subnet.IPv4})

@@ -1,11 +1,39 @@
 package udp
 
 import (
+	"bytes"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
+
+	"github.com/flanneld-go/flanneld-go/backend/udp/offload"
 )
+
+// Packet is a packet on its way to or from a test: one of the wire, or one of the
+// device with the header it came with.
+type Packet struct {
+	Data   []byte
+	Outer  netip.AddrPort
+	Header offload.Header
+	size   int // of a datagram in an arrival of several
+}
+
+// put adds a frame as a device's Read does; false: there is no room.
+func (f *Frames) put(h offload.Header, b []byte) bool {
+	room := f.Room()
+	if room == nil {
+		return false
+	}
+	h.Put(room)
+	return f.Add(offload.HeaderSize + copy(room[offload.HeaderSize:], b))
+}
+
+// set makes a one datagram from a sender.
+func (a *Arrival) set(b []byte, from string) {
+	at := a.Data[:cap(a.Data)]
+	*a = Arrival{Data: at[:copy(at, b)], Size: max(len(b), 1), From: netip.MustParseAddrPort(from)}
+}
 
 // pipe is a queue of packets that stands for what lies behind a Device or a
 // Conn. It obeys the contract of both and counts on it: a buffer that is used
@@ -28,6 +56,7 @@ func newPipe(closed error) *pipe { return &pipe{closed: closed, arrived: make(ch
 
 func (q *pipe) attached() bool { return !q.gone() }
 func (q *pipe) persist() error { return nil }
+func (q *pipe) joinsUDP() bool { return true }
 
 func (q *pipe) gone() bool {
 	q.mu.Lock()
@@ -51,7 +80,7 @@ func (q *pipe) feed(from string, packets ...[]byte) {
 		outer = netip.MustParseAddrPort(from)
 	}
 	for _, b := range packets {
-		q.waiting = append(q.waiting, Packet{slices.Clone(b), outer})
+		q.waiting = append(q.waiting, Packet{Data: slices.Clone(b), Outer: outer})
 	}
 	q.wake()
 }
@@ -73,59 +102,114 @@ func (q *pipe) taken() []Packet {
 	return w
 }
 
-func (q *pipe) Read(batch []Packet) (int, error) {
+// feedArrival makes datagrams of size bytes each wait as the kernel joins them.
+func (q *pipe) feedArrival(from string, size int, packets ...[]byte) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.waiting = append(q.waiting, Packet{Data: bytes.Join(packets, nil), Outer: netip.MustParseAddrPort(from), size: size})
+	q.wake()
+}
+
+// feedLarge makes a packet wait that is to be cut as h says.
+func (q *pipe) feedLarge(h offload.Header, b []byte) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.waiting = append(q.waiting, Packet{Data: slices.Clone(b), Header: h})
+	q.wake()
+}
+
+// await blocks until there is something to read.
+func (q *pipe) await() error {
 	for {
-		if n, err := q.poll(batch); n > 0 || err != nil {
-			return n, err
+		q.mu.Lock()
+		closed, err, n := q.isClosed, q.readErr, len(q.waiting)
+		q.readErr = nil
+		q.mu.Unlock()
+		switch {
+		case closed:
+			q.wake() // whoever else waits
+			return q.closed
+		case err != nil:
+			return err
+		case n > 0:
+			return nil
 		}
 		<-q.arrived
 	}
 }
 
-func (q *pipe) poll(batch []Packet) (int, error) {
+func (q *pipe) Read(f *Frames) error {
+	if err := q.await(); err != nil {
+		return err
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.isClosed {
-		q.wake() // whoever else waits
-		return 0, q.closed
+	for _, p := range q.waiting {
+		if !f.put(p.Header, p.Data) {
+			break
+		}
+		q.waiting = q.waiting[1:]
 	}
-	if err := q.readErr; err != nil {
-		q.readErr = nil
+	q.reads++
+	return nil
+}
+
+func (q *pipe) ReadBatch(batch []Arrival) (int, error) {
+	if err := q.await(); err != nil {
 		return 0, err
 	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	n := min(len(batch), len(q.waiting))
 	for i, p := range q.waiting[:n] {
-		b := batch[i].Data[:cap(batch[i].Data)]
-		batch[i] = Packet{b[:copy(b, p.Data)], p.Outer}
+		batch[i].set(p.Data, p.Outer.String())
+		if p.size != 0 {
+			batch[i].Size = p.size
+		}
 	}
 	q.waiting = q.waiting[n:]
-	if n > 0 {
-		q.reads++
-	}
+	q.reads++
 	return n, nil
 }
 
-func (q *pipe) Write(batch []Packet) (int, error) {
+// write takes p unless it is to be refused.
+func (q *pipe) write(p Packet) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for i, p := range batch {
-		if q.isClosed {
-			return i, q.closed
+	if q.isClosed {
+		return q.closed
+	}
+	n := q.writes
+	q.writes++
+	if q.refuse != nil {
+		if err := q.refuse(n, p); err != nil {
+			return err
 		}
-		n := q.writes
-		q.writes++
-		if q.refuse != nil {
-			if err := q.refuse(n, p); err != nil {
+	}
+	q.written = append(q.written, p)
+	return nil
+}
+
+// Write records a joined packet as one.
+func (q *pipe) Write(p offload.Joined) error {
+	return q.write(Packet{Data: bytes.Join(p.Parts, nil), Header: p.Header})
+}
+
+// WriteBatch records each datagram. A message that is refused is refused whole,
+// like the kernel's, and by its first.
+func (q *pipe) WriteBatch(batch []Message) (int, error) {
+	for i, m := range batch {
+		b := bytes.Join(m.Parts, nil)
+		for first := true; len(b) > 0 || first; first = false {
+			n := min(m.Size, len(b))
+			if err := q.write(Packet{Data: b[:n:n], Outer: m.To}); err != nil {
 				return i, err
 			}
+			b = b[n:]
 		}
-		q.written = append(q.written, Packet{slices.Clone(p.Data), p.Outer})
 	}
 	return len(batch), nil
 }
-
-func (q *pipe) ReadBatch(batch []Packet) (int, error)  { return q.Read(batch) }
-func (q *pipe) WriteBatch(batch []Packet) (int, error) { return q.Write(batch) }
 
 func (q *pipe) Close() error {
 	q.mu.Lock()

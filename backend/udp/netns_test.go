@@ -100,6 +100,7 @@ type machine struct {
 	ns        netns
 	container netns
 	host      *kernel.Netlink
+	options   string // the config's Backend object
 	ended     chan error
 	cancel    context.CancelFunc
 }
@@ -138,7 +139,7 @@ func newMachine(t testing.TB, number int) *machine {
 
 // config has both families over IPv4.
 func (m *machine) config() *subnet.Config {
-	c := testConfig("")
+	c := testConfig(m.options)
 	c.Ranges[subnet.IPv6] = subnet.Range{Network: netip.MustParsePrefix("fd05::/48"), SubnetLen: 64}
 	return c
 }

@@ -122,7 +122,7 @@ func FuzzPacketPath(f *testing.F) {
 	f.Add(flow{src: "fd05::1", dst: "fd05:1::2", hops: 9, proto: protoFragment, payload: make([]byte, 16)}.packet())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		before := slices.Clone(b)
-		_, h, out := w.outbound(b, 1472)
+		_, h, out := w.outbound(b, len(b), 1472)
 		switch out {
 		case Forwarded:
 			checkLowered(t, before, b, h.family)

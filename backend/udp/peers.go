@@ -76,10 +76,11 @@ type world struct {
 	own subnet.ByFamily[netip.Addr]
 }
 
-// outbound decides on a packet of this host and finds its receiver. When it is
+// outbound decides on a packet of this host and finds its receiver. Wire is the
+// length of the longest packet that b is cut into. When it is
 // [Forwarded] one hop has been taken from b; otherwise b is untouched, so that
 // an ICMP error can quote it.
-func (w *world) outbound(b []byte, mtu int) (netip.AddrPort, header, Verdict) {
+func (w *world) outbound(b []byte, wire, mtu int) (netip.AddrPort, header, Verdict) {
 	h, ok := parse(b)
 	if !ok {
 		return netip.AddrPort{}, h, Malformed
@@ -92,7 +93,7 @@ func (w *world) outbound(b []byte, mtu int) (netip.AddrPort, header, Verdict) {
 		return netip.AddrPort{}, h, NoPeer
 	case h.hops <= 1:
 		return netip.AddrPort{}, h, Expired
-	case len(b) > mtu && h.whole, len(b) > maxDatagram:
+	case wire > mtu && h.whole, wire > maxDatagram:
 		return netip.AddrPort{}, h, TooBig
 	}
 	lowerHops(b, h.family)

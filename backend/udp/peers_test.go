@@ -107,7 +107,7 @@ func TestOutbound(t *testing.T) {
 		"router solicitation":           {flow{src: "fe80::1", dst: "ff02::2", hops: 255}, netip.AddrPort{}, Multicast},
 	} {
 		t.Run(name, func(t *testing.T) {
-			to, _, got := testWorld().outbound(tc.in.packet(), 1472)
+			to, _, got := testWorld().outbound(tc.in.packet(), len(tc.in.packet()), 1472)
 			if to != tc.to || got != tc.want {
 				t.Errorf("outbound(%+v) = %v, %v; want %v, %v", tc.in, to, got, tc.to, tc.want)
 			}
@@ -148,7 +148,7 @@ func BenchmarkOutbound10000Peers(b *testing.B) {
 	packet := flow{src: "10.5.1.2", dst: "10.5.2.9", hops: 255}.packet()
 	for b.Loop() {
 		packet[8] = 255
-		if _, _, v := w.outbound(packet, 1472); v != Forwarded {
+		if _, _, v := w.outbound(packet, len(packet), 1472); v != Forwarded {
 			b.Fatal(v)
 		}
 	}

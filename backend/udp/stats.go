@@ -92,12 +92,15 @@ func (c *counters) snapshot() Direction {
 	return d
 }
 
-// count notes the verdict on a packet of n bytes.
-func (d *Direction) count(v Verdict, n int) {
-	d.Packets[v]++
-	if v == Forwarded {
-		d.Bytes += uint64(n) //nolint:gosec // a length
-	}
+// pass notes packets that were forwarded, of so many bytes together.
+func (d *Direction) pass(packets, bytes int) {
+	d.Packets[Forwarded] += uint64(packets) //nolint:gosec // a count
+	d.Bytes += uint64(bytes)                //nolint:gosec // a length
+}
+
+// drop notes packets that were not.
+func (d *Direction) drop(v Verdict, packets int) {
+	d.Packets[v] += uint64(packets) //nolint:gosec // a count
 }
 
 // Counters returns s by name: direction, then a verdict and "packets", or

@@ -9,10 +9,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/udp/offload"
 )
 
 // Why there can be no tunnel device. Each error that wraps one of these says
@@ -38,23 +40,35 @@ type tun struct {
 	file   *os.File
 	raw    syscall.RawConn
 	closed atomic.Bool
+	uso    bool
 	// The reader's and the writer's call in progress. They stand here, with
 	// their functions made once, so that a call allocates nothing.
-	reading, writing call
+	reading struct {
+		frames *Frames
+		err    error
+		ready  func(fd uintptr) bool
+	}
+	writing struct {
+		parts  []unix.Iovec
+		err    error
+		ready  func(fd uintptr) bool
+		header [offload.HeaderSize]byte
+		all    [1 + offload.MaxParts]unix.Iovec
+	}
 }
 
-// call is a batch on its way through the runtime's poller.
-type call struct {
-	batch []Packet
-	n     int
-	err   error
-	ready func(fd uintptr) bool
+// tunOptions say what a TUN device is opened with.
+type tunOptions struct {
+	// MultiQueue is what the device was made with: attaching takes the same.
+	MultiQueue bool
+	// Whole asks for no offloads: each packet is one of the wire.
+	Whole bool
 }
 
 // openTUN attaches to the TUN device name, making it where it is missing, in the
 // network namespace of the calling thread. A made device goes away with its
 // descriptor until persist is called.
-func openTUN(name string, multiQueue bool) (_ tunnel, err error) {
+func openTUN(name string, o tunOptions) (_ tunnel, err error) {
 	fd, err := unix.Open(tunNode, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, nodeError(err)
@@ -68,20 +82,49 @@ func openTUN(name string, multiQueue bool) (_ tunnel, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("name device %q: %w", name, err)
 	}
-	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI)
-	if multiQueue { // attaching takes the flag that the device was made with
+	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if o.MultiQueue {
 		flags |= unix.IFF_MULTI_QUEUE
 	}
 	req.SetUint16(flags)
 	if err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 		return nil, attachError(name, err)
 	}
-	// An earlier holder may have left offloads on.
-	if err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0); err != nil {
-		return nil, fmt.Errorf("turn off offloads of %s: %w", name, err)
+	// An earlier holder may have asked for a longer one.
+	if err = unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, offload.HeaderSize); err != nil {
+		return nil, fmt.Errorf("set header of %s: %w", name, err)
+	}
+	level, err := setOffloads(fd, o.Whole)
+	if err != nil {
+		return nil, fmt.Errorf("set offloads of %s: %w", name, err)
 	}
 	// Only now: the poller takes a descriptor without a device for broken.
-	return newTUN(name, os.NewFile(uintptr(fd), tunNode))
+	t, err := newTUN(name, os.NewFile(uintptr(fd), tunNode))
+	if err != nil {
+		return nil, err
+	}
+	t.uso = level&unix.TUN_F_USO4 != 0
+	return t, nil
+}
+
+// setOffloads asks for as much as the kernel knows and returns what it gave. What
+// an earlier holder had left on is off where it is not asked for.
+func setOffloads(fd int, whole bool) (int, error) {
+	const (
+		tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+		uso = unix.TUN_F_USO4 | unix.TUN_F_USO6 // Linux 6.2
+	)
+	levels := []int{tso | uso, tso, 0}
+	if whole {
+		levels = levels[2:]
+	}
+	var err error
+	for _, level := range levels {
+		if err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, level); err == nil {
+			return level, nil
+		}
+	}
+	return 0, err
 }
 
 func newTUN(name string, file *os.File) (*tun, error) {
@@ -193,6 +236,9 @@ func (t *tun) attached() bool {
 	return err == nil && req.Name() == t.name
 }
 
+// joinsUDP reports whether the device takes joined UDP datagrams.
+func (t *tun) joinsUDP() bool { return t.uso }
+
 func (t *tun) control(f func(fd int) error) error {
 	var err error
 	if e := t.raw.Control(func(fd uintptr) { err = f(int(fd)) }); e != nil {
@@ -202,71 +248,79 @@ func (t *tun) control(f func(fd int) error) error {
 }
 
 // Read implements [Device].
-func (t *tun) Read(batch []Packet) (int, error) {
+func (t *tun) Read(f *Frames) error {
 	c := &t.reading
-	c.batch, c.n, c.err = batch, 0, nil
-	return t.finish(c, t.raw.Read(c.ready))
+	c.frames, c.err = f, nil
+	err := t.raw.Read(c.ready)
+	c.frames = nil
+	if len(f.List) > 0 {
+		return nil // the next call meets an error again
+	}
+	return t.outcome(err, c.err)
 }
 
-// read takes packets until there is none, and asks the poller to call again if
-// there was not even one.
+// read takes packets until there is none or no room, and asks the poller to call
+// again if there was not even one.
 func (t *tun) read(fd uintptr) bool {
 	c := &t.reading
-	for c.n < len(c.batch) {
-		p := &c.batch[c.n]
-		n, err := unix.Read(int(fd), p.Data[:cap(p.Data)])
+	for {
+		room := c.frames.Room()
+		if room == nil {
+			return true
+		}
+		n, err := unix.Read(int(fd), room)
 		switch {
 		case err == nil:
-			p.Data = p.Data[:n]
-			c.n++
+			c.frames.Add(n)
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN):
-			return c.n > 0
-		case c.n == 0: // else the next call meets it again
-			c.err = err
-			return true
+			return len(c.frames.List) > 0
 		default:
+			c.err = err
 			return true
 		}
 	}
-	return true
 }
 
 // Write implements [Device].
-func (t *tun) Write(batch []Packet) (int, error) {
+func (t *tun) Write(packet offload.Joined) error {
 	c := &t.writing
-	c.batch, c.n, c.err = batch, 0, nil
-	return t.finish(c, t.raw.Write(c.ready))
+	packet.Header.Put(c.header[:])
+	c.parts = append(c.all[:0], unix.Iovec{Base: &c.header[0], Len: offload.HeaderSize})
+	for _, b := range packet.Parts {
+		c.parts = append(c.parts, unix.Iovec{Base: unsafe.SliceData(b), Len: uint64(len(b))})
+	}
+	c.err = nil
+	return t.outcome(t.raw.Write(c.ready), c.err)
 }
 
 func (t *tun) write(fd uintptr) bool {
 	c := &t.writing
-	for c.n < len(c.batch) {
-		_, err := unix.Write(int(fd), c.batch[c.n].Data)
-		switch {
-		case err == nil:
-			c.n++
-		case errors.Is(err, unix.EINTR):
-		default:
-			c.err = err
-			return true
+	for {
+		_, _, err := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&c.parts[0])), uintptr(len(c.parts)))
+		if err == unix.EINTR {
+			continue
 		}
+		if err != 0 {
+			c.err = err
+		}
+		return true
 	}
-	return true
 }
 
-// finish returns a call's outcome; pollErr is the poller's own.
-func (t *tun) finish(c *call, pollErr error) (int, error) {
-	c.batch = nil
+// outcome is a call's error, the poller's or the kernel's.
+func (t *tun) outcome(pollErr, err error) error {
 	switch {
+	case pollErr == nil && err == nil:
+		return nil
 	case t.closed.Load(): // whose error no package exports
-		return c.n, errGone
+		return errGone
 	case pollErr != nil:
-		return c.n, pollErr
-	case errors.Is(c.err, unix.EBADFD):
-		return c.n, fmt.Errorf("%w: deleted", errGone)
+		return pollErr
+	case errors.Is(err, unix.EBADFD):
+		return fmt.Errorf("%w: deleted", errGone)
 	}
-	return c.n, c.err
+	return err
 }
 
 // Close implements [Device]. A persistent device stays.

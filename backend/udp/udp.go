@@ -32,6 +32,8 @@ const (
 type Options struct {
 	// Port is where we and all peers that publish no other receive.
 	Port uint16
+	// Whole moves packets as they are on the wire: Offload is off.
+	Whole bool
 }
 
 // ParseOptions decodes c's Backend object. It returns every problem at once, and
@@ -43,7 +45,8 @@ func ParseOptions(c *subnet.Config) (Options, []string, error) {
 	}
 	o.Raw("Type")
 	port := o.Int("Port", defaultPort, 1, math.MaxUint16)
-	return Options{Port: uint16(port)}, o.Unknown(), o.Err() //nolint:gosec // within its bounds
+	whole := o.String("Offload", "auto", "auto", "off") == "off"
+	return Options{Port: uint16(port), Whole: whole}, o.Unknown(), o.Err() //nolint:gosec // within its bounds
 }
 
 // Backend joins hosts by UDP datagrams that hold one IP packet each. It is a
@@ -51,10 +54,11 @@ func ParseOptions(c *subnet.Config) (Options, []string, error) {
 type Backend struct {
 	params backend.Params
 	port   uint16
+	whole  bool
 	outer  subnet.Family // of the datagrams
 	log    *slog.Logger
 	// open attaches to the TUN device name: openTUN, or a test's.
-	open func(name string, multiQueue bool) (tunnel, error)
+	open func(name string, o tunOptions) (tunnel, error)
 
 	// What Apply gives to the running data path.
 	devices *slot
@@ -77,6 +81,8 @@ type tunnel interface {
 	attached() bool
 	// persist makes the device outlive its descriptor.
 	persist() error
+	// joinsUDP reports whether the device takes joined UDP datagrams.
+	joinsUDP() bool
 }
 
 var (
@@ -94,6 +100,7 @@ func New(p backend.Params) (backend.Backend, error) {
 	b := &Backend{
 		params:  p,
 		port:    opts.Port,
+		whole:   opts.Whole,
 		log:     p.Logger(),
 		open:    openTUN,
 		devices: newSlot(),
@@ -156,7 +163,7 @@ func (b *Backend) Run(ctx context.Context) error {
 		return b.Close()
 	}
 	b.mu.Lock()
-	conn := b.conn
+	conn, uso := b.conn, b.tunnel != nil && b.tunnel.joinsUDP()
 	b.mu.Unlock()
 	if conn == nil {
 		return fmt.Errorf("run tunnel: %w", errGone)
@@ -170,6 +177,7 @@ func (b *Backend) Run(ctx context.Context) error {
 		out:     &b.out,
 		in:      &b.in,
 		log:     b.log.With("device", device),
+		uso:     uso,
 	}
 	return p.run(ctx, b.Close)
 }

@@ -1,0 +1,145 @@
+package udp
+
+import (
+	"net/netip"
+
+	"github.com/flanneld-go/flanneld-go/backend/udp/offload"
+)
+
+// packer turns the frames of one read into messages: what goes to one receiver
+// stands together and in its order, and runs of equal length share a message.
+//
+//	frames:    A1 B1 A2(large) A3 B2       letters are receivers
+//	chains:    A: A1 -> A2 -> A3    B: B1 -> B2
+//	messages:  [A1] [A2a A2b A2c] [A3] [B1 B2]
+//
+// Packets are not copied: a message's parts lie in the frames, and the heads of a
+// cut packet in the packer's scratch space.
+type packer struct {
+	// send takes messages, whose memory is the packer's again when it returns.
+	send func([]Message)
+
+	chains []chain
+	links  [framesMost]link
+
+	messages []Message
+	parts    [][]byte
+	heads    []byte
+	used     int  // of heads
+	open     bool // whether the last message may grow
+}
+
+// chain is the frames for one receiver, by their numbers.
+type chain struct {
+	to          netip.AddrPort
+	first, last int
+}
+
+// link is what a chain knows of one frame.
+type link struct {
+	cut  offload.Cut
+	next int // in the chain; 0: none, for nothing is followed by the first frame
+}
+
+const (
+	messagesMost = 64
+	partsMost    = 512
+	headsSize    = 2 * maxSegments * offload.MaxHead
+)
+
+func newPacker(send func([]Message)) *packer {
+	return &packer{
+		send:     send,
+		chains:   make([]chain, 0, framesMost),
+		messages: make([]Message, 0, messagesMost),
+		parts:    make([][]byte, 0, partsMost),
+		heads:    make([]byte, headsSize),
+	}
+}
+
+// add puts frame number i on the chain of its receiver.
+func (p *packer) add(i int, to netip.AddrPort, cut offload.Cut) {
+	p.links[i] = link{cut: cut}
+	for n := len(p.chains) - 1; n >= 0; n-- { // the last is the likeliest
+		if c := &p.chains[n]; c.to == to {
+			p.links[c.last].next = i
+			c.last = i
+			return
+		}
+	}
+	p.chains = append(p.chains, chain{to: to, first: i, last: i})
+}
+
+// pack sends what was added, and forgets it.
+func (p *packer) pack(frames []Frame) {
+	for _, c := range p.chains {
+		p.open = false
+		for i := c.first; ; i = p.links[i].next {
+			p.cut(c.to, frames[i].Data, p.links[i].cut)
+			if p.links[i].next == 0 {
+				break
+			}
+		}
+	}
+	p.flush()
+	p.chains = p.chains[:0]
+}
+
+// cut puts the wire packets of one frame into messages.
+func (p *packer) cut(to netip.AddrPort, data []byte, cut offload.Cut) {
+	if cut.Count == 1 {
+		cut.Complete(data)
+		p.need(1, 1, 0)
+		p.put(to, data, nil)
+		return
+	}
+	for from := 0; from < cut.Count; from += maxSegments {
+		end := min(cut.Count, from+maxSegments)
+		size := (end - from) * cut.Head
+		// Without their heads they are less than maxDatagram together, so
+		// a few messages hold them.
+		p.need(2+(end-from)*cut.WireSize()/maxDatagram, 2*(end-from), size)
+		heads := cut.Heads(data, p.heads[p.used:p.used+size], from)
+		p.used += size
+		for i := from; i < end; i++ {
+			p.put(to, heads[:cut.Head:cut.Head], cut.Payload(data, i))
+			heads = heads[cut.Head:]
+		}
+	}
+}
+
+// need makes room for so many messages, parts and bytes of heads, by sending what
+// there is.
+func (p *packer) need(messages, parts, heads int) {
+	if len(p.messages)+messages > cap(p.messages) || len(p.parts)+parts > cap(p.parts) || p.used+heads > len(p.heads) {
+		p.flush()
+	}
+}
+
+func (p *packer) flush() {
+	if len(p.messages) > 0 {
+		p.send(p.messages)
+	}
+	p.messages, p.parts, p.used, p.open = p.messages[:0], p.parts[:0], 0, false
+}
+
+// put adds one wire packet, to the last message if it fits there.
+func (p *packer) put(to netip.AddrPort, head, payload []byte) {
+	n, at := len(head)+len(payload), len(p.parts)
+	p.parts = append(p.parts, head)
+	if payload != nil {
+		p.parts = append(p.parts, payload)
+	}
+	if p.open {
+		m := &p.messages[len(p.messages)-1]
+		full := m.Packets*m.Size == m.Bytes // nothing may follow a shorter one
+		if full && n <= m.Size && m.Packets < maxSegments && m.Bytes+n <= maxDatagram {
+			m.Parts = p.parts[at-len(m.Parts) : len(p.parts)]
+			m.Packets++
+			m.Bytes += n
+			return
+		}
+	}
+	p.open = true
+	p.messages = append(p.messages, Message{To: to, Parts: p.parts[at:], Size: n, Packets: 1, Bytes: n})
+}
