@@ -220,7 +220,7 @@ func (r *receiver) deliver() {
 	for joined := range r.merger.Flush {
 		err := errGone
 		if device != nil {
-			err = device.Write(joined)
+			err = device.Write(*joined)
 		}
 		if err != nil {
 			r.count.drop(NotDelivered, joined.Packets)

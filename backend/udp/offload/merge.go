@@ -22,10 +22,10 @@ type Options struct {
 }
 
 // Joined is one packet for the device, which stands for one or several of the
-// wire.
+// wire. It is valid until the next one.
 type Joined struct {
 	Header  Header   // to be put in front
-	Parts   [][]byte // the first packet, then payloads; valid until the next one
+	Parts   [][]byte // the first packet, then payloads
 	Packets int
 	Bytes   int // of all parts
 }
@@ -42,6 +42,7 @@ type Merger struct {
 	opened int
 	victim int // which flow gives way next
 	parts  [MaxParts][]byte
+	joined Joined // what Flush yields
 }
 
 // piece is one wire packet's part of a join.
@@ -239,9 +240,10 @@ func (j *join) follows(first, packet []byte) bool {
 	return step == 1 || step == 0 && be.Uint16(b[6:])&dontFragment != 0
 }
 
-// Flush yields what was added, joined, each flow in its order. Then the Merger
-// is empty. What is not taken because the loop broke off is lost.
-func (m *Merger) Flush(yield func(Joined) bool) {
+// Flush yields what was added, joined, each flow in its order: range over
+// m.Flush. Then the Merger is empty. What is not taken because the loop broke
+// off is lost.
+func (m *Merger) Flush(yield func(*Joined) bool) {
 	for i := range m.begun {
 		if !yield(m.finish(&m.joins[i])) {
 			break
@@ -252,13 +254,14 @@ func (m *Merger) Flush(yield func(Joined) bool) {
 
 // finish collects the parts of j and makes its first packet's header that of
 // all.
-func (m *Merger) finish(j *join) Joined {
+func (m *Merger) finish(j *join) *Joined {
 	at := j.first
 	for i := range j.packets {
 		m.parts[i] = m.pieces[at].data
 		at = m.pieces[at].next
 	}
-	out := Joined{Parts: m.parts[:j.packets], Packets: int(j.packets), Bytes: int(j.bytes)}
+	out := &m.joined
+	out.Header, out.Parts, out.Packets, out.Bytes = Header{}, m.parts[:j.packets], int(j.packets), int(j.bytes)
 	if j.packets > 1 {
 		out.Header = j.seal(m.parts[0])
 	}
