@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -41,6 +42,24 @@ type Mark struct{ Value, Mask uint32 }
 
 // String is the form of dockerd's option: 0x1/0x3.
 func (m Mark) String() string { return fmt.Sprintf("%#x/%#x", m.Value, m.Mask) }
+
+// ParseMark reads dockerd's option: a number, or two of which the second is the
+// mask.
+func ParseMark(text string) (Mark, error) {
+	value, mask, masked := strings.Cut(text, "/")
+	v, err := strconv.ParseUint(value, 0, 32)
+	if err != nil {
+		return Mark{}, fmt.Errorf("mark %q: %w", text, err)
+	}
+	if !masked {
+		return Mark{Value: uint32(v), Mask: math.MaxUint32}, nil
+	}
+	m, err := strconv.ParseUint(mask, 0, 32)
+	if err != nil {
+		return Mark{}, fmt.Errorf("mark %q: %w", text, err)
+	}
+	return Mark{Value: uint32(v), Mask: uint32(m)}, nil
+}
 
 // The range of an MTU: RFC 791's smallest, and what an IP packet can be.
 const (

@@ -247,3 +247,35 @@ func TestAcceptMark(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+func TestParseMark(t *testing.T) {
+	for text, want := range map[string]daemonconfig.Mark{
+		"0x1000/0x1000": {Value: 0x1000, Mask: 0x1000},
+		"2/3":           {Value: 2, Mask: 3},
+		"4096":          {Value: 4096, Mask: 0xffffffff},
+		"010/0xff":      {Value: 8, Mask: 255},
+	} {
+		if got, err := daemonconfig.ParseMark(text); err != nil || got != want {
+			t.Errorf("%s: %v, %v, want %v", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"", "/", "1/", "/1", "1/2/3", "-1", "x", "0x100000000", "1/0x100000000"} {
+		if got, err := daemonconfig.ParseMark(text); err == nil || got != (daemonconfig.Mark{}) {
+			t.Errorf("%q: %v, %v, want an error", text, got, err)
+		}
+	}
+}
+
+func FuzzParseMark(f *testing.F) {
+	f.Add("0x1000/0x1000")
+	f.Add("2")
+	f.Fuzz(func(t *testing.T, text string) {
+		m, err := daemonconfig.ParseMark(text)
+		if err != nil {
+			return
+		}
+		if again, err := daemonconfig.ParseMark(m.String()); err != nil || again != m {
+			t.Errorf("%q is %v, which reads as %v, %v", text, m, again, err)
+		}
+	})
+}

@@ -1,7 +1,6 @@
 package daemonconfig
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,7 +57,7 @@ func (c DockerConfig) Plan(want Docker) (Plan, error) {
 func (c DockerConfig) Commit(p Plan) error {
 	if now, err := c.read(); err != nil {
 		return err
-	} else if !bytes.Equal(now, p.Old) || (now == nil) != (p.Old == nil) {
+	} else if !sameText(now, p.Old) {
 		return fmt.Errorf("docker config %s: %w", c.Path, ErrChanged)
 	}
 	if p.before.Path != "" && p.before.Path != c.Path {
@@ -85,7 +84,7 @@ func (c DockerConfig) Commit(p Plan) error {
 func (c DockerConfig) Revert(p Plan) error {
 	if now, err := c.read(); err != nil {
 		return err
-	} else if !bytes.Equal(now, p.Text) || (now == nil) != (p.Text == nil) {
+	} else if !sameText(now, p.Text) {
 		return fmt.Errorf("docker config %s: %w", c.Path, ErrChanged)
 	}
 	before := p.before
@@ -101,6 +100,20 @@ func (c DockerConfig) Revert(p Plan) error {
 		return err
 	}
 	return saveMemory(c.MemoryPath, before)
+}
+
+// Get returns the JSON text of a key of the file; empty: there is no such key, or
+// no file.
+func (c DockerConfig) Get(key string) (string, error) {
+	text, err := c.read()
+	if err != nil {
+		return "", err
+	}
+	o, err := parseObject(text)
+	if err != nil {
+		return "", fmt.Errorf("docker config %s: %w", c.Path, err)
+	}
+	return o.get(key), nil
 }
 
 // Withdraw takes back whatever the memory at memoryPath says is ours, in the
@@ -171,23 +184,12 @@ func (m Memory) join(next Memory) Memory {
 
 // read returns the file's text; nil: there is no file.
 func (c DockerConfig) read() ([]byte, error) {
-	target, err := followLinks(c.Path)
+	text, err := readText(c.Path)
 	if err != nil {
-		return nil, fmt.Errorf("docker config %s: %w", c.Path, err)
+		return nil, fmt.Errorf("docker config %w", err)
 	}
-	file, err := readExisting(target)
-	if err != nil {
-		return nil, fmt.Errorf("docker config %s: %w", c.Path, err)
-	}
-	return file.data, nil
+	return text, nil
 }
 
 // put writes the file, or removes it when text is nil.
-func (c DockerConfig) put(text []byte) error {
-	if text != nil {
-		_, err := Write(c.Path, text, c.Options)
-		return err
-	}
-	_, err := Remove(c.Path)
-	return err
-}
+func (c DockerConfig) put(text []byte) error { return putText(c.Path, text, c.Options) }
