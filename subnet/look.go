@@ -176,7 +176,8 @@ func (k *Keeper) read(ctx context.Context) (World, error) {
 	}
 	s := k.o.View.Snapshot()
 	if !s.Synced {
-		return World{}, errors.New(s.Why)
+		// Its words alone: how the view fares says nothing of our key.
+		return World{}, errors.New(s.Err.Error())
 	}
 	return s.world(), nil
 }

@@ -18,10 +18,10 @@ type Snapshot struct {
 	// Bad are the keys that cannot be read, sorted by key.
 	Bad []BadKey
 	// Synced: the store is being followed. Since when it is or is not, by the
-	// wall clock of then, and why not.
+	// wall clock of then, and why not: nil if it is.
 	Synced bool
 	Since  time.Time
-	Why    string
+	Err    error
 
 	// lives counts how often the store was found to have lost its past.
 	lives int

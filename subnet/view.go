@@ -28,6 +28,8 @@ const (
 )
 
 var (
+	errUnread   = errors.New("the store has not been read yet")
+	errCached   = errors.New("this comes from the cache")
 	errSilent   = errors.New("the watch made no progress")
 	errFullLoad = errors.New("time for a full load")
 )
@@ -96,7 +98,7 @@ func NewView(o ViewOptions) *View {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	v := &View{o: o, p: newProjection(o.Node, o.Hold, o.TTL)}
-	s := &Snapshot{Since: o.Clock.Now(), Why: "the store has not been read yet", changed: make(chan struct{})}
+	s := &Snapshot{Since: o.Clock.Now(), Err: errUnread, changed: make(chan struct{})}
 	if o.World.Identity != "" {
 		if o.Former.Identity != "" && !o.Cached {
 			v.p.load(o.Former, o.Clock.Uptime())
@@ -107,7 +109,7 @@ func NewView(o ViewOptions) *View {
 		s = v.p.snapshot()
 		s.Synced, s.Since, s.changed = !o.Cached, o.Clock.Now(), make(chan struct{})
 		if o.Cached {
-			s.Why = "this comes from the cache"
+			s.Err = errCached
 		}
 	}
 	v.current.Store(s)
@@ -293,7 +295,7 @@ func (v *View) publish(how volume) {
 // publishAs shows the projection as it is now, in sync or not as old was.
 func (v *View) publishAs(old *Snapshot) {
 	s := v.p.snapshot()
-	s.Synced, s.Since, s.Why = old.Synced, old.Since, old.Why
+	s.Synced, s.Since, s.Err = old.Synced, old.Since, old.Err
 	v.replace(old, s, loud)
 }
 
@@ -301,7 +303,7 @@ func (v *View) publishAs(old *Snapshot) {
 func (v *View) stale(why error) {
 	old := v.Snapshot()
 	s := v.p.snapshot()
-	s.Synced, s.Since, s.Why = false, old.Since, why.Error()
+	s.Synced, s.Since, s.Err = false, old.Since, why
 	if old.Synced {
 		s.Since = v.o.Clock.Now()
 		v.o.Log.Warn("leases out of sync", "error", why)

@@ -75,8 +75,8 @@ func (w *watcher) want(leases ...string) {
 
 func (w *watcher) synced(want bool, why string) {
 	w.t.Helper()
-	if s := w.view.Snapshot(); s.Synced != want || !strings.Contains(s.Why, why) || want && s.Why != "" {
-		w.t.Errorf("synced %v (%s), want %v (%s)", s.Synced, s.Why, want, why)
+	if s := w.view.Snapshot(); s.Synced != want || (s.Err == nil) != want || !want && !strings.Contains(s.Err.Error(), why) {
+		w.t.Errorf("synced %v (%v), want %v (%s)", s.Synced, s.Err, want, why)
 	}
 }
 
@@ -291,16 +291,16 @@ func TestViewReaders(t *testing.T) {
 func TestViewBeforeItsStart(t *testing.T) {
 	v := subnet.NewView(subnet.ViewOptions{Clock: newClock()})
 	s := v.Snapshot()
-	if s.Synced || s.Why != "the store has not been read yet" || len(s.Leases()) != 0 {
+	if s.Synced || s.Err == nil || s.Err.Error() != "the store has not been read yet" || len(s.Leases()) != 0 {
 		t.Errorf("%+v", s)
 	}
 	world := subnet.World{Identity: "x", Revision: 7}
 	v = subnet.NewView(subnet.ViewOptions{Clock: newClock(), World: world, Cached: true})
-	if s := v.Snapshot(); s.Synced || s.Why != "this comes from the cache" || s.Revision != 7 {
+	if s := v.Snapshot(); s.Synced || s.Err == nil || s.Err.Error() != "this comes from the cache" || s.Revision != 7 {
 		t.Errorf("%+v", s)
 	}
 	v = subnet.NewView(subnet.ViewOptions{Clock: newClock(), World: world})
-	if s := v.Snapshot(); !s.Synced || s.Why != "" {
+	if s := v.Snapshot(); !s.Synced || s.Err != nil {
 		t.Errorf("%+v", s)
 	}
 }

@@ -3,6 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/etcdstore"
 )
 
 // hintError is an error with the command that an operator would type next.
@@ -23,3 +26,19 @@ func (e *hintError) Error() string { return e.err.Error() }
 func (e *hintError) Unwrap() error { return e.err }
 
 func asHint(err error, target **hintError) bool { return errors.As(err, target) }
+
+// etcdHint is what to type about an error of etcd's.
+func (l *loop) etcdHint(err error) string {
+	etcdctl := l.opts.etcd.Etcdctl()
+	switch {
+	case errors.Is(err, subnet.ErrStoreChanged):
+		return fmt.Sprintf("nothing, if that was meant: this host keeps the paths to its peers for %s, and every host takes its former subnet again by itself; "+
+			"if not, %s endpoint status --write-out=table shows which etcd answers", l.opts.leaseTTL, etcdctl)
+	case errors.Is(err, subnet.ErrCompacted):
+		return "nothing: this host reads everything anew by itself"
+	case errors.Is(err, etcdstore.ErrAuth):
+		// An etcd that refuses us is in good health.
+		return fmt.Sprintf("%s get %s/config", etcdctl, l.opts.etcd.Prefix)
+	}
+	return etcdctl + " endpoint health"
+}

@@ -53,12 +53,12 @@ func (l *loop) followStore(ctx context.Context) error {
 	}
 	err := l.firstLoad
 	if l.snap != l.firstSnap {
-		err = errors.New(l.snap.Why)
+		err = l.snap.Err
 	}
 	if err == nil {
 		return nil // it answered, and has lost the config
 	}
-	return withHint(err, "%s endpoint health", l.opts.etcd.Etcdctl())
+	return withHint(err, "%s", l.etcdHint(err))
 }
 
 // startView loads everything once, for the view and for the lease. If etcd is
@@ -71,6 +71,9 @@ func (l *loop) startView(ctx context.Context) error {
 	loadCtx, cancel := context.WithTimeout(ctx, cacheAfter)
 	defer cancel()
 	world, err := l.store.Load(loadCtx)
+	if c := l.cache; err == nil && c.Identity != "" && (c.Identity != world.Identity || c.Revision > world.Revision) {
+		l.log.Warn("etcd was replaced or restored while this host was down", "hint", l.etcdHint(subnet.ErrStoreChanged))
+	}
 	switch {
 	case err == nil && world.Config.Modified == 0 && l.cachedLease():
 		o.World, o.Cached = l.recall(ctx), true
