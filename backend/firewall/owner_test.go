@@ -108,7 +108,7 @@ func TestMasqueradeOfBoth(t *testing.T) {
 // A published port answers from every host: from another one's container by the
 // publisher's address, and at home by hairpin.
 func TestPublishedPorts(t *testing.T) {
-	onPaths(t, append(paths("28.5"), paths6("28.5")...), func(t *testing.T, p path) {
+	onPaths(t, everyTranslation(append(paths("28.5"), paths6("28.5")...)), func(t *testing.T, p path) {
 		a, b, lan := pair(t, p)
 		outside := a.outside(t, lan)
 		for _, m := range []*machine{a, b} {
@@ -124,6 +124,7 @@ func TestPublishedPorts(t *testing.T) {
 		if got := b.host.call(t, "", b.public()); got == "unreachable" {
 			t.Error("from its own host: unreachable")
 		}
+		testHairpin(t, b)
 	})
 }
 

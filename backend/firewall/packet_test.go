@@ -436,4 +436,5 @@ func testOutside(t *testing.T, a, b *machine, lan *space) {
 	a.apply(t)
 	wantCall(t, "to the outside by our masquerade", a.container.call(t, "", outside), a.public())
 	wantCall(t, "container to container, still", a.container.call(t, "", b.contained()), a.contained())
+	testMulticast(t, a, lan)
 }
