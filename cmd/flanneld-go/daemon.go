@@ -15,6 +15,7 @@ import (
 	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/version"
+	"github.com/flanneld-go/flanneld-go/daemonconfig/dockerd"
 	"github.com/flanneld-go/flanneld-go/subnet"
 	"github.com/flanneld-go/flanneld-go/subnet/etcdstore"
 	"github.com/flanneld-go/flanneld-go/systemd"
@@ -47,6 +48,7 @@ type daemon struct {
 	firewall *firewall.Firewall
 	notify   systemd.Notifier
 	units    units
+	places   dockerPlaces
 }
 
 // newDaemon builds the graph. It reads files that options name, and touches
@@ -80,6 +82,7 @@ func newDaemon(opts options, log *slog.Logger) (*daemon, error) {
 		store:    store,
 		firewall: firewall.New(firewall.Options{Log: log}),
 		units:    systemdUnits{},
+		places:   dockerPlaces{pidFile: dockerd.PIDFile, rootless: dockerd.RootlessPIDFiles, proc: "/proc"},
 	}, nil
 }
 

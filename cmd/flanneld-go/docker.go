@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -38,8 +37,12 @@ type units interface {
 	// if Docker did not come up.
 	Restart(ctx context.Context) error
 	Start(ctx context.Context) error
+	// Stop ends Docker, or a start of it that hangs.
+	Stop(ctx context.Context) error
 	// Unit says how a start would be made; without such a unit it is zero.
 	Unit(ctx context.Context) (dockerd.Unit, error)
+	// Outcome says how it stands, and how it ended: both in systemd's words.
+	Outcome(ctx context.Context) (state, result string, err error)
 }
 
 // systemdUnits asks systemd.
@@ -51,10 +54,16 @@ func (systemdUnits) Active(ctx context.Context) (bool, error) {
 
 func (systemdUnits) Restart(ctx context.Context) error { return systemd.RestartUnit(ctx, dockerUnit) }
 func (systemdUnits) Start(ctx context.Context) error   { return systemd.StartUnit(ctx, dockerUnit) }
+func (systemdUnits) Stop(ctx context.Context) error    { return systemd.StopUnit(ctx, dockerUnit) }
 
 func (systemdUnits) Unit(ctx context.Context) (dockerd.Unit, error) {
 	s, err := systemd.InspectService(ctx, dockerUnit)
 	return dockerd.Unit{Argv: s.Argv, Environment: s.Environment, EnvironmentFiles: s.EnvironmentFiles, Files: s.Files}, err
+}
+
+func (systemdUnits) Outcome(ctx context.Context) (state, result string, err error) {
+	s, err := systemd.InspectService(ctx, dockerUnit)
+	return s.State, s.Result, err
 }
 
 // dockerState is what the loop does to Docker, and what came of it.
@@ -62,13 +71,15 @@ type dockerState struct {
 	seen dockerSeen
 	// restart: a key of ours changed and Docker was not restarted since.
 	restart bool
+	// marked: the firewall sets the mark that Docker lets through.
+	marked bool
 	// told is what Docker's file said last; it stays when that is withdrawn.
 	told daemonconfig.Env
 	// withdrawn: keys of an earlier --docker-config were taken back.
 	withdrawn bool
 	// written is the last change of Docker's file by this process that no
 	// restart has proved yet.
-	written *writtenConfig
+	written *writtenFile
 	// warned are what was said of the administrator's own keys.
 	warned []string
 
@@ -77,42 +88,35 @@ type dockerState struct {
 	// attempt is the last one. A second for the same reason would be a loop.
 	attempt atomic.Pointer[dockerAttempt]
 	// refused is the text that Docker did not start with.
-	refused atomic.Pointer[refusedConfig]
-}
-
-// writtenConfig is a change of daemon.json.
-type writtenConfig struct {
-	config daemonconfig.DockerConfig
-	plan   daemonconfig.Plan
-}
-
-// dockerAttempt is a restart of Docker.
-type dockerAttempt struct {
-	env daemonconfig.Env
-	// err is why it is not as it should be since.
-	err error
-}
-
-// refusedConfig is a change that was taken back: from old to text.
-type refusedConfig struct {
-	old, text []byte
-	err       error
+	refused atomic.Pointer[refusedFile]
 }
 
 // memoryPath is where daemonconfig remembers which of Docker's keys are ours.
 func (d *daemon) memoryPath() string { return filepath.Join(d.opts.stateDir, "docker.json") }
 
+// keepsDocker: Docker is ours to look after.
+func (l *loop) keepsDocker() bool {
+	return l.opts.dockerConfig != "" || l.opts.dockerOptions != "" || l.opts.dockerNetwork != ""
+}
+
 // writeDocker keeps Docker's keys, by the one channel that was chosen, or its
 // network.
 func (l *loop) writeDocker(ctx context.Context) error {
 	l.files.stale = false
-	if l.opts.dockerConfig == "" && l.opts.dockerOptions == "" && l.opts.dockerNetwork == "" {
+	if !l.keepsDocker() {
 		return nil
 	}
 	if l.docker.restarting.Load() {
 		return nil // until it is over, file and containers are Docker's
 	}
 	l.lookAtDocker(ctx)
+	if err := l.markNow(ctx); err != nil {
+		return err
+	}
+	if err := l.outOfReach(); err != nil {
+		l.showDocker(ctx)
+		return err
+	}
 	var err error
 	switch {
 	case l.opts.dockerNetwork != "":
@@ -123,7 +127,7 @@ func (l *loop) writeDocker(ctx context.Context) error {
 		err = l.writeDockerConfig(ctx)
 	}
 	l.showDocker(ctx)
-	return err
+	return joinProblems(err, l.onlyRootless(), l.dockerDrops(), l.overlapping())
 }
 
 func (l *loop) writeDockerOptions(ctx context.Context) error {
@@ -137,16 +141,43 @@ func (l *loop) writeDockerOptions(ctx context.Context) error {
 		}
 		l.docker.withdrawn = true
 	}
-	changed, err := daemonconfig.Write(l.opts.dockerOptions, daemonconfig.OptionsFile(l.env()), daemonconfig.WriteOptions{DirPerm: 0o755})
-	l.setFile(l.opts.dockerOptions, fileWritten, err)
-	if changed {
-		l.log.Info("docker options written", "path", l.opts.dockerOptions)
-		l.wantRestart(ctx)
+	swap, err := daemonconfig.PlanSwap(l.opts.dockerOptions, daemonconfig.OptionsFile(l.env()), daemonconfig.WriteOptions{DirPerm: 0o755})
+	if err == nil && swap.Changes() {
+		err = l.commitOptions(ctx, swap)
 	}
+	l.setFile(l.opts.dockerOptions, fileWritten, err)
 	return errors.Join(err, l.restartDocker(ctx))
 }
 
+// commitOptions does what was planned, unless dockerd did not start with it.
+func (l *loop) commitOptions(ctx context.Context, swap daemonconfig.Swap) error {
+	if err := l.docker.refusedBefore(swap.Old, swap.Text); err != nil {
+		return err
+	}
+	if err := swap.Commit(); err != nil {
+		return err
+	}
+	l.log.Info("docker options written", "path", swap.Path)
+	l.docker.wrote(writtenFile{path: swap.Path, changes: "now " + lastLine(swap.Text), old: swap.Old, text: swap.Text, revert: swap.Revert})
+	l.wantRestart(ctx)
+	return nil
+}
+
+// lastLine of the options file has all of them.
+func lastLine(text []byte) string {
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	return lines[len(lines)-1]
+}
+
 func (l *loop) writeDockerConfig(ctx context.Context) error {
+	if err := l.keepConfig(ctx); err != nil {
+		return err
+	}
+	return l.restartDocker(ctx)
+}
+
+// keepConfig keeps our keys in Docker's file.
+func (l *loop) keepConfig(ctx context.Context) error {
 	c, plan, err := l.planDocker()
 	if err == nil && len(plan.Changes) > 0 {
 		err = l.commitDocker(ctx, c, plan)
@@ -156,13 +187,13 @@ func (l *loop) writeDockerConfig(ctx context.Context) error {
 		return err
 	}
 	l.warnOfKeys(plan.Warnings)
-	return l.restartDocker(ctx)
+	return nil
 }
 
 // commitDocker does what was planned, unless dockerd would not start with it.
 func (l *loop) commitDocker(ctx context.Context, c daemonconfig.DockerConfig, plan daemonconfig.Plan) error {
-	if r := l.docker.refused.Load(); r != nil && bytes.Equal(r.old, plan.Old) && bytes.Equal(r.text, plan.Text) {
-		return r.err
+	if err := l.docker.refusedBefore(plan.Old, plan.Text); err != nil {
+		return err
 	}
 	if err := l.givenTwice(ctx); err != nil {
 		return err
@@ -171,10 +202,15 @@ func (l *loop) commitDocker(ctx context.Context, c daemonconfig.DockerConfig, pl
 	if err := c.Commit(plan); err != nil {
 		return err
 	}
+	var changes []string
 	for _, change := range plan.Changes {
 		l.log.Info("docker config written", "path", c.Path, "change", change.String())
+		changes = append(changes, change.String())
 	}
-	l.docker.written = &writtenConfig{c, plan}
+	l.docker.wrote(writtenFile{
+		path: c.Path, changes: strings.Join(changes, ", "), old: plan.Old, text: plan.Text,
+		revert: func() error { return c.Revert(plan) },
+	})
 	l.wantRestart(ctx)
 	return nil
 }
@@ -258,7 +294,11 @@ func (l *loop) wantRestart(ctx context.Context) {
 // wantDocker is what Docker is to be told.
 func (l *loop) wantDocker() daemonconfig.Docker {
 	e := l.env()
-	want := daemonconfig.Docker{MTU: e.MTU, Networks: e.Networks}
+	want := daemonconfig.Docker{AcceptMark: l.wantMark()}
+	if l.opts.dockerNetwork != "" {
+		return want // docker0 is none of ours
+	}
+	want.MTU, want.Networks = e.MTU, e.Networks
 	if own := e.Subnets[subnet.IPv4]; own.IsValid() {
 		want.BIP = daemonconfig.HostAddr(own)
 	}
@@ -281,111 +321,6 @@ func (l *loop) planDockerFor(want daemonconfig.Docker) (daemonconfig.DockerConfi
 	c := daemonconfig.DockerConfig{Path: l.opts.dockerConfig, MemoryPath: l.memoryPath(), Options: daemonconfig.WriteOptions{DirPerm: 0o755}}
 	plan, err := c.Plan(want)
 	return c, plan, err
-}
-
-// restartDocker restarts Docker once if what it has differs from what its file
-// says, where that is allowed. A Docker that does not run reads the file when it
-// starts.
-func (l *loop) restartDocker(ctx context.Context) error {
-	differs, err := l.dockerDiffers(ctx)
-	if err != nil {
-		return err
-	}
-	// A Docker that does not say what it has is judged by its file.
-	unknown := !l.docker.seen.up && l.docker.restart
-	if len(differs) == 0 && !unknown {
-		return nil
-	}
-	problem := l.differsProblem(differs)
-	if l.opts.dockerRestart != "on-change" {
-		return problem
-	}
-	if l.docker.seen.held() && len(differs) > 0 {
-		return problem // a restart would change nothing
-	}
-	if last := l.docker.attempt.Load(); last != nil && last.env == l.env() {
-		return errors.Join(last.err, problem)
-	}
-	return l.startRestart(ctx, problem)
-}
-
-// differsProblem is how Docker differs, and what to type; nil: it does not.
-func (l *loop) differsProblem(differs []string) error {
-	if len(differs) == 0 {
-		return nil
-	}
-	err := fmt.Errorf("%s: Docker must be restarted for its containers to be reached", strings.Join(differs, "; "))
-	if l.docker.seen.held() {
-		return withHint(fmt.Errorf("%w; \"live-restore\" is on, and docker0 keeps its address as long as any of the %d containers runs", err, l.docker.seen.engine.Info.ContainersRunning),
-			"docker stop $(docker ps -q), then systemctl restart docker")
-	}
-	return withHint(err, "systemctl restart docker")
-}
-
-// startRestart restarts a Docker that runs.
-//
-// The restart runs beside the loop: docker.service is ordered behind ours, so
-// its start waits until we are ready, which the loop has yet to say.
-func (l *loop) startRestart(ctx context.Context, problem error) error {
-	// Asked before we say that we are ready: a Docker that waits for us to be
-	// is not up yet and reads the file when it starts.
-	held, release := l.whileHeld(ctx)
-	defer release()
-	held, cancel := context.WithTimeout(held, dockerAnswer)
-	defer cancel()
-	active, err := l.units.Active(held)
-	if err != nil {
-		if cause := context.Cause(held); errors.Is(cause, errConflict) {
-			return cause
-		}
-		return withHint(fmt.Errorf("look at %s: %w", dockerUnit, err), "systemctl restart docker")
-	}
-	l.docker.restart = false
-	if !active {
-		return problem
-	}
-	env, written := l.env(), l.docker.written
-	l.docker.written = nil
-	l.docker.restarting.Store(true)
-	l.group.Go(func() error {
-		defer l.docker.restarting.Store(false)
-		ctx, cancel := context.WithTimeout(ctx, dockerStart)
-		defer cancel()
-		l.log.Info("restarting docker: its subnet or mtu changed", "unit", dockerUnit)
-		err := l.units.Restart(ctx)
-		if job := (*systemd.JobError)(nil); errors.As(err, &job) && written != nil {
-			err = l.rollBack(ctx, *written, err)
-		}
-		if err != nil {
-			err = withHint(err, "journalctl -u docker -n 50")
-		}
-		l.docker.attempt.Store(&dockerAttempt{env, err}) // the next round reports it
-		return nil
-	})
-	return nil
-}
-
-// rollBack puts back the file that Docker ran with and starts it once more. why
-// is how it failed; what comes back says what stands now. The same change is not
-// tried again as long as the file is what it was.
-func (l *loop) rollBack(ctx context.Context, w writtenConfig, why error) error {
-	var changed []string
-	for _, c := range w.plan.Changes {
-		changed = append(changed, c.String())
-	}
-	what := fmt.Errorf("docker does not start with our change of %s (%s): %w", w.config.Path, strings.Join(changed, ", "), why)
-	if err := w.config.Revert(w.plan); err != nil {
-		return fmt.Errorf("%w; the former file could not be put back: %w", what, err)
-	}
-	l.log.Warn("docker config put back: docker did not start", "path", w.config.Path, "error", why)
-	err := l.units.Start(ctx)
-	if err != nil {
-		what = fmt.Errorf("%w; the former file is back, and docker does not start with that either: %w", what, err)
-	} else {
-		what = fmt.Errorf("%w; the former file is back, and docker runs by it: its containers have other addresses than this host's subnet", what)
-	}
-	l.docker.refused.Store(&refusedConfig{old: w.plan.Old, text: w.plan.Text, err: withHint(what, "journalctl -u docker -n 50; after a change of %s it is tried again", w.config.Path)})
-	return what
 }
 
 // hostAddr is docker0's address as it should be; invalid: Docker has no part in

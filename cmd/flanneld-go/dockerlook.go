@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
@@ -32,8 +35,29 @@ type dockerSeen struct {
 	capabilities dockerd.Capabilities
 	// given are dockerd's flags.
 	given []dockerd.Given
-	// bridge is Docker's network on docker0, where there is one.
-	bridge *dockerd.Network
+	// process is the dockerd that runs; zero: not known.
+	process dockerd.Process
+	// networks are Docker's; nil: it does not say.
+	networks []dockerd.Network
+	// rootless is the process id of a rootless dockerd, where no other runs.
+	rootless int
+}
+
+// bridge is Docker's network on docker0; nil: there is none.
+func (s *dockerSeen) bridge() *dockerd.Network {
+	i := slices.IndexFunc(s.networks, func(n dockerd.Network) bool { return n.Name == "bridge" })
+	if i < 0 {
+		return nil
+	}
+	return &s.networks[i]
+}
+
+// dockerPlaces are where dockerds leave traces; the zero value is nowhere.
+type dockerPlaces struct {
+	// pidFile is of the host's own, rootless the pattern for those of users.
+	pidFile, rootless string
+	// proc is where procfs is mounted.
+	proc string
 }
 
 // held reports that docker0 cannot get another address now, restart or not.
@@ -61,16 +85,17 @@ func (l *loop) lookAtDocker(ctx context.Context) {
 	s.at = l.clock.Uptime()
 	ctx, cancel := context.WithTimeout(ctx, dockerAnswer)
 	defer cancel()
-	given, err := dockerd.Running(dockerd.PIDFile, "/proc")
-	if err == nil {
-		s.given = given
+	s.process, s.rootless = dockerd.Process{}, 0
+	if process, err := dockerd.Running(l.places.pidFile, l.places.proc); err == nil {
+		s.given, s.process = process.Given, process
 	}
 	engine, err := l.dockerClient().Ask(ctx)
 	if err != nil {
 		if s.up || s.capabilities.Version == (dockerd.Version{}) {
 			l.lookAtStopped(ctx)
 		}
-		s.up, s.engine, s.bridge = false, dockerd.Engine{}, nil
+		s.up, s.engine, s.networks = false, dockerd.Engine{}, nil
+		s.rootless = l.findRootless()
 		if !errors.Is(err, dockerd.ErrDown) {
 			l.log.Debug("docker cannot be asked", "error", err)
 		}
@@ -81,10 +106,23 @@ func (l *loop) lookAtDocker(ctx context.Context) {
 	}
 	s.up, s.engine = true, engine
 	s.capabilities = dockerd.CapabilitiesOf(engine.Version, engine.Info)
-	s.bridge = nil
-	if n, err := l.dockerClient().Network(ctx, "bridge"); err == nil {
-		s.bridge = &n
+	if s.networks, err = l.dockerClient().Networks(ctx); err != nil {
+		l.log.Debug("docker networks cannot be listed", "error", err)
 	}
+}
+
+// findRootless returns the process id of a dockerd that a user runs; 0: none.
+func (l *loop) findRootless() int {
+	files, err := filepath.Glob(l.places.rootless)
+	if err != nil {
+		return 0 // the pattern is our own
+	}
+	for _, file := range files {
+		if process, err := dockerd.Running(file, l.places.proc); err == nil {
+			return process.PID
+		}
+	}
+	return 0
 }
 
 // lookAtStopped finds out what would start: the program's version, and the
@@ -93,12 +131,40 @@ func (l *loop) lookAtStopped(ctx context.Context) {
 	s := &l.docker.seen
 	if binary, err := exec.LookPath("dockerd"); err == nil {
 		if v, err := dockerd.BinaryVersion(ctx, binary); err == nil {
-			s.capabilities = dockerd.CapabilitiesOf(v, dockerd.Info{})
+			s.capabilities.Version = v
 		}
 	}
 	if unit, err := l.units.Unit(ctx); err == nil {
 		s.given = unit.Flags()
 	}
+	// Which firewall it will use it cannot be asked now, but is told, or used before.
+	var info dockerd.Info
+	info.FirewallBackend.Driver = cmp.Or(l.dockerOption("firewall-backend"), s.capabilities.Firewall.String())
+	s.capabilities = dockerd.CapabilitiesOf(s.capabilities.Version, info)
+}
+
+// dockerOption is an option of dockerd's, by its command line or else its file;
+// empty: neither says.
+func (l *loop) dockerOption(name string) string {
+	for _, g := range l.docker.seen.given {
+		if g.Name == name {
+			return cmp.Or(g.Value, "true")
+		}
+	}
+	text, err := daemonconfig.DockerConfig{Path: l.dockerFile()}.Get(name)
+	if err != nil {
+		return "" // whoever writes the file says what is wrong with it
+	}
+	return strings.Trim(text, `"`)
+}
+
+// dockerFile is the file that dockerd reads, as far as that is known: else ours.
+func (l *loop) dockerFile() string {
+	path, flag := dockerd.ConfigFile(l.docker.seen.given)
+	if flag == nil && l.docker.seen.process.PID == 0 && l.opts.dockerConfig != "" {
+		return l.opts.dockerConfig
+	}
+	return path
 }
 
 // knowsNetworkOpts reports whether Docker's file may say which MTU later
@@ -108,11 +174,16 @@ func (l *loop) knowsNetworkOpts() bool {
 	if c.Version != (dockerd.Version{}) {
 		return c.NetworkOpts
 	}
+	return l.wroteKey("default-network-opts")
+}
+
+// wroteKey reports whether a key of Docker's file is ours by now.
+func (l *loop) wroteKey(key string) bool {
 	memory, err := daemonconfig.LoadMemory(l.memoryPath())
 	if err != nil {
 		return false
 	}
-	_, ok := memory.Keys["default-network-opts"]
+	_, ok := memory.Keys[key]
 	return ok && memory.Path == l.opts.dockerConfig
 }
 
@@ -151,13 +222,16 @@ func (l *loop) dockerDiffers(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	var differs []string
+	if l.isMarkStale() {
+		differs = append(differs, markStale)
+	}
 	if !slices.Contains(bridge.addrs, want) {
 		differs = append(differs, fmt.Sprintf("%s has not %s, this host's subnet", dockerBridge, want))
 	}
 	if have := l.bridgeMTU(bridge); have != 0 && have != l.backend.MTU() {
 		differs = append(differs, fmt.Sprintf("%s has mtu %d and not %d", dockerBridge, have, l.backend.MTU()))
 	}
-	if n := l.docker.seen.bridge; n != nil {
+	if n := l.docker.seen.bridge(); n != nil {
 		masquerade, known := n.Masquerade()
 		// An options file always says it, daemon.json only with --ip-masq.
 		said := l.opts.ipMasq || l.opts.dockerOptions != ""
@@ -175,7 +249,7 @@ func (l *loop) dockerDiffers(ctx context.Context) ([]string, error) {
 // says it. Of the device it can be told only with a container on it: before, older
 // Dockers leave it as the kernel made it.
 func (l *loop) bridgeMTU(b *bridgeState) int {
-	if n := l.docker.seen.bridge; n != nil {
+	if n := l.docker.seen.bridge(); n != nil {
 		return n.MTU()
 	}
 	if b.link.Type == "bridge" && b.link.Running {

@@ -18,6 +18,17 @@ func (l *loop) writeDockerNetwork(ctx context.Context) error {
 	if err := l.releaseBridge(ctx); err != nil {
 		return err
 	}
+	var stale error
+	if l.isMarkStale() {
+		if stale = l.restartOnce(ctx, l.differsProblem([]string{markStale})); l.docker.restarting.Load() {
+			return stale
+		}
+	}
+	return joinProblems(l.keepNetwork(ctx), stale)
+}
+
+// keepNetwork makes Docker have the network.
+func (l *loop) keepNetwork(ctx context.Context) error {
 	if !l.docker.seen.up {
 		return nil // it is made when Docker is up
 	}
@@ -48,8 +59,13 @@ func (l *loop) writeDockerNetwork(ctx context.Context) error {
 	return nil
 }
 
-// releaseBridge takes our keys back from Docker's file.
-func (l *loop) releaseBridge(context.Context) error {
+// releaseBridge takes our keys back from Docker's file, but for the one by which
+// Docker accepts the overlay, where it needs that.
+func (l *loop) releaseBridge(ctx context.Context) error {
+	if l.opts.dockerConfig != "" && l.wantMark() != (daemonconfig.Mark{}) {
+		l.docker.withdrawn = false
+		return l.keepConfig(ctx)
+	}
 	if l.docker.withdrawn {
 		return nil
 	}
@@ -67,13 +83,7 @@ func (l *loop) releaseBridge(context.Context) error {
 // freeSubnet makes Docker take the subnet from docker0, where that is allowed.
 func (l *loop) freeSubnet(ctx context.Context) error {
 	problem := withHint(fmt.Errorf("docker network %s cannot be made yet: %s has %s until Docker is restarted", l.opts.dockerNetwork, dockerBridge, l.hostAddr()), "systemctl restart docker")
-	if l.opts.dockerRestart != "on-change" {
-		return problem
-	}
-	if last := l.docker.attempt.Load(); last != nil && last.env == l.env() {
-		return errors.Join(problem, last.err)
-	}
-	return l.startRestart(ctx, problem)
+	return l.restartOnce(ctx, problem)
 }
 
 // dockerSpec is the network as it should be.

@@ -113,6 +113,7 @@ type testHost struct {
 	tools       firewall.Tools
 	table       firewall.Native
 	units       units
+	places      dockerPlaces
 	log         *logBuffer
 	board       *status.Board
 	loop        *loop
@@ -170,7 +171,7 @@ func (h *testHost) start() {
 	d := &daemon{
 		opts: h.opts, log: log, clock: clock, node: h.node, instance: h.instance, dir: statedir.Dir(h.opts.stateDir),
 		board: h.board, store: openStore{h.store}, firewall: firewall.New(firewall.Options{Log: log, Tools: h.tools, Native: h.table}),
-		units: h.units,
+		units: h.units, places: h.places,
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(h.t.Context()))
 	h.cancel = cancel

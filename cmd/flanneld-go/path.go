@@ -263,6 +263,7 @@ func (l *loop) keepForwarding(ctx context.Context) error {
 // applyFirewall keeps the rules. It runs in every round: rounds are at most
 // --iptables-resync apart.
 func (l *loop) applyFirewall(ctx context.Context) error {
+	l.docker.marked = l.needsMark()
 	d := firewall.Desired{
 		Own:          l.lease.own.Subnet,
 		Tunnel:       l.backend.Tunnel(),
@@ -272,6 +273,7 @@ func (l *loop) applyFirewall(ctx context.Context) error {
 		RandomFully:  !l.opts.noFullyRandom,
 		ForwardRules: l.opts.forwardRules,
 		Native:       l.config.current.EnableNFTables,
+		AcceptMark:   l.docker.marked,
 	}
 	for f, r := range l.config.current.Ranges {
 		d.Networks[f] = r.Network

@@ -28,8 +28,13 @@
 //
 // With nftables no accept of ours in a table of our own undoes Docker's drop.
 // There the way is a mark: set before filter priority on exactly the packets
-// that we would accept, and named by bridge-accept-fwmark. No dockerd 29 was at
-// hand: of this the rules and the file are tested, and not the traffic.
+// that we would accept, and named by bridge-accept-fwmark. It undoes the drop in
+// filter. The one in raw, which is there as well, it does not: a network says by
+// its trusted interfaces that they are let through, and docker0, which cannot be
+// told of any, needs allow-direct-routing. That is for the administrator to decide.
+// No dockerd 29 was at hand: what its rules are was read in its source
+// (drivers/bridge/internal/nftabler), of ours the rules and the file are tested,
+// and not the traffic.
 //
 // # Contract
 //

@@ -2,12 +2,8 @@ package dockerd
 
 import (
 	"cmp"
-	"errors"
-	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -94,6 +90,21 @@ func Socket(given []Given) string {
 	}
 	return DefaultSocket
 }
+
+// ConfigFile is the file that dockerd reads by its flags, and the flag if it has
+// one.
+func ConfigFile(given []Given) (path string, flag *Given) {
+	for _, g := range given {
+		if g.Name == "config-file" && g.Value != "" {
+			path, flag = g.Value, &g // the last counts
+		}
+	}
+	return cmp.Or(path, DefaultConfigFile), flag
+}
+
+// DefaultConfigFile is what dockerd reads unless it is told otherwise, or runs
+// rootless.
+const DefaultConfigFile = "/etc/docker/daemon.json"
 
 // Unit is what the service manager knows of docker.service.
 type Unit struct {
@@ -208,39 +219,4 @@ func (u Unit) containing(part string) string {
 		}
 	}
 	return ""
-}
-
-// PIDFile is where dockerd leaves its process id unless it is told otherwise.
-const PIDFile = "/run/docker.pid"
-
-// Running returns the flags of the dockerd whose process id is in pidFile, and
-// [ErrDown] if there is none. proc is where procfs is mounted.
-func Running(pidFile, proc string) ([]Given, error) {
-	text, err := os.ReadFile(pidFile)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, ErrDown
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look for dockerd: %w", err)
-	}
-	pid, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 31)
-	if err != nil {
-		return nil, fmt.Errorf("look for dockerd: %s holds no process id", pidFile)
-	}
-	line, err := os.ReadFile(filepath.Join(proc, strconv.FormatUint(pid, 10), "cmdline"))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, ErrDown
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look for dockerd: %w", err)
-	}
-	argv := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
-	if filepath.Base(argv[0]) != "dockerd" {
-		return nil, ErrDown // the number is another process's by now
-	}
-	var all []Given
-	for _, f := range ParseFlags(argv) {
-		all = append(all, Given{f, fmt.Sprintf("the command line of dockerd (pid %d)", pid)})
-	}
-	return all, nil
 }

@@ -1,7 +1,6 @@
 package dockerd_test
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -128,35 +127,18 @@ func TestSocket(t *testing.T) {
 	}
 }
 
-func TestRunning(t *testing.T) {
-	dir := t.TempDir()
-	pidFile, proc := filepath.Join(dir, "docker.pid"), filepath.Join(dir, "proc")
-	running := func(pid, cmdline string) ([]dockerd.Given, error) {
-		t.Helper()
-		if err := os.MkdirAll(filepath.Join(proc, "42"), 0o755); err != nil {
-			t.Fatal(err)
+func TestConfigFile(t *testing.T) {
+	for line, want := range map[string]string{
+		"dockerd -H fd://":                                    "/etc/docker/daemon.json",
+		"dockerd --config-file=/etc/x.json":                   "/etc/x.json",
+		"dockerd --config-file /a.json --config-file=/b.json": "/b.json",
+		"dockerd --config-file":                               "/etc/docker/daemon.json",
+	} {
+		given := dockerd.Unit{Argv: strings.Fields(line)}.Flags()
+		got, flag := dockerd.ConfigFile(given)
+		if got != want || (flag != nil) != (want != dockerd.DefaultConfigFile) || flag != nil && flag.Value != want {
+			t.Errorf("%s: %s, %v", line, got, flag)
 		}
-		for path, text := range map[string]string{pidFile: pid, filepath.Join(proc, "42", "cmdline"): cmdline} {
-			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		return dockerd.Running(pidFile, proc)
-	}
-	if _, err := dockerd.Running(pidFile, proc); !errors.Is(err, dockerd.ErrDown) {
-		t.Errorf("no pid file: %v", err)
-	}
-	given, err := running("42", "/usr/sbin/dockerd\x00--bip=10.0.0.1/24\x00--label\x00a b\x00")
-	if err != nil || len(given) != 2 || given[0].String() != "--bip=10.0.0.1/24 in the command line of dockerd (pid 42)" || given[1].Value != "a b" {
-		t.Errorf("%v, %v", given, err)
-	}
-	for name, in := range map[string][2]string{"another process": {"42", "/bin/sh\x00--bip=1\x00"}, "ended": {"43", ""}, "a zombie": {"42", ""}} {
-		if given, err := running(in[0], in[1]); !errors.Is(err, dockerd.ErrDown) || given != nil {
-			t.Errorf("%s: %v, %v", name, given, err)
-		}
-	}
-	if _, err := running("x", ""); err == nil || errors.Is(err, dockerd.ErrDown) {
-		t.Errorf("no number: %v", err)
 	}
 }
 
