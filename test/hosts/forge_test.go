@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"path"
 	"strings"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sys/unix"
 
@@ -163,11 +165,97 @@ type forgery struct {
 	name   string
 	source netip.Addr
 	send   func(netip.Addr) error
+	// reason is what it is counted as; empty: the machine's own policies drop it.
+	reason string
 }
 
 // wantDropped sends forgeries between two honest packets: these must arrive,
-// those not.
+// those not, and each of those must be counted.
 func (f *forger) wantDropped(ctx context.Context, forgeries []forgery) error {
+	want, err := f.to.machine.dropped(ctx)
+	if err != nil {
+		return err
+	}
+	// The status is as of the last round; the kernel counts on.
+	counted, err := f.to.machine.counted(ctx)
+	if err != nil {
+		return err
+	}
+	maps.Copy(want, counted)
+	if err := f.sendBetween(ctx, forgeries); err != nil {
+		return err
+	}
+	for _, forged := range forgeries {
+		if forged.reason != "" {
+			want[forged.reason]++
+		}
+	}
+	var diff string
+	err = f.to.machine.poll(ctx, "the counters", func() (bool, error) {
+		got, err := f.to.machine.dropped(ctx)
+		diff = cmp.Diff(want, got)
+		return diff == "", err
+	})
+	if err != nil {
+		return fmt.Errorf("%w: dropped, by reason (-want +got):\n%s", err, diff)
+	}
+	return nil
+}
+
+// counted is what the kernel has counted, by reason.
+func (m *Machine) counted(ctx context.Context) (map[string]uint64, error) {
+	out, err := m.Host.Run(ctx, "nft", "-j", "list", "counters")
+	if err != nil {
+		return nil, err
+	}
+	var ruleset struct {
+		Nftables []struct {
+			Counter struct {
+				Table, Name string
+				Packets     uint64
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &ruleset); err != nil {
+		return nil, fmt.Errorf("%s: read counters: %w", m.Name, err)
+	}
+	all := map[string]uint64{}
+	for _, entry := range ruleset.Nftables {
+		if c := entry.Counter; c.Table == "flanneld-go" {
+			all[c.Name] += c.Packets // of both families
+		}
+	}
+	return all, nil
+}
+
+// dropped is what flannelctl says of dropped packets, by reason, as of the
+// daemon's last round.
+func (m *Machine) dropped(ctx context.Context) (map[string]uint64, error) {
+	out, err := m.Run(ctx, "flannelctl", "status", "--json")
+	if err != nil {
+		return nil, err
+	}
+	var status struct {
+		Dropped map[string]uint64
+		Backend struct{ Counters map[string]uint64 }
+	}
+	if err := json.Unmarshal([]byte(out), &status); err != nil {
+		return nil, fmt.Errorf("%s: read status: %w", m.Name, err)
+	}
+	if len(status.Dropped) == 0 {
+		return nil, fmt.Errorf("%s counts nothing: %s", m.Name, out)
+	}
+	if n, ok := status.Backend.Counters[byUDP]; ok {
+		status.Dropped[byUDP] = n
+	}
+	return status.Dropped, nil
+}
+
+// byUDP is what the udp backend counts foreign sources as: it looks at each packet
+// before it is one of the tunnel's device.
+const byUDP = "in_unknown_source_packets"
+
+func (f *forger) sendBetween(ctx context.Context, forgeries []forgery) error {
 	var conn *net.UDPConn
 	err := f.to.Do(func() error {
 		var err error
@@ -178,7 +266,7 @@ func (f *forger) wantDropped(ctx context.Context, forgeries []forgery) error {
 		return err
 	}
 	defer conn.Close()
-	honest := forgery{"honest", f.from.addr, f.throughTunnel}
+	honest := forgery{name: "honest", source: f.from.addr, send: f.throughTunnel}
 	if err := f.wantHonest(ctx, conn, honest); err != nil {
 		return err
 	}
@@ -234,6 +322,10 @@ func (f *forger) wantHonest(ctx context.Context, conn *net.UDPConn, honest forge
 	}
 }
 
+// countedWithin bounds a cell that waits for the daemon's rounds, which learn and
+// count what is told by no event.
+const countedWithin = 2 * answerWithin
+
 // absent is a peer that has a lease and an address, and runs nothing.
 const absent = `{"PublicIP":"%s","BackendType":"%s","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:03"}}`
 
@@ -243,23 +335,29 @@ var absentSubnet = netip.MustParsePrefix("172.20.251.0/24")
 // forgedCell sends sources that the network does not have by the tunnel, and
 // those that it has around the tunnel.
 func forgedCell(ctx context.Context, o *overlay) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	ctx, cancel := context.WithTimeout(ctx, countedWithin)
 	defer cancel()
 	f, err := o.newForger(ctx, o.apps[1], o.apps[0])
 	if err != nil {
 		return "", err
 	}
-	forgeries := []forgery{{"a foreign source by the tunnel", netip.MustParseAddr("203.0.113.7"), f.throughTunnel}}
-	if o.walk.name != "host-gw" { // whose tunnel is the uplink
-		next := f.from.addr.Next()
-		forgeries = append(forgeries, forgery{"a source of the overlay by the uplink", next, f.byUplink})
+	foreign := forgery{"a foreign source by the tunnel", netip.MustParseAddr("203.0.113.7"), f.throughTunnel, "foreign_source"}
+	switch o.walk.name {
+	case "udp":
+		foreign.reason = byUDP
+	case "host-gw":
+		// Its tunnel is the uplink, by which the LAN comes too: not ours to judge.
+		foreign.reason = ""
+		return "", f.wantDropped(ctx, []forgery{foreign})
 	}
-	return "", f.wantDropped(ctx, forgeries)
+	return "", f.wantDropped(ctx, []forgery{
+		foreign, {"a source of the overlay by the uplink", f.from.addr.Next(), f.byUplink, "outside_source"},
+	})
 }
 
 // forgedInsideCell sends sources of the network that are others', by the tunnel.
 func forgedInsideCell(ctx context.Context, o *overlay) (_ string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	ctx, cancel := context.WithTimeout(ctx, countedWithin)
 	defer cancel()
 	f, err := o.newForger(ctx, o.apps[1], o.apps[0])
 	if err != nil {
@@ -281,19 +379,37 @@ func forgedInsideCell(ctx context.Context, o *overlay) (_ string, err error) {
 	if err := o.waitPeers(ctx, 2); err != nil {
 		return "", err
 	}
-	// A plain packet's sender is told by its MAC, which somebody must have
-	// asked for.
-	if _, err := f.to.machine.Host.Ping(ctx, lab.PingOptions{To: third, Count: 1}); err != nil {
-		return "", err
-	}
-	own := forgery{"of the machine's own subnet", f.to.addr.Next(), f.throughTunnel}
 	if o.walk.name == "host-gw" {
-		if err := f.wantDropped(ctx, []forgery{own}); err != nil {
+		if err := f.to.waitKnown(ctx, f.from.machine.Host, o.Hosts[2]); err != nil {
 			return "", err
 		}
-		return "", errNotThere("the daemon does not know the MACs of its peers yet, so another peer's source passes: #4")
 	}
 	return "", f.wantDropped(ctx, []forgery{
-		{"of another peer", absentSubnet.Addr().Next().Next(), f.throughTunnel}, own,
+		{"of another peer", absentSubnet.Addr().Next().Next(), f.throughTunnel, "peer_source"},
+		{"of the machine's own subnet", f.to.addr.Next(), f.throughTunnel, "own_source"},
 	})
+}
+
+// waitKnown waits until the machine knows the others by their MACs, by which the
+// senders of plain packets are told apart. They must have talked for that.
+func (a *app) waitKnown(ctx context.Context, others ...*lab.Host) error {
+	for _, other := range others {
+		if _, err := a.machine.Host.Ping(ctx, lab.PingOptions{To: other.Addrs[0].Addr(), Count: 1}); err != nil {
+			return err
+		}
+		link, err := other.Links().LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		mac := link.Attrs().HardwareAddr.String()
+		err = a.machine.poll(ctx, "the MAC "+mac+" in the firewall", func() (bool, error) {
+			// There is no such set before the first is known.
+			out, err := a.machine.Host.Run(ctx, "nft", "list", "table", "ip", "flanneld-go")
+			return strings.Contains(out, mac), err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
