@@ -40,6 +40,7 @@ func TestWalkThrough(t *testing.T) {
 				if i+j > 0 && !whole() {
 					t.Skip("long matrix: run make hosts")
 				}
+				t.Parallel() // half of it is waiting
 				walkThrough(t, r, w)
 			})
 		}
