@@ -175,7 +175,7 @@ func TestFence(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := newHost(t)
 				opts(h)
-				h.opts.onConflict = mustConflict(t, "fence")
+				h.opts.onConflict = subnet.Fence
 				h.data.OverwriteConfig(vxlanConfig)
 				h.peer("10.5.200.0-24", "198.18.0.2")
 				h.writeFile("docker/daemon.json", "{\n  \"debug\": true\n}\n")
@@ -236,7 +236,7 @@ func TestFence(t *testing.T) {
 func TestFencedStartWithoutEtcd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t)
-		h.opts.onConflict = mustConflict(t, "fence")
+		h.opts.onConflict = subnet.Fence
 		h.data.OverwriteConfig(vxlanConfig)
 		h.start()
 		h.ready()
@@ -269,7 +269,7 @@ func TestFencedStartWithoutEtcd(t *testing.T) {
 func TestKeep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t)
-		h.opts.onConflict = mustConflict(t, "keep")
+		h.opts.onConflict = subnet.Keep
 		h.data.OverwriteConfig(vxlanConfig)
 		h.start()
 		defer h.stop()
@@ -297,11 +297,11 @@ func TestKeep(t *testing.T) {
 // What a stopped daemon left is for a subnet that another host leased meanwhile,
 // and no other is free: a start that can lease nothing takes it away.
 func TestStartWithoutRoomWithdrawsWhatWasLeft(t *testing.T) {
-	for _, policy := range []string{"renumber", "fence", "keep"} {
-		t.Run(policy, func(t *testing.T) {
+	for _, policy := range []subnet.OnConflict{subnet.Renumber, subnet.Fence, subnet.Keep} {
+		t.Run(policy.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := newHost(t)
-				h.opts.onConflict = mustConflict(t, policy)
+				h.opts.onConflict = policy
 				h.data.OverwriteConfig(`{"Network":"10.5.0.0/16","SubnetMin":"10.5.16.0","SubnetMax":"10.5.16.0","Backend":{"Type":"vxlan"}}`)
 				h.start()
 				h.ready()
@@ -311,12 +311,12 @@ func TestStartWithoutRoomWithdrawsWhatWasLeft(t *testing.T) {
 				defer h.stop()
 				time.Sleep(promise)
 				synctest.Wait()
-				if by := h.uses(former); (len(by) > 0) != (policy == "keep") {
+				if by := h.uses(former); (len(by) > 0) != (policy == subnet.Keep) {
 					t.Errorf("in use: %v", by)
 				}
 				p := h.problem(status.ComponentLease)
 				said := strings.Contains(p.Message, "the former subnet is node other at 198.18.0.9's, what was left of it is withdrawn")
-				if !p.Blocking || said == (policy == "keep") {
+				if !p.Blocking || said == (policy == subnet.Keep) {
 					t.Errorf("problem %+v", p)
 				}
 				h.data.DeleteKey(key)
@@ -345,11 +345,11 @@ func (s stuckTools) Variants(ctx context.Context, _ subnet.Family) ([]firewall.V
 // A round that hangs in the firewall's tools does not keep a host on another's
 // subnet.
 func TestConflictEndsAHangingRound(t *testing.T) {
-	for _, policy := range []string{"fence", "renumber"} {
-		t.Run(policy, func(t *testing.T) {
+	for _, policy := range []subnet.OnConflict{subnet.Fence, subnet.Renumber} {
+		t.Run(policy.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := newHost(t)
-				h.opts.onConflict = mustConflict(t, policy)
+				h.opts.onConflict = policy
 				tools := stuckTools{stuck: make(chan struct{})}
 				h.tools = tools
 				h.data.OverwriteConfig(vxlanConfig)
@@ -373,11 +373,11 @@ func TestConflictEndsAHangingRound(t *testing.T) {
 // A withdrawal that fails in part says so, and is tried until it is whole, with
 // pauses.
 func TestWithdrawalIsTriedAgain(t *testing.T) {
-	for _, policy := range []string{"fence", "renumber"} {
-		t.Run(policy, func(t *testing.T) {
+	for _, policy := range []subnet.OnConflict{subnet.Fence, subnet.Renumber} {
+		t.Run(policy.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := newHost(t)
-				h.opts.onConflict = mustConflict(t, policy)
+				h.opts.onConflict = policy
 				h.data.OverwriteConfig(`{"Network":"10.5.0.0/16","SubnetMin":"10.5.16.0","SubnetMax":"10.5.16.0","Backend":{"Type":"vxlan"}}`)
 				h.start()
 				defer h.stop()

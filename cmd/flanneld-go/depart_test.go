@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -271,10 +270,7 @@ func TestNoReleaseWithoutACache(t *testing.T) {
 		h.start()
 		h.ready()
 		_, key := h.subnet()
-		cache := h.path("state/cache.json")
-		if err := errors.Join(os.Remove(cache), os.MkdirAll(filepath.Join(cache, "x"), 0o755)); err != nil {
-			t.Fatal(err)
-		}
+		h.blockCache()
 		h.stop()
 		if _, ok := h.stored(key); !ok {
 			t.Error("the lease is gone")
@@ -367,11 +363,11 @@ func TestCloneStarts(t *testing.T) {
 // A clone that finds out while it runs ends too, and what it leaves does not go
 // on in the other's name, whatever the policy is.
 func TestCloneRuns(t *testing.T) {
-	for _, policy := range []string{"renumber", "fence", "keep"} {
-		t.Run(policy, func(t *testing.T) {
+	for _, policy := range []subnet.OnConflict{subnet.Renumber, subnet.Fence, subnet.Keep} {
+		t.Run(policy.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := newHost(t)
-				h.opts.onConflict = mustConflict(t, policy)
+				h.opts.onConflict = policy
 				h.data.OverwriteConfig(vxlanConfig)
 				h.start()
 				h.ready()

@@ -334,12 +334,3 @@ func (h *testHost) line(part string) string {
 	}
 	return found[0]
 }
-
-func mustConflict(t *testing.T, name string) subnet.OnConflict {
-	t.Helper()
-	c, err := subnet.ParseOnConflict(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}

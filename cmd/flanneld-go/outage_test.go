@@ -257,6 +257,22 @@ func TestStartWithoutConfigAndLease(t *testing.T) {
 	}
 }
 
+// blockCache keeps the cache from being written until unblock is called: a directory
+// in its place refuses every rename, to root as well.
+func (h *testHost) blockCache() (unblock func()) {
+	h.t.Helper()
+	path := h.path("state/cache.json")
+	if err := errors.Join(os.Rename(path, path+".kept"), os.MkdirAll(filepath.Join(path, "x"), 0o700)); err != nil {
+		h.t.Fatal(err)
+	}
+	return func() {
+		h.t.Helper()
+		if err := errors.Join(os.RemoveAll(path), os.Rename(path+".kept", path)); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+}
+
 // A cache that cannot be written, as on a full disk, is named and tried again,
 // and what it holds stays readable.
 func TestUnwritableCache(t *testing.T) {
@@ -267,14 +283,7 @@ func TestUnwritableCache(t *testing.T) {
 		defer h.stop()
 		h.ready()
 		cache := h.path("state/cache.json")
-		kept := h.file("state/cache.json")
-		// A directory in its place refuses every rename, to root as well.
-		if err := os.Rename(cache, cache+".kept"); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.MkdirAll(filepath.Join(cache, "x"), 0o700); err != nil {
-			t.Fatal(err)
-		}
+		unblock := h.blockCache()
 		h.peer("10.5.200.0-24", "198.18.0.2")
 		h.eventually(resync, "the cache is a problem", func() bool {
 			p := h.problem(status.ComponentCache)
@@ -284,12 +293,7 @@ func TestUnwritableCache(t *testing.T) {
 		if h.log.count("component=cache") != 1 || !h.board.Snapshot().Ready {
 			t.Errorf("said %d times, ready %t; want once, ready", h.log.count("component=cache"), h.board.Snapshot().Ready)
 		}
-		if err := os.RemoveAll(cache); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(cache, []byte(kept), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		unblock()
 		h.eventually(resync, "the peer is in the cache", func() bool {
 			c, err := statedir.Dir(h.opts.stateDir).LoadCache()
 			return err == nil && len(c.Peers) == 1 && h.problem(status.ComponentCache) == status.Problem{}
