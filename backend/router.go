@@ -165,7 +165,11 @@ func (r *Router) connected(ctx context.Context, devices []int) ([]kernel.Addr, e
 
 // OccupiedError says that a peer's subnet is in use by something on this host
 // that is not ours. It is left alone.
-type OccupiedError struct{ What string }
+type OccupiedError struct {
+	What string
+	// Device is the one that has an address in the subnet; empty: it is a route.
+	Device string
+}
 
 // Error names what is in the way and what to do.
 func (e *OccupiedError) Error() string {
@@ -270,7 +274,8 @@ func (d *describer) occupied(foreign []kernel.Route, connected []kernel.Addr) fu
 	}
 	return func(dst netip.Prefix) error {
 		if a, ok := addrs[dst]; ok {
-			return &OccupiedError{What: fmt.Sprintf("address %s of %s", a.Prefix, d.link(a.Link))}
+			device := d.link(a.Link)
+			return &OccupiedError{What: fmt.Sprintf("address %s of %s", a.Prefix, device), Device: device}
 		}
 		if r, ok := routes[dst]; ok {
 			return &OccupiedError{What: "route " + d.route(r)}

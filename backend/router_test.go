@@ -206,6 +206,9 @@ func TestRouter(t *testing.T) {
 			if tc.err != "" && !errors.As(err, &occupied) {
 				t.Errorf("error %v is no OccupiedError", err)
 			}
+			if tc.err != "" && (occupied.Device == "docker0") != (tc.addrs != nil) {
+				t.Errorf("the device in the way is %q", occupied.Device)
+			}
 			if diff := cmp.Diff(tc.ops, ops); diff != "" {
 				t.Errorf("operations (-want +got)\n%s", diff)
 			}

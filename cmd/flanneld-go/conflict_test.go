@@ -102,6 +102,56 @@ func TestRenumber(t *testing.T) {
 	}
 }
 
+// Until Docker is restarted, docker0 has the former subnet and keeps the path to who
+// has it now from being made: that is said, with what to do.
+func TestRenumberedBesideDocker(t *testing.T) {
+	tests := []struct {
+		name string
+		ours bool
+		hint string
+	}{
+		{"configured by us", true, "systemctl restart docker"},
+		{"by somebody else", false, "give Docker the subnet in SUBNETFILE, then systemctl restart docker"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				if !tt.ours {
+					h.opts.dockerConfig = ""
+				}
+				h.data.OverwriteConfig(networkConfig)
+				h.start()
+				h.ready()
+				hostAddr := func() (string, netip.Prefix) {
+					own, _ := h.subnet()
+					return own, daemonconfig.HostAddr(netip.MustParsePrefix(own))
+				}
+				former, address := hostAddr()
+				h.stop()
+				docker0 := h.kernel.Plug(kernel.Link{Name: dockerBridge, Type: "bridge", MTU: 1500}, address)
+				h.lose()
+				h.start()
+				defer h.stop()
+				h.ready()
+				now, next := hostAddr()
+				want := "1 of 1 peers have no path: peer " + former + " at 198.18.0.9: address " + address.String() +
+					" of docker0 is in the way until Docker is restarted with this host's subnet, " + now
+				h.eventually(soon, "docker0 is in the way", func() bool {
+					p := h.problem(status.ComponentPeers)
+					return p.Message == want && p.Hint == strings.Replace(tt.hint, "SUBNETFILE", h.opts.subnetFile, 1)
+				})
+				addrs := h.kernel.Addrs(docker0.Index)
+				had, has := []kernel.Addr{{Link: docker0.Index, Prefix: address}}, []kernel.Addr{{Link: docker0.Index, Prefix: next}}
+				if err := errors.Join(addrs.Delete(t.Context(), had), addrs.Put(t.Context(), has)); err != nil {
+					t.Fatal(err)
+				}
+				h.eventually(resync, "a path", func() bool { return len(h.routes()) == 1 && h.problem(status.ComponentPeers) == status.Problem{} })
+			})
+		})
+	}
+}
+
 // While kernel and files are still those of the former subnet, nobody is told
 // that the host is ready with the new one.
 func TestRenumberIsNotReadyBetween(t *testing.T) {

@@ -143,13 +143,17 @@ func networks(cfg *subnet.Config) []string {
 
 // peerList is the status of all peers: those with a path, those whose entries
 // failed, and those refused.
-func peerList(peers []subnet.Lease, refused []refusal, failed map[subnet.Subnet]string) []status.Peer {
+func peerList(peers []subnet.Lease, refused []refusal, failed map[subnet.Subnet]error) []status.Peer {
 	list := make([]status.Peer, 0, len(peers)+len(refused))
 	add := func(l subnet.Lease, why string) {
 		list = append(list, status.Peer{Subnet: l.Subnet.String(), PublicIP: publicIP(l), Node: string(l.Attrs.Owner), Error: why})
 	}
 	for _, l := range peers {
-		add(l, failed[l.Subnet])
+		why := ""
+		if err := failed[l.Subnet]; err != nil {
+			why = err.Error()
+		}
+		add(l, why)
 	}
 	for _, r := range refused {
 		add(r.lease, r.why)

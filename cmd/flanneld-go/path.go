@@ -52,6 +52,7 @@ func (l *loop) apply(ctx context.Context) error {
 	l.path.peers, l.path.refused, l.path.bad = peers, refused, l.snap.Bad
 	err := l.backend.Apply(ctx, backend.Desired{Config: l.config.current, Own: l.lease.own, Peers: l.path.peers})
 	failed, rest := splitPeerErrors(err)
+	l.blameDocker(failed)
 	l.path.steady = err == nil
 	l.board.Update(func(s *status.Status) { s.Peers = peerList(l.path.peers, l.path.refused, failed) })
 	l.reportPeers(failed)
@@ -65,7 +66,7 @@ func (l *loop) apply(ctx context.Context) error {
 
 // reportPeers keeps the problem of peers without a path, and of keys that may
 // be meant for peers but cannot be read.
-func (l *loop) reportPeers(failed map[subnet.Subnet]string) {
+func (l *loop) reportPeers(failed map[subnet.Subnet]error) {
 	n, bad := len(failed), l.path.bad
 	for _, r := range l.path.refused {
 		if !r.shared {
@@ -78,6 +79,11 @@ func (l *loop) reportPeers(failed map[subnet.Subnet]string) {
 	}
 	if n > mostNamed {
 		hints = append(hints, "flannelctl status lists them")
+	}
+	for _, err := range failed {
+		if h := (*hintError)(nil); asHint(err, &h) && !slices.Contains(hints, h.hint) {
+			hints = append(hints, h.hint)
+		}
 	}
 	if len(bad) > 0 {
 		parts = append(parts, fmt.Sprintf("%d keys in etcd are no leases, the first: %v", len(bad), bad[0].Err))
@@ -94,15 +100,37 @@ func (l *loop) reportPeers(failed map[subnet.Subnet]string) {
 	l.report(stage{component: status.ComponentPeers}, err)
 }
 
+// blameDocker says of peers whose subnet docker0 has what is to be done about it. As
+// a rule that subnet was this host's own before.
+func (l *loop) blameDocker(failed map[subnet.Subnet]error) {
+	for s, err := range failed {
+		var occupied *backend.OccupiedError
+		var peer *backend.PeerError
+		if !errors.As(err, &occupied) || occupied.Device != dockerBridge || !errors.As(err, &peer) {
+			continue
+		}
+		var restart *hintError
+		if !asHint(l.differsProblem([]string{occupied.What}), &restart) {
+			continue
+		}
+		hint := restart.hint
+		if l.opts.dockerConfig == "" && l.opts.dockerOptions == "" {
+			hint = "give Docker the subnet in " + l.opts.subnetFile + ", then " + hint
+		}
+		failed[s] = withHint(fmt.Errorf("peer %s at %s: %s is in the way until Docker is restarted with this host's subnet, %s",
+			peer.Subnet, peer.PublicIP, occupied.What, l.lease.own.Subnet), "%s", hint)
+	}
+}
+
 // mostNamed is how many peers without a path a problem names.
 const mostNamed = 3
 
 // firstFailures names the first of them.
-func (l *loop) firstFailures(failed map[subnet.Subnet]string) string {
+func (l *loop) firstFailures(failed map[subnet.Subnet]error) string {
 	var names []string
 	for _, p := range l.path.peers {
 		if why, ok := failed[p.Subnet]; ok {
-			names = append(names, why)
+			names = append(names, why.Error())
 		}
 	}
 	for _, r := range l.path.refused {
@@ -124,8 +152,8 @@ func (l *loop) firstFailures(failed map[subnet.Subnet]string) string {
 }
 
 // splitPeerErrors takes what concerns single peers out of a joined error.
-func splitPeerErrors(err error) (failed map[subnet.Subnet]string, rest error) {
-	failed = map[subnet.Subnet]string{}
+func splitPeerErrors(err error) (failed map[subnet.Subnet]error, rest error) {
+	failed = map[subnet.Subnet]error{}
 	var others []error
 	var walk func(error)
 	walk = func(err error) {
@@ -140,7 +168,7 @@ func splitPeerErrors(err error) (failed map[subnet.Subnet]string, rest error) {
 		}
 		var peer *backend.PeerError
 		if errors.As(err, &peer) {
-			failed[peer.Subnet] = err.Error()
+			failed[peer.Subnet] = err
 			return
 		}
 		others = append(others, err)

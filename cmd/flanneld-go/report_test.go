@@ -127,7 +127,7 @@ func TestSplitPeerErrors(t *testing.T) {
 			failed, rest := splitPeerErrors(tt.err)
 			got := map[string]string{}
 			for s, why := range failed {
-				got[s.String()] = why
+				got[s.String()] = why.Error()
 			}
 			if diff := cmp.Diff(tt.failed, got, cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("peers (-want +got):\n%s", diff)
@@ -145,9 +145,9 @@ func TestReportPeers(t *testing.T) {
 	l.path.peers = []subnet.Lease{
 		testLease("10.5.1.0/24", "198.18.0.1", 1), testLease("10.5.2.0/24", "198.18.0.2", 2), testLease("10.5.3.0/24", "198.18.0.3", 3),
 	}
-	failed := map[subnet.Subnet]string{
-		l.path.peers[2].Subnet: "peer 10.5.3.0/24: refused",
-		l.path.peers[0].Subnet: "peer 10.5.1.0/24: refused",
+	failed := map[subnet.Subnet]error{
+		l.path.peers[2].Subnet: errors.New("peer 10.5.3.0/24: refused"),
+		l.path.peers[0].Subnet: errors.New("peer 10.5.1.0/24: refused"),
 	}
 	message := func() string {
 		for _, p := range l.board.Snapshot().Problems {
