@@ -217,6 +217,8 @@ func TestPlanRefuses(t *testing.T) {
 		{"an ipv6 fragment", with(tcp4(), six), func(h *Header, b []byte) []byte { b[6] = 44; return b }, ErrKind},
 		{"an unused routing header", with(tcp4(), six), func(h *Header, b []byte) []byte { b[6], b[40], b[41], b[43] = 43, 6, 0, 1; return b }, ErrKind},
 		{"an extension beyond the end", with(tcp4(), six, func(s *spec) { s.payload = nil }), func(h *Header, b []byte) []byte { b[6], b[40], b[41] = 60, 6, 200; return b }, ErrLength},
+		{"no extension behind a header that names one", with(tcp4(), six), func(h *Header, b []byte) []byte { b[4], b[5], b[6] = 0, 0, 60; return b[:40] }, ErrLength},
+		{"half an extension", with(tcp4(), six), func(h *Header, b []byte) []byte { b[4], b[5], b[6] = 0, 7, 43; return b[:47] }, ErrLength},
 		{"extensions longer than a head", with(tcp4(), six), func(h *Header, b []byte) []byte {
 			b[6], b[40], b[41], b[52] = 60, 6, 31, 0x50
 			copy(b[40+256:], tcp4().transport())
@@ -304,7 +306,7 @@ func TestCutProperties(t *testing.T) {
 // FuzzPlan takes any bytes for the header and packet. What Plan accepts must be
 // cut as the reference cuts it.
 func FuzzPlan(f *testing.F) {
-	for _, s := range []spec{tcp4(), udp4(), with(tcp4(), six, allFlags), with(udp4(), six), with(tcp4(), func(s *spec) { s.ipOptions = []byte{1, 1, 1, 1} })} {
+	for _, s := range []spec{tcp4(), udp4(), with(tcp4(), six, allFlags), with(udp4(), six), with(tcp4(), func(s *spec) { s.ipOptions = []byte{1, 1, 1, 1} }), with(tcp4(), six, func(s *spec) { s.ipOptions = []byte{protoTCP, 0, 1, 4, 0, 0, 0, 0} })} {
 		s.payload = s.payload[:300]
 		h := make([]byte, HeaderSize)
 		s.header(100).Put(h)

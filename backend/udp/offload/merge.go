@@ -200,7 +200,7 @@ func (m *Merger) extend(i int, packet []byte, s *shape) bool {
 // fits reports whether packet continues j, as the kernel's GRO would: nothing
 // differs that cutting could not bring back.
 func (j *join) fits(first, packet []byte, s *shape) bool {
-	if s.head != j.shape.head || s.seq != j.next && s.proto == protoTCP || len(packet) > len(first) {
+	if s.seq != j.next && s.proto == protoTCP || len(packet) > len(first) {
 		return false
 	}
 	le := binary.LittleEndian

@@ -239,6 +239,7 @@ func TestMergePairs(t *testing.T) {
 
 		// What differs here holds for the third packet too: it follows the second.
 		{"window", tcp, func(s *spec) { s.window++ }, pair},
+		{"upper half of window", tcp, func(s *spec) { s.window += 0x100 }, pair},
 		{"urgent pointer", tcp, func(s *spec) { s.urgent++ }, pair},
 		{"acknowledgement", tcp, func(s *spec) { s.ack++ }, pair},
 		{"timestamp", tcp, func(s *spec) { s.options = append(slices.Clone(s.options[:11]), 3) }, pair},
@@ -289,6 +290,8 @@ func TestMergeStreams(t *testing.T) {
 	after := slices.Concat(push[4:], run(with(next(push[4]), func(s *spec) { s.flags = 0x10 }), 2))
 	still := run(tcp, 3)
 	still[1].id, still[2].id = still[0].id, still[0].id
+	mixed := run(tcp, 4)
+	mixed[1].id, mixed[2].id, mixed[3].id = mixed[0].id, mixed[0].id+1, mixed[0].id+1
 	many := func(s spec, size, n int) []spec {
 		s.payload = bytesOf(size)
 		return run(s, n)
@@ -303,9 +306,12 @@ func TestMergeStreams(t *testing.T) {
 		{"push at the end", true, push, []int{5}},
 		{"push from the first on", true, after, []int{1, 2}},
 		{"one identification with DF", true, still, []int{3}},
+		{"identifications stay and grow in turn", true, mixed, []int{2, 2}},
+		{"identifications grow, then stay", true, mixed[1:], []int{2, 1}},
 		{"64 KiB", true, many(tcp, 1448, 50), []int{45, 5}},
 		{"64 KiB over ipv6", true, many(with(tcp, six), 1428, 50), []int{45, 5}},
 		{"exactly 65535 bytes", true, many(with(tcp, func(s *spec) { s.options = nil }), 1395, 49), []int{46, 3}},
+		{"one byte less than the next would need", true, many(with(tcp, func(s *spec) { s.options = nil }), 2729, 25), []int{23, 2}},
 		{"small segments", true, many(tcp, 10, 130), []int{64, 64, 2}},
 		{"datagrams", true, many(udp4(), 100, 130), []int{64, 64, 2}},
 		{"no USO", false, many(udp4(), 100, 3), []int{1, 1, 1}},
@@ -443,6 +449,18 @@ func TestFlushBreaks(t *testing.T) {
 	}
 	for range m.Flush {
 		t.Error("a packet is left")
+	}
+}
+
+// TestFlushEndsJoins continues a flow behind a Flush.
+func TestFlushEndsJoins(t *testing.T) {
+	m := NewMerger(Options{})
+	for _, b := range packets(run(small(tcp4()), 3)...) {
+		added := [][]byte{b}
+		got := merge(t, m, cloneAll(added))
+		if check(t, added, got); len(got) != 1 {
+			t.Errorf("%d packets, want 1", len(got))
+		}
 	}
 }
 
