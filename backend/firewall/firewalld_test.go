@@ -3,9 +3,11 @@ package firewall
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +17,9 @@ import (
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/firewall/firewalld"
 	"github.com/flanneld-go/flanneld-go/backend/firewall/firewalld/firewalldtest"
+	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 // noFirewalld is a host without one.
@@ -36,7 +41,7 @@ type walled struct {
 }
 
 // wall gives a machine a firewalld as Docker leaves it, and a firewall of ours
-// that knows where to find it.
+// that knows where to find it and wants both families.
 func wall(t *testing.T, m *machine, p path, backend string) *walled {
 	t.Helper()
 	w := &walled{machine: m}
@@ -46,6 +51,10 @@ func wall(t *testing.T, m *machine, p path, backend string) *walled {
 		return nil
 	})
 	w.before = w.wall.Listing(t)
+	other := *m
+	other.family = 1 - m.family
+	m.d.Networks[other.family] = netip.MustParsePrefix(overlays()[other.family])
+	m.d.Own[other.family] = netip.MustParsePrefix(other.subnet())
 	m.b.f = New(Options{
 		Log: quiet(), Tools: m.b.tools, Native: p.table(),
 		Firewalld: firewalld.New(firewalld.Options{Log: quiet(), Connect: bus.Connect}),
@@ -58,7 +67,10 @@ func wall(t *testing.T, m *machine, p path, backend string) *walled {
 func TestFirewalld(t *testing.T) {
 	for _, backendName := range []string{"nftables", "iptables"} {
 		for _, p := range wallPaths(t) {
-			t.Run(backendName+"/"+p.String(), func(t *testing.T) { testFirewalld(t, p, backendName) })
+			t.Run(backendName+"/"+p.String(), func(t *testing.T) {
+				t.Parallel()
+				testFirewalld(t, p, backendName)
+			})
 		}
 	}
 }
@@ -71,20 +83,13 @@ func testFirewalld(t *testing.T, p path, backendName string) {
 		w.apply(t)
 		if backendName == "nftables" {
 			// The policies took a reload, which empties iptables.
-			w.others(t, dockerWrites(t, p.docker, w.n)+strict)
+			w.guard(t, p)
 		}
 		w.apply(t)
 	}
 	wantCall(t, "container to container", a.container.call(t, "", b.contained()), a.contained())
 	wantCall(t, "container to container, back", b.container.call(t, "", a.contained()), b.contained())
-
-	// Who is no peer does not get in, whatever source it says.
-	lan.ip(t, "addr add 198.18.77.250/24 dev switch\naddr add 10.5.9.9/32 dev lo\nroute add "+a.subnet()+" via "+a.public())
-	a.host.ip(t, "route add 10.5.9.9 via 198.18.77.250")
-	wantCall(t, "foreign source by the uplink", lan.call(t, "198.18.77.250", a.contained()), "unreachable")
-	if !p.tunnel.Direct {
-		wantCall(t, "overlay source by the uplink", lan.call(t, "10.5.9.9", a.contained()), "unreachable")
-	}
+	testForgedBesideFirewalld(t, a, b, lan)
 
 	for _, w := range []*walled{a, b} {
 		w.host.do(t, func() error { return w.b.f.Cleanup(t.Context()) })
@@ -93,6 +98,121 @@ func testFirewalld(t *testing.T, p path, backendName string) {
 		}
 	}
 	wantCall(t, "after Cleanup", a.container.call(t, "", b.contained()), "unreachable")
+}
+
+// testForgedBesideFirewalld: who is no peer does not get in by the uplink, whatever
+// source it says, and what says to be from the overlay is counted.
+func testForgedBesideFirewalld(t *testing.T, a, b *walled, lan *space) {
+	t.Helper()
+	outside := a.outside(t, lan)
+	lan.ip(t, "route add "+a.subnet()+" via "+a.public())
+	wantCall(t, "foreign source by the uplink", lan.call(t, outside, a.contained()), "unreachable")
+	forge := func(what, source, reason string) {
+		t.Helper()
+		lan.ip(t, "addr add "+source+" dev lo nodad")
+		before := a.dropped(t, reason)
+		wantCall(t, what, lan.call(t, source, a.contained()), "unreachable")
+		if a.dropped(t, reason) == before {
+			t.Errorf("%s: not counted as %s", what, reason)
+		}
+	}
+	if a.d.Tunnel.Direct {
+		forge("our own source by the uplink", a.address("77"), native.OwnSource)
+		// Only the MACs of peers tell them apart: the sender has another's.
+		mac := [...]kernel.MAC{lan.mac(t, "switch"), b.host.mac(t, "eth0")}
+		c := &machine{family: a.family, n: 3}
+		a.d.Peers = append(a.d.Peers, c.peer())
+		a.d.Peers[0].MAC[a.family], a.d.Peers[1].MAC[a.family] = mac[1], mac[0]
+		a.apply(t)
+		forge("another peer's source by the uplink", b.address("77"), native.PeerSource)
+		return
+	}
+	source := [...]string{"10.5.9.9", "fd05:0:0:9::9"}[a.family]
+	a.host.ip(t, "route add "+source+" via "+outside)
+	forge("overlay source by the uplink", source, native.OutsideSource)
+}
+
+// dropped is how many packets our own table dropped for a reason.
+func (m *machine) dropped(t *testing.T, reason string) (n uint64) {
+	t.Helper()
+	m.host.do(t, func() error {
+		counters, err := m.b.f.Counters()
+		n = counters[reason]
+		return err
+	})
+	return n
+}
+
+// mac is the address of an interface.
+func (s *space) mac(t *testing.T, name string) (mac kernel.MAC) {
+	t.Helper()
+	s.do(t, func() error {
+		i, err := net.InterfaceByName(name)
+		if err == nil {
+			copy(mac[:], i.HardwareAddr)
+		}
+		return err
+	})
+	return mac
+}
+
+// Docker's own zone and policy, which it makes by a reload when it starts, and ours
+// do not mind each other, whoever comes first or again.
+func TestFirewalldBesideDocker(t *testing.T) {
+	p := wallPaths(t)[0]
+	ma, mb, _ := pair(t, p)
+	a := wall(t, ma, p, "nftables")
+	mb.apply(t)
+	a.apply(t)
+	a.keep(t)
+	ours := func() string {
+		t.Helper()
+		var out []string
+		for _, policy := range []string{"flanneld-go-fwd", "flanneld-go-in"} {
+			rules := strings.Split(a.wall.Cmd(t, "--info-policy="+policy), "\n")
+			slices.Sort(rules) // firewalld lists rules in any order
+			out = append(out, rules...)
+		}
+		return strings.Join(out, "\n")
+	}
+	want := ours()
+	settled := func(when string) {
+		t.Helper()
+		deadline := time.Now().Add(20 * time.Second)
+		got, seen := "", ""
+		for (got != want || seen != mb.contained()) && time.Now().Before(deadline) {
+			got, seen = ours(), mb.container.call(t, "", a.contained())
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("our policies %s (-want +got):\n%s", when, diff)
+		}
+		wantCall(t, when, seen, mb.contained())
+		wantCall(t, "back, "+when, a.container.call(t, "", mb.contained()), a.contained())
+	}
+	settled("before Docker")
+	// What dockerd 28.5 does when it starts.
+	for _, args := range [][]string{
+		{"--permanent", "--new-policy=docker-forwarding"},
+		{"--permanent", "--policy=docker-forwarding", "--set-description=allow forwarding to the docker zone"},
+		{"--permanent", "--policy=docker-forwarding", "--set-target=ACCEPT"},
+		{"--permanent", "--policy=docker-forwarding", "--add-ingress-zone=ANY"},
+		{"--permanent", "--policy=docker-forwarding", "--add-egress-zone=docker"},
+		{"--reload"},
+		{"--zone=docker", "--change-interface=docker0"},
+	} {
+		a.wall.Cmd(t, args...)
+	}
+	settled("when Docker has started")
+	docker := a.wall.Cmd(t, "--info-policy=docker-forwarding") + a.wall.Cmd(t, "--info-zone=docker")
+	a.wall.Stop()
+	a.host.do(t, func() error {
+		a.wall.Start(t)
+		return nil
+	})
+	settled("when firewalld has started again")
+	if diff := cmp.Diff(docker, a.wall.Cmd(t, "--info-policy=docker-forwarding")+a.wall.Cmd(t, "--info-zone=docker")); diff != "" {
+		t.Errorf("Docker's (-before +after):\n%s", diff)
+	}
 }
 
 // With many peers firewalld has them in a set, and strangers in none.
@@ -163,25 +283,28 @@ func TestOutageOfFirewalld(t *testing.T) {
 // overlay, at no time: neither while firewalld reloads nor behind it.
 func TestFirewalldMasquerade(t *testing.T) {
 	for _, p := range wallPaths(t) {
-		t.Run(p.String(), func(t *testing.T) { testMasquerade(t, p) })
+		t.Run(p.String(), func(t *testing.T) {
+			t.Parallel()
+			testMasquerade(t, p)
+		})
 	}
 }
 
 func testMasquerade(t *testing.T, p path) {
 	ma, mb, lan := pair(t, p)
-	lan.ip(t, "addr add 198.18.77.250/24 dev switch")
-	lan.answer(t)
+	outside := ma.outside(t, lan)
 	a := wall(t, ma, p, "nftables")
-	a.wall.Cmd(t, "--permanent", "--add-masquerade")
+	a.wall.Cmd(t, "--permanent", "--add-masquerade") // of IPv4; this is for both:
+	a.wall.Cmd(t, "--permanent", "--add-rich-rule=rule family=ipv6 masquerade")
 	a.wall.Cmd(t, "--reload")
-	a.others(t, "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n") // a reload leaves that
+	a.others(t, "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\nCOMMIT\n") // a reload leaves that
 	a.apply(t)
 	mb.apply(t)
 	a.keep(t)
 	kept := func(when string) {
 		t.Helper()
 		wantCall(t, when, a.container.call(t, "", mb.contained()), a.contained())
-		wantCall(t, "to the outside, "+when, a.container.call(t, "", "198.18.77.250"), a.public())
+		wantCall(t, "to the outside, "+when, a.container.call(t, "", outside), a.public())
 	}
 	kept("masqueraded by the zone")
 	for _, what := range []string{"--reload", "--complete-reload"} {
@@ -232,10 +355,14 @@ func TestFirewalldMasqueradeWithoutTable(t *testing.T) {
 	wantCall(t, "without masquerade again", w.container.call(t, "", mb.contained()), w.contained())
 }
 
-// wallPaths are a tunnel and a plain path beside firewalld.
+// wallPaths are a tunnel and a plain path beside firewalld, in each family.
 func wallPaths(t *testing.T) []path {
 	vxlan := vxlanPath(t)
-	return []path{vxlan, {variant: vxlan.variant, docker: vxlan.docker, tunnel: backend.Tunnel{Direct: true}}}
+	vxlan6 := vxlan
+	vxlan6.family, vxlan6.tunnel.Devices = subnet.IPv6, []string{"flannel-v6.1"}
+	out := []path{vxlan, vxlan, vxlan6, vxlan6}
+	out[1].tunnel, out[3].tunnel = backend.Tunnel{Direct: true}, backend.Tunnel{Direct: true}
+	return out
 }
 
 func vxlanPath(t *testing.T) path {

@@ -234,6 +234,12 @@ func (m *machine) protect(t *testing.T, p path, from ...*machine) {
 		m.b = &bench{tools, variants[i], New(Options{Log: quiet(), Tools: tools, Native: p.table()})}
 		return nil
 	})
+	m.guard(t, p)
+}
+
+// guard writes the rules of Docker and of the host's owner.
+func (m *machine) guard(t *testing.T, p path) {
+	t.Helper()
 	m.others(t, dockerWrites(t, p.docker, m.n)+strict)
 	if m.family == subnet.IPv6 {
 		// Nobody is found without.

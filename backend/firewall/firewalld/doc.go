@@ -62,6 +62,16 @@
 // gets hold of the overlay. Only where the kernel cannot do that [ErrMasquerade] says
 // which zone it is; a tunnel device can be put into another.
 //
+// # Beside Docker
+//
+// A Docker that starts makes a zone, docker, and (28.5, not yet 26.1) a policy,
+// docker-forwarding, which accepts whatever goes into that zone and is asked before
+// ours (priority -1), and reloads firewalld for them. After every reload it puts its
+// bridges into the zone and writes iptables again. Neither changes what we compare in
+// [ErrUnsaved], nor do our reloads change anything of Docker's. Measured with
+// dockerd 28.5.2 and 1.3.3, both orders of starting, reloads, restarts of either: no
+// rule was missing or there twice afterwards.
+//
 // # After a reload
 //
 // A reload takes firewalld two seconds, a complete one three, and it drops what is
