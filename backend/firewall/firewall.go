@@ -226,7 +226,7 @@ func (f *Firewall) Cleanup(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	clear(f.known)
-	errs := []error{f.firewalld.Cleanup(ctx), f.cleanupNative(ctx)}
+	var errs []error
 	for _, family := range subnet.Families() {
 		f.clean[family] = false
 		err := f.converge(ctx, family, func(Variant) intent { return intent{} })
@@ -234,6 +234,9 @@ func (f *Firewall) Cleanup(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("%s firewall: %w", family, err))
 		}
 	}
+	// Accepts go before the drops that they count on, and iptables before a
+	// reload of firewalld's removes the marks of what we made there.
+	errs = append(errs, f.firewalld.Cleanup(ctx), f.cleanupNative(ctx))
 	return errors.Join(errs...)
 }
 

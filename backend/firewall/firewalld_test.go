@@ -33,6 +33,39 @@ func (noFirewalld) Drift(context.Context) <-chan struct{} {
 	return never
 }
 
+// lastSeen is a firewalld that looks at what is left of ours when its part goes.
+type lastSeen struct {
+	noFirewalld
+	look func()
+}
+
+func (l lastSeen) Cleanup(context.Context) error {
+	l.look()
+	return nil
+}
+
+// Accepts go before the drops that they count on; and iptables goes before
+// firewalld, whose reload would empty it.
+func TestCleanupOrder(t *testing.T) {
+	tools, table := newFakeTools(), &fakeNative{}
+	looked := false
+	f := New(Options{Log: quiet(), Tools: tools, Native: table, Firewalld: lastSeen{look: func() {
+		looked = true
+		if tools.sets["iptables-nft"].table("filter") != nil {
+			t.Error("firewalld goes before iptables")
+		}
+		if len(table.want.Peers) == 0 {
+			t.Error("our own table goes before firewalld")
+		}
+	}}})
+	if err := f.Apply(t.Context(), vxlanDesired()); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Cleanup(t.Context()); err != nil || !looked {
+		t.Errorf("Cleanup: %v, firewalld asked: %v", err, looked)
+	}
+}
+
 // walled is a machine with a real firewalld.
 type walled struct {
 	*machine
