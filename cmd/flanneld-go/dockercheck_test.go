@@ -58,12 +58,15 @@ type markTable struct {
 	noTable
 	mu   sync.Mutex
 	sets []bool
+	// rounds is how many are over, and over is that of each time.
+	rounds func() uint64
+	over   []uint64
 }
 
 func (m *markTable) Apply(ctx context.Context, d native.Desired) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.sets = append(m.sets, d.AcceptMark)
+	m.sets, m.over = append(m.sets, d.AcceptMark), append(m.over, m.rounds())
 	return m.noTable.Apply(ctx, d)
 }
 
@@ -73,7 +76,7 @@ func (m *markTable) every(set, known bool) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !known && set && len(m.sets) > 1 {
-		return !slices.Contains(m.sets[1:], false)
+		return !slices.Contains(m.sets[1:], false) && m.over[0] == m.over[1]
 	}
 	return len(m.sets) > 0 && !slices.Contains(m.sets, !set)
 }
@@ -103,7 +106,8 @@ func TestDockerIsToldTheMark(t *testing.T) {
 				h.engine.Info = tt.info
 				h.writeFile("docker/daemon.json", tt.file+"\n")
 				h.places.pidFile = h.path("docker.pid")
-				table := &markTable{}
+				rounds := func() uint64 { return h.board.Snapshot().Sync.Runs }
+				table := &markTable{rounds: rounds}
 				h.table = table
 				h.dockerd("docker.pid", true, append(tt.flags, "--config-file="+h.opts.dockerConfig)...)
 				h.start()
@@ -120,7 +124,8 @@ func TestDockerIsToldTheMark(t *testing.T) {
 				}
 				h.stop()
 				// What is in the kernel stays over a restart.
-				*table = markTable{}
+				table = &markTable{rounds: rounds}
+				h.table = table
 				h.start()
 				h.eventually(resync, "sets the mark at once", func() bool { return table.every(tt.info == inTables, tt.want) })
 				h.stop()
