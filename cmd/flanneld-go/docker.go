@@ -173,6 +173,9 @@ func (l *loop) writeDockerConfig(ctx context.Context) error {
 	if err := l.keepConfig(ctx); err != nil {
 		return err
 	}
+	if err := l.unread(); err != nil {
+		return err
+	}
 	return l.restartDocker(ctx)
 }
 

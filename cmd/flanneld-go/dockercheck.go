@@ -28,17 +28,22 @@ func (l *loop) outOfReach() error {
 		return nil // nothing is to be written
 	}
 	reads, flag := dockerd.ConfigFile(s.given)
-	if sameFile(reads, l.opts.dockerConfig) {
+	if flag == nil || sameFile(reads, l.opts.dockerConfig) {
 		return nil
 	}
-	switch {
-	case flag != nil:
-		return withHint(fmt.Errorf("dockerd reads %s (%s), and not %s: nothing is written there", reads, flag, l.opts.dockerConfig), "run with --docker-config=%s", reads)
-	case s.process.PID != 0:
-		return withHint(fmt.Errorf("dockerd (pid %d) reads %s, and not %s: nothing is written there", s.process.PID, reads, l.opts.dockerConfig),
-			"run without --docker-config, or give dockerd --config-file=%s", l.opts.dockerConfig)
+	return withHint(fmt.Errorf("dockerd reads %s (%s), and not %s: nothing is written there", reads, flag, l.opts.dockerConfig), "run with --docker-config=%s", reads)
+}
+
+// unread says that dockerd reads its default file, and we were told to write
+// another, which is done; nil: it is not so. No restart would change anything.
+func (l *loop) unread() error {
+	s := &l.docker.seen
+	reads, _ := dockerd.ConfigFile(s.given)
+	if s.process.PID == 0 || sameFile(reads, l.opts.dockerConfig) {
+		return nil
 	}
-	return nil
+	return withHint(fmt.Errorf("dockerd (pid %d) reads %s, and not %s: what is written there has no effect", s.process.PID, reads, l.opts.dockerConfig),
+		"run without --docker-config, or give dockerd --config-file=%s", l.opts.dockerConfig)
 }
 
 // rootless is why a dockerd of a user's is not supported.
