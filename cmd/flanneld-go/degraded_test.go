@@ -66,22 +66,33 @@ func TestLoopUnreadableKey(t *testing.T) {
 
 // An uplink that is not what it was is named, with what to do.
 func TestLoopUplinkChanges(t *testing.T) {
+	const restart = "systemctl restart flanneld-go"
 	tests := []struct {
-		name, want string
-		change     func(t *testing.T, h *testHost)
+		name, want, hint string
+		change           func(t *testing.T, h *testHost)
 	}{
-		{name: "deleted", want: "uplink eth0 is gone", change: func(t *testing.T, h *testHost) {
+		{name: "down", want: "uplink eth0 is down", hint: "ip link set eth0 up, and then the routes that it had", change: func(t *testing.T, h *testHost) {
+			down := false
+			if err := h.kernel.SetLink(t.Context(), h.eth0.Index, kernel.LinkChange{Up: &down}); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{
+			name: "unplugged", want: "uplink eth0 has no carrier", hint: "look at its cable, its switch, or what else it hangs on: ip -d link show eth0",
+			change: func(_ *testing.T, h *testHost) { h.kernel.SetRunning(h.eth0.Index, false) },
+		},
+		{name: "deleted", want: "uplink eth0 is gone", hint: restart, change: func(t *testing.T, h *testHost) {
 			if err := h.kernel.DeleteLink(t.Context(), h.eth0.Index); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{name: "made anew", want: "uplink eth0 was deleted and made anew", change: func(t *testing.T, h *testHost) {
+		{name: "made anew", want: "uplink eth0 was deleted and made anew", hint: restart, change: func(t *testing.T, h *testHost) {
 			if err := h.kernel.DeleteLink(t.Context(), h.eth0.Index); err != nil {
 				t.Fatal(err)
 			}
 			h.kernel.Plug(kernel.Link{Name: "eth0", MTU: 1500}, netip.MustParsePrefix("198.18.0.1/24"))
 		}},
-		{name: "another address", want: "uplink eth0 has lost its address 198.18.0.1", change: func(t *testing.T, h *testHost) {
+		{name: "another address", want: "uplink eth0 has lost its address 198.18.0.1", hint: restart, change: func(t *testing.T, h *testHost) {
 			addrs := h.kernel.Addrs(h.eth0.Index)
 			list, err := addrs.List(t.Context())
 			if err == nil {
@@ -103,7 +114,7 @@ func TestLoopUplinkChanges(t *testing.T) {
 				tt.change(t, h)
 				h.eventually(resync, "the uplink is a problem", func() bool {
 					p := h.problem(status.ComponentUplink)
-					return p.Message == tt.want && p.Blocking && p.Hint == "systemctl restart flanneld-go"
+					return p.Message == tt.want && p.Blocking && p.Hint == tt.hint
 				})
 				if h.board.Snapshot().Ready {
 					t.Error("ready without its uplink")

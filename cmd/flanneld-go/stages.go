@@ -82,7 +82,7 @@ func (l *loop) startView(ctx context.Context) error {
 		o.World, l.world, o.Former = world, &world, l.formerWorld(world.Config)
 	case l.cache.Identity != "":
 		o.World, o.Cached = l.recall(ctx), true
-		l.log.Warn("etcd is silent, starting from the cache", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers), "error", err)
+		l.log.Warn("etcd cannot be read, starting from the cache", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers), "error", err)
 	}
 	l.view = subnet.NewView(o)
 	l.firstSnap = l.view.Snapshot()
@@ -293,6 +293,10 @@ func (l *loop) watchUplink(ctx context.Context) error {
 		return &harmless{fmt.Errorf("look at uplink %s: %w", name, err)}
 	case link.Index != l.uplink.Link.Index:
 		return &untrue{withHint(fmt.Errorf("uplink %s was deleted and made anew", name), restart)}
+	case !link.Up:
+		return &untrue{withHint(fmt.Errorf("uplink %s is down", name), "ip link set %s up, and then the routes that it had", name)}
+	case !link.Running:
+		return &untrue{withHint(fmt.Errorf("uplink %s has no carrier", name), "look at its cable, its switch, or what else it hangs on: ip -d link show %s", name)}
 	}
 	list, err := l.host.Addrs(link.Index).List(ctx)
 	if err != nil {
