@@ -32,13 +32,15 @@ func (l *loop) etcdHint(err error) string {
 	etcdctl := l.opts.etcd.Etcdctl()
 	switch {
 	case errors.Is(err, subnet.ErrStoreChanged):
-		return fmt.Sprintf("nothing, if that was meant: this host keeps the paths to its peers for %s, and every host takes its former subnet again by itself; "+
+		return fmt.Sprintf("wait, if that was meant: this host keeps the paths to its peers for %s, and every host takes its former subnet again by itself; "+
 			"if not, %s endpoint status --write-out=table shows which etcd answers", l.opts.leaseTTL, etcdctl)
 	case errors.Is(err, subnet.ErrCompacted):
-		return "nothing: this host reads everything anew by itself"
+		return "wait: this host reads everything anew by itself"
+	case errors.Is(err, etcdstore.ErrAuth) && l.opts.etcd.Username != "":
+		return fmt.Sprintf("%s get %s/config asks for the password and tries it; with --user=root, user get %s --detail lists the user's rights",
+			etcdctl, l.opts.etcd.Prefix, l.opts.etcd.Username)
 	case errors.Is(err, etcdstore.ErrAuth):
-		// An etcd that refuses us is in good health.
-		return fmt.Sprintf("%s get %s/config", etcdctl, l.opts.etcd.Prefix)
+		return "" // The error says it all, and an etcd that refuses us is in good health.
 	}
 	return etcdctl + " endpoint health"
 }

@@ -14,28 +14,31 @@ import (
 	"github.com/flanneld-go/flanneld-go/subnet/memstore"
 )
 
-const replacedHint = "nothing, if that was meant: this host keeps the paths to its peers for 5m0s, and every host takes its former subnet again by itself; " +
+const replacedHint = "wait, if that was meant: this host keeps the paths to its peers for 5m0s, and every host takes its former subnet again by itself; " +
 	"if not, etcdctl --endpoints=http://192.0.2.10:2379 endpoint status --write-out=table shows which etcd answers"
 
 // What to type follows from what is wrong with etcd.
 func TestEtcdHint(t *testing.T) {
 	const etcdctl = "etcdctl --endpoints=http://192.0.2.10:2379"
+	denied := &etcdstore.Error{Op: "load", Kind: etcdstore.ErrAuth, Err: errors.New("permission denied")}
 	tests := []struct {
-		name string
-		err  error
-		want string
+		name, user string
+		err        error
+		want       string
 	}{
-		{"unreachable", &etcdstore.Error{Op: "load", Kind: etcdstore.ErrUnreachable, Err: errors.New("connection refused")}, etcdctl + " endpoint health"},
-		{"anything", errors.New("out of luck"), etcdctl + " endpoint health"},
-		{"refused", &etcdstore.Error{Op: "load", Kind: etcdstore.ErrAuth, Err: errors.New("permission denied")}, etcdctl + " get /coreos.com/network/config"},
-		{"compacted", fmt.Errorf("watch: %w", subnet.ErrCompacted), "nothing: this host reads everything anew by itself"},
-		{"replaced", fmt.Errorf("watch: %w", subnet.ErrStoreChanged), replacedHint},
+		{"unreachable", "", &etcdstore.Error{Op: "load", Kind: etcdstore.ErrUnreachable, Err: errors.New("connection refused")}, etcdctl + " endpoint health"},
+		{"anything", "", errors.New("out of luck"), etcdctl + " endpoint health"},
+		{"a user is refused", "host", denied, etcdctl + " --user=host get /coreos.com/network/config asks for the password and tries it; " +
+			"with --user=root, user get host --detail lists the user's rights"},
+		{"a certificate is refused", "", denied, ""},
+		{"compacted", "", fmt.Errorf("watch: %w", subnet.ErrCompacted), "wait: this host reads everything anew by itself"},
+		{"replaced", "", fmt.Errorf("watch: %w", subnet.ErrStoreChanged), replacedHint},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := newHost(t)
-				h.opts.leaseTTL = 5 * time.Minute
+				h.opts.leaseTTL, h.opts.etcd.Username = 5*time.Minute, tt.user
 				h.data.OverwriteConfig(networkConfig)
 				h.start()
 				defer h.stop()
