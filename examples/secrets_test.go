@@ -153,7 +153,7 @@ func newVault(t *testing.T) *vault {
 		func() error { _, err := v.admin.UserAdd(ctx, "host", hidden); return err },
 		func() error { _, err := v.admin.UserGrantRole(ctx, "host", "root"); return err },
 		func() error {
-			_, err := v.admin.Put(ctx, "/coreos.com/network/config", `{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`)
+			_, err := v.admin.Put(ctx, "/coreos.com/network/config", `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`) // whose device gets an address: a debug line
 			return err
 		},
 		func() error { _, err := v.admin.AuthEnable(ctx); return err },
