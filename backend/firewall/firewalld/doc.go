@@ -44,7 +44,7 @@
 // Up to 32 prefixes of peers are listed in the policy, one rule each. firewalld takes
 // in each by itself (50 took 1 s, 1,000 four minutes), so more of them are in an
 // ipset, hash:ip and one for each family: 1,000 addresses took 0.2 s, 10,000 between 1
-// and 5 on a busy machine, and one that comes or goes among them 0.3. Few changes
+// and 10 on a busy machine, and one that comes or goes among them 0.3. Few changes
 // are made one by one. Many replace all of a set, which is empty for a moment
 // then: what is known to connection tracking passes all the same.
 //
