@@ -208,7 +208,7 @@ func (b *Backend) project(d backend.Desired) ([]peer, subnet.ByFamily[netip.Addr
 		}
 		for _, p := range lease.Subnet {
 			if p.IsValid() {
-				peers = append(peers, peer{prefix: p.Masked(), endpoint: to})
+				peers = append(peers, peer{prefix: p.Masked(), endpoint: endpoint{to: to}})
 			}
 		}
 	}

@@ -118,7 +118,7 @@ func TestForwardBothWays(t *testing.T) {
 func TestLargePacketsPass(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		here, there := newLab(), newLab()
-		there.world.Store(&world{table: newTable([]peer{{netip.MustParsePrefix("10.5.1.0/24"), netip.MustParseAddrPort("198.18.0.1:8285")}})})
+		there.world.Store(&world{table: newTable([]peer{peerAt("10.5.1.0/24", "198.18.0.1:8285")})})
 		here.start(t)
 		there.start(t)
 		header, large := largeTCP("10.5.2.9", bytes.Repeat([]byte("flannel0"), 5001), 1420)
@@ -451,12 +451,5 @@ func TestVerdictsHaveNames(t *testing.T) {
 			t.Errorf("verdict %d is called %q", v, name)
 		}
 		seen[name] = true
-	}
-}
-
-func TestTableKeepsFamiliesApart(t *testing.T) {
-	table := newTable([]peer{{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParseAddrPort("198.18.0.2:1")}})
-	if to, ok := table.lookup(subnet.IPv6, addressOf(netip.MustParseAddr("fd05::1"))); ok {
-		t.Errorf("an IPv6 address was found at %v", to)
 	}
 }

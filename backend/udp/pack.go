@@ -31,7 +31,7 @@ type packer struct {
 
 // chain is the frames for one receiver, by their numbers.
 type chain struct {
-	to          netip.AddrPort
+	to          *endpoint
 	first, last int
 }
 
@@ -58,7 +58,7 @@ func newPacker(send func([]Message)) *packer {
 }
 
 // add puts frame number i on the chain of its receiver.
-func (p *packer) add(i int, to netip.AddrPort, cut offload.Cut) {
+func (p *packer) add(i int, to *endpoint, cut offload.Cut) {
 	p.links[i] = link{cut: cut}
 	for n := len(p.chains) - 1; n >= 0; n-- { // the last is the likeliest
 		if c := &p.chains[n]; c.to == to {
@@ -75,7 +75,7 @@ func (p *packer) pack(frames []Frame) {
 	for _, c := range p.chains {
 		p.open = false
 		for i := c.first; ; i = p.links[i].next {
-			p.cut(c.to, frames[i].Data, p.links[i].cut)
+			p.cut(c.to.to, frames[i].Data, p.links[i].cut)
 			if p.links[i].next == 0 {
 				break
 			}

@@ -80,7 +80,7 @@ func TestPacker(t *testing.T) {
 				}
 			}
 		})
-		frames := newFrames()
+		frames, receivers := newFrames(), map[byte]*endpoint{}
 		for range rapid.IntRange(1, 3).Draw(t, "reads") { // a packer is used again
 			frames.Reset()
 			for range rapid.IntRange(1, 20).Draw(t, "packets") {
@@ -94,8 +94,12 @@ func TestPacker(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				to := netip.AddrPortFrom(netip.AddrFrom4([4]byte(f.Data[16:20])), 8285)
-				want[to.String()] = append(want[to.String()], wirePackets(t, f)...)
+				to := receivers[f.Data[18]]
+				if to == nil {
+					to = &endpoint{netip.AddrPortFrom(netip.AddrFrom4([4]byte(f.Data[16:20])), 8285)}
+					receivers[f.Data[18]] = to
+				}
+				want[to.to.String()] = append(want[to.to.String()], wirePackets(t, f)...)
 				p.add(i, to, cut)
 			}
 			p.pack(frames.List)
@@ -138,12 +142,13 @@ func TestPackerFillsMessages(t *testing.T) {
 			t.Fatal("no room for two large packets")
 		}
 	}
+	to := &endpoint{netip.MustParseAddrPort("198.18.0.2:8285")}
 	for i, f := range frames.List {
 		cut, err := offload.Plan(f.Header, f.Data)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.add(i, netip.MustParseAddrPort("198.18.0.2:8285"), cut)
+		p.add(i, to, cut)
 	}
 	p.pack(frames.List)
 	if diff := cmp.Diff([]int{44, 44, 2}, sizes); diff != "" {

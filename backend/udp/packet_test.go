@@ -114,8 +114,8 @@ func TestParse(t *testing.T) {
 // FuzzPacketPath feeds any bytes to everything that reads a packet.
 func FuzzPacketPath(f *testing.F) {
 	w := &world{table: newTable([]peer{
-		{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParseAddrPort("198.18.0.2:8285")},
-		{netip.MustParsePrefix("::/0"), netip.MustParseAddrPort("198.18.0.2:8285")},
+		peerAt("0.0.0.0/0", "198.18.0.2:8285"),
+		peerAt("::/0", "198.18.0.2:8285"),
 	})}
 	f.Add(flow{src: "10.5.1.2", dst: "10.5.2.3", hops: 2, options: 40, payload: []byte("x")}.packet())
 	f.Add(flow{src: "10.5.1.2", dst: "10.5.2.3", hops: 1, proto: protoICMP, payload: []byte{8, 0}}.packet())
