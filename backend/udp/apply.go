@@ -231,13 +231,19 @@ func (b *Backend) endpoint(c *subnet.Config, a subnet.Attrs) (netip.AddrPort, er
 	return netip.AddrPortFrom(addr, port), nil
 }
 
+// backendData is what hosts of ours publish beside their address.
+type backendData struct {
+	// Port is where the host receives datagrams.
+	Port uint16
+}
+
 // peerPort is the port in a peer's backend data, or else the configured one:
 // flannel publishes none.
 func (b *Backend) peerPort(data subnet.RawJSON) (uint16, error) {
 	if data == "" {
 		return b.port, nil
 	}
-	fields := struct{ Port uint16 }{b.port}
+	fields := backendData{Port: b.port}
 	if err := json.Unmarshal([]byte(data), &fields); err != nil {
 		return 0, fmt.Errorf("read its backend data %s: %w", data, err)
 	}

@@ -110,6 +110,15 @@ func TestKernelErrors(t *testing.T) {
 	}
 }
 
+// TestKernelPorts: each host publishes where it receives.
+func TestKernelPorts(t *testing.T) {
+	m := twoMachines(t)
+	m[0].options, m[1].options = `{"Port":9001}`, `{"Port":9002}`
+	join(t, m)
+	mustPing(t, m[0].container, "10.5.2.2")
+	mustPing(t, m[1].container, "10.5.1.2")
+}
+
 // TestKernelDatagram is the wire format seen from outside: one datagram is one
 // IP packet, from the port it goes to; answers may come from any port.
 func TestKernelDatagram(t *testing.T) {
@@ -209,11 +218,7 @@ func TestKernelAdopts(t *testing.T) {
 		a.ns.ip(t, "addr add 10.5.77.0/32 dev flannel0")
 		a.ns.ip(t, "link set flannel0 up")
 		a.ns.ip(t, "route add 10.5.0.0/16 dev flannel0")
-		for i, own := range m {
-			own.boot(t)
-			own.mustApply(t, m[1-i])
-			own.start(t)
-		}
+		join(t, m)
 		mustPing(t, a.container, "10.5.2.2")
 		mustPing(t, b.container, "10.5.1.2")
 		if got := a.ns.ip(t, "-o -4 addr show flannel0"); strings.Contains(got, "10.5.77.0") {
@@ -241,11 +246,7 @@ func TestKernelMixedOffloads(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	for i, own := range m {
-		own.boot(t)
-		own.mustApply(t, m[1-i])
-		own.start(t)
-	}
+	join(t, m)
 	in, out := stream(t, m[0], m[1])
 	defer in.Close()
 	defer out.Close()

@@ -144,8 +144,12 @@ func (m *machine) config() *subnet.Config {
 	return c
 }
 
+// lease is what the machine publishes: until it has a backend, a host of flannel's.
 func (m *machine) lease() subnet.Lease {
 	l := lease(fmt.Sprintf("10.5.%d.0/24", m.n), fmt.Sprintf("198.18.0.%d", m.n))
+	if m.Backend != nil {
+		l.Attrs, _ = m.Attrs()
+	}
 	l.Subnet[subnet.IPv6] = netip.MustParsePrefix(fmt.Sprintf("fd05:0:0:%d::/64", m.n))
 	return l
 }
@@ -204,10 +208,18 @@ func (m *machine) stop(t testing.TB) {
 func joined(t testing.TB) (a, b *machine) {
 	t.Helper()
 	m := twoMachines(t)
-	for i, own := range m {
+	join(t, m)
+	return m[0], m[1]
+}
+
+// join brings the tunnel of two machines up.
+func join(t testing.TB, m [2]*machine) {
+	t.Helper()
+	for _, own := range m {
 		own.boot(t)
+	}
+	for i, own := range m {
 		own.mustApply(t, m[1-i])
 		own.start(t)
 	}
-	return m[0], m[1]
 }

@@ -2,6 +2,7 @@ package udp
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -122,10 +123,17 @@ func New(p backend.Params) (backend.Backend, error) {
 	return b, nil
 }
 
-// Attrs returns our public address, and as flannel does no BackendType.
+// Attrs returns our public address and port, and as flannel does no BackendType.
+// Flannel looks at no backend data of udp: its hosts send to the port that the
+// config names.
 func (b *Backend) Attrs() (subnet.Attrs, error) {
 	var a subnet.Attrs
 	a.PublicIP[b.outer] = b.params.Uplink.Public[b.outer]
+	data, err := json.Marshal(backendData{Port: b.port})
+	if err != nil {
+		return a, fmt.Errorf("write backend data: %w", err)
+	}
+	a.BackendData[b.outer] = subnet.RawJSON(data)
 	return a, nil
 }
 

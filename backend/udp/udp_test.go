@@ -37,7 +37,13 @@ func TestNew(t *testing.T) {
 			} else {
 				a, _ := b.Attrs()
 				got = fmt.Sprintf("port %d mtu %d ip %v,%v", b.Tunnel().Port, b.MTU(), a.PublicIP[0], a.PublicIP[1])
-				if a.BackendType != "" || a.BackendData != (subnet.ByFamily[subnet.RawJSON]{}) {
+				var data subnet.ByFamily[subnet.RawJSON]
+				for f, ip := range a.PublicIP {
+					if ip.IsValid() {
+						data[f] = subnet.RawJSON(fmt.Sprintf(`{"Port":%d}`, b.Tunnel().Port))
+					}
+				}
+				if a.BackendType != "" || a.BackendData != data {
 					t.Errorf("attributes %+v", a)
 				}
 			}
