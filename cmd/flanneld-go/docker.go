@@ -87,6 +87,8 @@ type dockerState struct {
 	restarting atomic.Bool
 	// attempt is the last one. A second for the same reason would be a loop.
 	attempt atomic.Pointer[dockerAttempt]
+	// kept is the one that is remembered for later processes.
+	kept *dockerAttempt
 	// refused is the text that Docker did not start with.
 	refused atomic.Pointer[refusedFile]
 }
@@ -109,6 +111,7 @@ func (l *loop) writeDocker(ctx context.Context) error {
 	if l.docker.restarting.Load() {
 		return nil // until it is over, file and containers are Docker's
 	}
+	l.keepAttempt()
 	l.lookAtDocker(ctx)
 	if err := l.markNow(ctx); err != nil {
 		return err

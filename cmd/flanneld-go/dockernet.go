@@ -24,7 +24,11 @@ func (l *loop) writeDockerNetwork(ctx context.Context) error {
 			return stale
 		}
 	}
-	return joinProblems(l.keepNetwork(ctx), stale)
+	err := l.keepNetwork(ctx)
+	if err == nil && stale == nil && l.docker.seen.up {
+		l.forgetAttempt()
+	}
+	return joinProblems(err, stale)
 }
 
 // keepNetwork makes Docker have the network.

@@ -1,14 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
-	"github.com/flanneld-go/flanneld-go/daemonconfig"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 	"github.com/flanneld-go/flanneld-go/systemd"
 )
 
@@ -22,15 +22,20 @@ type writtenFile struct {
 	revert    func() error
 }
 
-// refusedFile is a change that was taken back: from old to text.
+// refusedFile is a change that was taken back.
 type refusedFile struct {
-	old, text []byte
-	err       error
+	change string
+	err    error
+}
+
+// changeID stands for a change of a file from old to text.
+func changeID(old, text []byte) string {
+	return fmt.Sprintf("%x %x", sha256.Sum256(old), sha256.Sum256(text))
 }
 
 // refusedBefore returns why a change was taken back; nil: it never was.
 func (s *dockerState) refusedBefore(old, text []byte) error {
-	if r := s.refused.Load(); r != nil && bytes.Equal(r.old, old) && bytes.Equal(r.text, text) {
+	if r := s.refused.Load(); r != nil && r.change == changeID(old, text) {
 		return r.err
 	}
 	return nil
@@ -45,19 +50,68 @@ func (s *dockerState) wrote(w writtenFile) {
 	}
 }
 
-// reason is what a restart of Docker is for.
-type reason struct {
-	env  daemonconfig.Env
-	mark daemonconfig.Mark
-}
-
-func (l *loop) restartReason() reason { return reason{l.env(), l.wantMark()} }
+// restartReason is what a restart of Docker is for.
+func (l *loop) restartReason() string { return fmt.Sprintf("%+v, mark %s", l.env(), l.wantMark()) }
 
 // dockerAttempt is a restart of Docker.
 type dockerAttempt struct {
-	reason reason
+	reason string
 	// err is why it is not as it should be since.
 	err error
+}
+
+// keepAttempt remembers the last restart for later processes: whoever restarts us
+// again and again must not restart Docker as often.
+func (l *loop) keepAttempt() {
+	last := l.docker.attempt.Load()
+	if last == l.docker.kept {
+		return
+	}
+	l.docker.kept, l.saved.DockerAttempt = last, nil
+	if last != nil {
+		l.saved.DockerAttempt = last.remembered(l.docker.refused.Load())
+	}
+	l.saveHost()
+}
+
+func (a *dockerAttempt) remembered(refused *refusedFile) *statedir.DockerAttempt {
+	saved, err := &statedir.DockerAttempt{Reason: a.reason}, a.err
+	if refused != nil {
+		saved.Refused, err = refused.change, refused.err
+	}
+	if err != nil {
+		saved.Problem = err.Error()
+	}
+	var h *hintError
+	if asHint(err, &h) {
+		saved.Hint = h.hint
+	}
+	return saved
+}
+
+// recallAttempt takes over what an earlier process remembered.
+func (s *dockerState) recallAttempt(saved *statedir.DockerAttempt) {
+	if saved == nil {
+		return
+	}
+	var err error
+	if saved.Problem != "" {
+		err = withHint(errors.New(saved.Problem), "%s", saved.Hint)
+	}
+	s.kept = &dockerAttempt{saved.Reason, err}
+	s.attempt.Store(s.kept)
+	if saved.Refused != "" {
+		s.refused.Store(&refusedFile{saved.Refused, err})
+	}
+}
+
+// forgetAttempt lets a later process restart Docker again: Docker is as it should
+// be, so what it lacks then has another cause.
+func (l *loop) forgetAttempt() {
+	if l.saved.DockerAttempt != nil {
+		l.saved.DockerAttempt = nil
+		l.saveHost()
+	}
 }
 
 // restartDocker restarts Docker once if what it has differs from what its file
@@ -71,6 +125,9 @@ func (l *loop) restartDocker(ctx context.Context) error {
 	// A Docker that does not say what it has is judged by its file.
 	unknown := !l.docker.seen.up && l.docker.restart
 	if len(differs) == 0 && !unknown {
+		if bridge, err := l.lookAtBridge(ctx); err == nil && bridge != nil {
+			l.forgetAttempt()
+		}
 		return nil
 	}
 	problem := l.differsProblem(differs)
@@ -135,6 +192,8 @@ func (l *loop) startRestart(ctx context.Context, problem error) error {
 	}
 	why, written := l.restartReason(), l.docker.written
 	l.docker.written = nil
+	l.docker.attempt.Store(&dockerAttempt{reason: why})
+	l.keepAttempt()
 	l.docker.restarting.Store(true)
 	l.group.Go(func() error {
 		defer l.docker.restarting.Store(false)
@@ -230,6 +289,6 @@ func (l *loop) rollBack(ctx context.Context, w writtenFile, why error) error {
 	} else {
 		what = fmt.Errorf("%w; the former file is back, and docker runs by it: its containers have other addresses than this host's subnet", what)
 	}
-	l.docker.refused.Store(&refusedFile{old: w.old, text: w.text, err: withHint(what, "%s; after a change of %s it is tried again", journalOfDocker, w.path)})
+	l.docker.refused.Store(&refusedFile{changeID(w.old, w.text), withHint(what, "%s; after a change of %s it is tried again", journalOfDocker, w.path)})
 	return withHint(what, journalOfDocker)
 }

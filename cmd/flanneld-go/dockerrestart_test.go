@@ -69,6 +69,71 @@ func TestDockerIsRolledBack(t *testing.T) {
 	}
 }
 
+// Whoever starts us again and again does not restart Docker with it, be it that
+// Docker has not got what its file says or that it did not start with that. What
+// has another cause is worth a restart.
+func TestRestartsOfOursDoNotRestartDocker(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		restart    func(h *dockerHost) error
+		jobs, says string
+	}{
+		{"has not got it", (*dockerHost).obeyNothing, "restart", "docker0 has not "},
+		{"does not start with it", func(*dockerHost) error { return jobFailed() }, "restart start", "the former file is back, and docker runs by it"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inDockerBubble(t, "20.10.24", func(h *dockerHost) {
+				const theirs = "{}\n"
+				h.writeFile("docker/daemon.json", theirs)
+				h.units.restart = func() error { return tt.restart(h) }
+				for range 4 {
+					h.start()
+					h.eventually(resync, "said", func() bool {
+						p := h.problem(status.ComponentDocker)
+						return strings.Contains(p.Message, tt.says) && p.Hint != ""
+					})
+					time.Sleep(3 * resyncEvery)
+					synctest.Wait()
+					h.stop()
+				}
+				if got := h.units.done(); got != tt.jobs {
+					t.Errorf("jobs %q, want %q", got, tt.jobs)
+				}
+				if back := h.file("docker/daemon.json") == theirs; back != (tt.jobs == "restart start") {
+					t.Errorf("daemon.json is %s", h.file("docker/daemon.json"))
+				}
+				// What the administrator changes, or mends, is worth another try.
+				h.units.mu.Lock()
+				h.units.restart = h.obey
+				h.units.mu.Unlock()
+				if tt.jobs == "restart" {
+					if err := h.obey(); err != nil {
+						t.Fatal(err)
+					}
+				} else {
+					h.writeFile("docker/daemon.json", "{ }\n")
+				}
+				h.start()
+				h.settled()
+				h.stop()
+				jobs := h.units.done()
+				if want := map[string]string{"restart": "restart", "restart start": "restart start restart"}[tt.jobs]; jobs != want {
+					t.Errorf("jobs %q, want %q", jobs, want)
+				}
+				// Once it was right a loss has another cause.
+				h.writeFile("docker/daemon.json", theirs)
+				h.setBridge("172.17.0.1/16", 1500, true)
+				h.start()
+				h.settled()
+				h.stop()
+				if got := h.units.done(); got != jobs+" restart" {
+					t.Errorf("jobs %q, want one more restart", got)
+				}
+			})
+		})
+	}
+}
+
 // An options file is put back, too, and a start that hangs is as bad as one that
 // fails.
 func TestEveryFailedStartIsRolledBack(t *testing.T) {

@@ -292,6 +292,7 @@ func (l *loop) remember() error {
 		l.cache = statedir.Cache{}
 	}
 	l.lease.cached, l.lease.former = l.cache, l.cache.Former
+	l.docker.recallAttempt(l.saved.DockerAttempt)
 	return nil
 }
 

@@ -72,6 +72,21 @@ type Host struct {
 	DockerOptions string `json:"docker_options,omitempty"`
 	// DockerNetwork is the network that was kept in Docker.
 	DockerNetwork string `json:"docker_network,omitempty"`
+	// DockerAttempt is the last restart of Docker, unless Docker was as it
+	// should be after it.
+	DockerAttempt *DockerAttempt `json:"docker_attempt,omitempty"`
+}
+
+// DockerAttempt is a restart of Docker that is not to be made a second time for
+// the same reason.
+type DockerAttempt struct {
+	Reason string `json:"reason"`
+	// Refused stands for a change of Docker's file that was taken back.
+	Refused string `json:"refused,omitempty"`
+	// Problem is why Docker is not as it should be since, and Hint what to
+	// type.
+	Problem string `json:"problem,omitempty"`
+	Hint    string `json:"hint,omitempty"`
 }
 
 // Remember adds sysctls to h. One that is known keeps its first value.
