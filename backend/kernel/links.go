@@ -290,6 +290,8 @@ func parseLinkInfo(l *Link, info []byte) error {
 				l.Tun.Persist = u8(v) != 0
 			case unix.IFLA_TUN_MULTI_QUEUE:
 				l.Tun.MultiQueue = u8(v) != 0
+			case unix.IFLA_TUN_NUM_QUEUES, unix.IFLA_TUN_NUM_DISABLED_QUEUES:
+				l.Tun.Queues += u32(v)
 			case unix.IFLA_TUN_VNET_HDR:
 				l.Tun.VnetHdr = u8(v) != 0
 			}

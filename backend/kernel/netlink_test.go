@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
@@ -369,6 +370,34 @@ func TestTunAttributes(t *testing.T) {
 	}
 	if want := (kernel.Tun{Persist: true, MultiQueue: true, VnetHdr: true}); l.Type != "tun" || l.Tun != want || l.MAC != (kernel.MAC{}) {
 		t.Errorf("link %+v, want type tun and %+v", l, want)
+	}
+}
+
+// TestTunQueues: how many hold a device that several may hold.
+func TestTunQueues(t *testing.T) {
+	ns := kerneltest.NetNS(t, kernel.Options{})
+	ns.Run(t, "ip", "tuntap", "add", "flannel0", "mode", "tun", "multi_queue")
+	for held := range 3 {
+		l, err := ns.LinkByName(t.Context(), "flannel0")
+		if err != nil || l.Tun.Queues != held {
+			t.Errorf("link %+v, %v; want %d queues", l, err, held)
+		}
+		ns.Do(t, func() {
+			fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			t.Cleanup(func() { unix.Close(fd) })
+			req, err := unix.NewIfreq("flannel0")
+			if err == nil {
+				req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE)
+				err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

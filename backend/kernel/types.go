@@ -66,6 +66,9 @@ type Tun struct {
 	Persist    bool
 	MultiQueue bool
 	VnetHdr    bool
+	// Queues is how many descriptors are attached. It is told of multi-queue
+	// links only.
+	Queues int
 }
 
 // LinkChange is what SetLink changes: nil and zero fields stay as they are.

@@ -48,12 +48,14 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 
 // openSockets opens what is not open yet.
 func (b *Backend) openSockets(ctx context.Context) error {
-	if b.conn == nil {
-		conn, err := openSocket(ctx, netip.AddrPortFrom(b.params.Uplink.Addr[b.outer], b.port), b.whole)
+	if b.conns == nil {
+		conns, err := openSockets(ctx, netip.AddrPortFrom(b.params.Uplink.Addr[b.outer], b.port), socketOptions{
+			Queues: b.queues, Whole: b.whole,
+		})
 		if err != nil {
 			return err
 		}
-		b.conn = conn
+		b.conns = conns
 	}
 	if b.raw == nil {
 		raw, err := openRaw(ctx, b.params.Families())
@@ -78,7 +80,7 @@ func (b *Backend) ensureDevice(ctx context.Context) (kernel.Link, error) {
 		return link, b.tune(ctx, link)
 	}
 	if b.tunnel != nil {
-		b.devices.put(nil)
+		b.devices.put()
 		if err := b.tunnel.Close(); err != nil {
 			return kernel.Link{}, err
 		}
@@ -100,14 +102,15 @@ func (b *Backend) ensureDevice(ctx context.Context) (kernel.Link, error) {
 		return kernel.Link{}, errors.Join(fmt.Errorf("set up device %s: %w", device, err), opened.Close())
 	}
 	b.tunnel = opened
-	b.devices.put(opened)
+	b.devices.put(opened.queues()...)
 	b.log.Info("attached to tunnel device", "device", device, "mtu", b.MTU())
 	return link, nil
 }
 
-// attach opens the device, adopting one that is free: ours of an earlier run, or
-// flannel's, which has the same shape.
+// attach opens the device, adopting one of an earlier run that is free and can have
+// as many queues as we want.
 func (b *Backend) attach(ctx context.Context) (tunnel, error) {
+	o := tunOptions{Queues: b.queues, MultiQueue: b.queues > 1, Whole: b.whole}
 	link, err := b.params.Kernel.LinkByName(ctx, device)
 	switch {
 	case errors.Is(err, kernel.ErrNotFound):
@@ -115,8 +118,31 @@ func (b *Backend) attach(ctx context.Context) (tunnel, error) {
 		return nil, fmt.Errorf("find device %s: %w", device, err)
 	case link.Type != linkType:
 		return nil, foreignError(device, "type "+link.Type)
+	case link.Tun.Queues > 0:
+		// The kernel would let us attach, and share the packets out.
+		return nil, busyError(device)
+	case link.Tun.MultiQueue:
+		o.MultiQueue = true // also for one queue
+	case o.MultiQueue:
+		if err := b.remove(ctx, link); err != nil {
+			return nil, err
+		}
 	}
-	return b.open(device, tunOptions{MultiQueue: link.Tun.MultiQueue, Whole: b.whole})
+	return b.open(device, o)
+}
+
+// remove deletes a device of one queue, flannel's or that of a run with other
+// options: it can never have more. Whoever still holds it keeps it.
+func (b *Backend) remove(ctx context.Context, link kernel.Link) error {
+	held, err := b.open(device, tunOptions{Queues: 1, Whole: b.whole})
+	if err != nil {
+		return err
+	}
+	b.log.Info("replacing tunnel device that has a single queue", "device", device)
+	if err = b.params.Kernel.DeleteLink(ctx, link.Index); err != nil {
+		err = fmt.Errorf("replace device %s: %w", device, err)
+	}
+	return errors.Join(err, held.Close())
 }
 
 // tune sets mark, MTU and queue length where they differ.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -23,7 +24,7 @@ import (
 type host struct {
 	*Backend
 	fake   *kerneltest.Fake
-	opened []*pipe
+	opened []memoryTunnel
 	made   []reconcile.Result
 }
 
@@ -48,7 +49,7 @@ func newHost(t *testing.T) *host {
 	t.Helper()
 	h := &host{fake: kerneltest.New()}
 	made, err := New(backend.Params{
-		Config: testConfig(fmt.Sprintf(`{"Port":%d}`, freePort(t))),
+		Config: testConfig(fmt.Sprintf(`{"Port":%d,"Queues":2}`, freePort(t))),
 		Kernel: h.fake,
 		Uplink: testUplink("127.0.0.1"),
 		Observe: func(r reconcile.Result) {
@@ -82,9 +83,12 @@ func (h *host) plug(name string, o tunOptions) (tunnel, error) {
 	if link.Tun.MultiQueue != o.MultiQueue {
 		return nil, errors.New("attached with the wrong flags")
 	}
-	device := newMemoryDevice()
-	h.opened = append(h.opened, device)
-	return device, nil
+	if o.Queues > 1 && !o.MultiQueue {
+		return nil, errors.New("several queues of a device that has one")
+	}
+	opened := newMemoryTunnel(o.Queues)
+	h.opened = append(h.opened, opened)
+	return opened, nil
 }
 
 func testUplink(addr string) backend.Uplink {
@@ -162,8 +166,8 @@ func TestApplyFromNothingAndAgain(t *testing.T) {
 	if diff := cmp.Diff([]reconcile.Result{{Put: 2}, {}}, h.made); diff != "" {
 		t.Errorf("observed (-want +got):\n%s", diff)
 	}
-	if len(h.opened) != 1 || h.devices.get() != Device(h.opened[0]) {
-		t.Errorf("%d devices opened, current is %v", len(h.opened), h.devices.get())
+	if len(h.opened) != 1 || h.devices.get(1) != Device(h.opened[0][1]) {
+		t.Errorf("%d devices opened, current is %v", len(h.opened), h.devices.get(1))
 	}
 }
 
@@ -215,13 +219,56 @@ func TestApplyAfterDeletion(t *testing.T) {
 		}
 		h.opened[len(h.opened)-1].Close()
 	}
-	if len(h.opened) != 3 || h.devices.get() != Device(h.opened[2]) {
-		t.Errorf("%d devices opened, current is %v", len(h.opened), h.devices.get())
+	if len(h.opened) != 3 || h.devices.get(1) != Device(h.opened[2][1]) {
+		t.Errorf("%d devices opened, current is %v", len(h.opened), h.devices.get(1))
 	}
 }
 
-// TestApplyAdopts: a free TUN device of an earlier run is taken as it is, a
-// multi-queue one too.
+// TestApplyReplaces: a device that has one queue and can have no more goes; one that
+// somebody holds stays.
+func TestApplyReplaces(t *testing.T) {
+	h := newHost(t)
+	before := h.fake.Plug(kernel.Link{Name: device, Type: "tun", Tun: kernel.Tun{Persist: true}}, netip.MustParsePrefix("10.5.1.0/32"))
+	if err := h.Apply(t.Context(), h.desired()); err != nil {
+		t.Fatal(err)
+	}
+	after, err := h.fake.LinkByName(t.Context(), device)
+	if err != nil || after.Index == before.Index || !after.Tun.MultiQueue {
+		t.Errorf("the device is %+v, %v", after, err)
+	}
+	if diff := cmp.Diff(whole("10.5.1.0"), h.state(t)); diff != "" {
+		t.Errorf("state (-want +got):\n%s", diff)
+	}
+	if len(h.opened) != 2 || !h.opened[0].gone() || len(h.opened[1]) != 2 {
+		t.Errorf("opened %v", h.opened)
+	}
+}
+
+func TestApplyLeavesHeldDevices(t *testing.T) {
+	for name, tun := range map[string]kernel.Tun{
+		"one queue":      {},
+		"several queues": {MultiQueue: true, Queues: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			before := h.fake.Plug(kernel.Link{Name: device, Type: "tun", Tun: tun})
+			h.open = func(name string, o tunOptions) (tunnel, error) {
+				if o.MultiQueue {
+					t.Error("attached beside somebody")
+				}
+				return nil, busyError(name)
+			}
+			if err := h.Apply(t.Context(), h.desired()); !errors.Is(err, ErrDeviceBusy) {
+				t.Errorf("apply: %v", err)
+			}
+			if after, err := h.fake.LinkByName(t.Context(), device); err != nil || after.Index != before.Index {
+				t.Errorf("the device is %+v, %v", after, err)
+			}
+		})
+	}
+}
+
+// TestApplyAdopts: a free multi-queue device of an earlier run is taken as it is.
 func TestApplyAdopts(t *testing.T) {
 	h := newHost(t)
 	before := h.fake.Plug(kernel.Link{Name: device, Type: "tun", MTU: 1400, TxQueueLen: 5000, Tun: kernel.Tun{Persist: true, MultiQueue: true}},
@@ -261,9 +308,11 @@ func TestApplyRefusesForeignDevice(t *testing.T) {
 	}
 }
 
+// TestApplyPortTaken: also by a program that would share it.
 func TestApplyPortTaken(t *testing.T) {
 	h := newHost(t)
-	other, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: int(h.port)})
+	sharing := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return control(raw, share) }}
+	other, err := sharing.ListenPacket(t.Context(), "udp4", fmt.Sprintf("127.0.0.1:%d", h.port))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -309,7 +358,7 @@ func TestApplyGoesOnAfterAnyFailure(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "refused") {
 			t.Errorf("operation %d was refused, apply says %v", n, err)
 		}
-		if d := h.devices.get(); d == nil && len(h.opened) > 0 && !h.opened[0].gone() {
+		if d := h.devices.get(0); d == nil && len(h.opened) > 0 && !h.opened[0].gone() {
 			t.Errorf("operation %d was refused: the device was left open", n)
 		}
 		first = false

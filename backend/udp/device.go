@@ -24,7 +24,7 @@ const (
 // closed by us, or deleted by somebody else.
 var errGone = errors.New("tun device is gone")
 
-// Device is one queue of a TUN device. One goroutine may read while another
+// Device is one queue of a TUN device. The kernel keeps a flow on one queue. One goroutine may read while another
 // writes; any may close.
 type Device interface {
 	// Read blocks until there is a packet, then takes what is there without
@@ -145,19 +145,21 @@ func (f *Frames) Add(n int) bool {
 	return true
 }
 
-// slot holds the device that the loops use at present. Apply puts a new one when
-// the old one was deleted; loops that found theirs gone wait here for the next.
+// slot holds the device that the loops use at present, with all its queues. Apply
+// puts a new one when the old one was deleted; loops that found their queue gone
+// wait here for the next.
 //
-//	Apply --put(A)------------------put(B)-->
-//	            \                      \
-//	loop         next -> A ... errGone, next -> B ...
+//	Apply --put(A)----------------------put(B)-->
+//	            \                          \
+//	loop 0       next -> A[0] ... errGone, next -> B[0] ...
+//	loop 1       next -> A[1] ... errGone, next -> B[1] ...
 type slot struct {
 	current atomic.Pointer[generation]
 }
 
 // generation is a device for as long as it is the slot's.
 type generation struct {
-	device   Device // nil: there is none
+	queues   []Device // none: there is no device
 	replaced chan struct{}
 }
 
@@ -167,24 +169,32 @@ func newSlot() *slot {
 	return s
 }
 
-// put makes d, which may be nil, the current device.
-func (s *slot) put(d Device) {
-	old := s.current.Swap(&generation{device: d, replaced: make(chan struct{})})
+// put makes the device with these queues the current one; without any there is
+// none.
+func (s *slot) put(queues ...Device) {
+	old := s.current.Swap(&generation{queues: queues, replaced: make(chan struct{})})
 	close(old.replaced)
 }
 
-// get returns the current device or nil.
-func (s *slot) get() Device { return s.current.Load().device }
+// get returns queue number i of the current device, or nil.
+func (s *slot) get(i int) Device { return s.current.Load().queue(i) }
 
-// next blocks until there is a device other than old, or until ctx ends.
-func (s *slot) next(ctx context.Context, old Device) (Device, error) {
+func (g *generation) queue(i int) Device {
+	if i >= len(g.queues) {
+		return nil
+	}
+	return g.queues[i]
+}
+
+// next blocks until there is a queue number i other than old, or until ctx ends.
+func (s *slot) next(ctx context.Context, i int, old Device) (Device, error) {
 	for {
 		g := s.current.Load()
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if g.device != nil && g.device != old {
-			return g.device, nil
+		if d := g.queue(i); d != nil && d != old {
+			return d, nil
 		}
 		select {
 		case <-g.replaced:

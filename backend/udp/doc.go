@@ -24,6 +24,9 @@
 //     from the inner TTL, as flannel does. The sender's port is not looked at.
 //   - An inner source must belong to the peer whose address the datagram came
 //     from; anything else is dropped and counted by reason, see [Verdict].
+//   - The device has several queues, and each a socket: one path of two goroutines,
+//     which shares nothing with the others but what it reads. The kernel keeps
+//     what comes from one port on one socket, and a flow on one queue.
 //   - What a call costs is shared: the device hands over packets of up to 64 KiB
 //     that we cut (TSO, USO), a message sends up to 64 datagrams (UDP_SEGMENT), an
 //     arrival brings as many (UDP_GRO), and we join those for the device. The
@@ -43,8 +46,9 @@
 //
 // # Words
 //
-// Outer is what the datagram has, inner what the packet in it has. A batch is
-// what one call moves. A wire packet is one inner packet as a datagram carries it;
-// a frame is what the device hands over, a wire packet or a large one. Hops is the TTL of IPv4 and the hop limit of IPv6. To
-// tell is to answer a sender with an ICMP error.
+// Outer is what the datagram has, inner what the packet in it has. A path is one
+// queue with its socket. A batch is what one call moves. A wire packet is one inner
+// packet as a datagram carries it; a frame is what the device hands over, a wire
+// packet or a large one. Hops is the TTL of IPv4 and the hop limit of IPv6. To tell
+// is to answer a sender with an ICMP error.
 package udp

@@ -19,6 +19,8 @@ import (
 // one goroutine per direction. It keeps no lock and allocates nothing per
 // packet.
 type path struct {
+	// queue is the number of the device's queue.
+	queue   int
 	devices *slot
 	conn    Conn
 	world   *atomic.Pointer[world]
@@ -30,17 +32,19 @@ type path struct {
 	uso bool
 }
 
-// run forwards until ctx ends, which returns nil, or until the socket or the
-// device fails for good. It leaves by closing both, since that is what ends a
-// blocked call.
-func (p *path) run(ctx context.Context, closeAll func() error) error {
+// run forwards on all paths until ctx ends, which returns nil, or until a socket or
+// a queue fails for good. It leaves by closing all of them, since that is what ends
+// a blocked call.
+func run(ctx context.Context, paths []*path, closeAll func() error) error {
 	g, inner := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		<-inner.Done()
 		return closeAll()
 	})
-	g.Go(func() error { return p.sendLoop(inner) })
-	g.Go(func() error { return p.receiveLoop(inner) })
+	for _, p := range paths {
+		g.Go(func() error { return p.sendLoop(inner) })
+		g.Go(func() error { return p.receiveLoop(inner) })
+	}
 	err := g.Wait()
 	if ctx.Err() != nil {
 		return nil
@@ -57,13 +61,13 @@ func (p *path) sendLoop(ctx context.Context) error {
 		s      = newSender(p)
 	)
 	for {
-		if device, err = p.devices.next(ctx, device); err != nil {
+		if device, err = p.devices.next(ctx, p.queue, device); err != nil {
 			return err
 		}
 		if err = s.sendFrom(ctx, device); err != nil {
 			return err
 		}
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && p.queue == 0 { // once for all of them
 			p.log.Warn("tunnel device is gone, waiting for another")
 		}
 	}
@@ -216,7 +220,7 @@ func (r *receiver) decide(w *world, b []byte, from netip.Addr) {
 
 // deliver writes what the merger holds to the device.
 func (r *receiver) deliver() {
-	device := r.devices.get()
+	device := r.devices.get(r.queue)
 	for joined := range r.merger.Flush {
 		err := errGone
 		if device != nil {

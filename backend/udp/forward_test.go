@@ -45,8 +45,8 @@ func (l *lab) start(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	l.cancel = cancel
 	go func() {
-		l.ended <- l.run(ctx, func() error {
-			if d := l.devices.get(); d != nil {
+		l.ended <- run(ctx, []*path{&l.path}, func() error {
+			if d := l.devices.get(0); d != nil {
 				d.Close()
 			}
 			return l.conn.Close()
@@ -270,7 +270,7 @@ func TestRunFollowsTheDevice(t *testing.T) {
 		synctest.Wait()
 		l.conn.feed("198.18.0.2:8285", in("10.5.2.9", 1).packet())
 		synctest.Wait()
-		l.devices.put(nil)
+		l.devices.put()
 		l.conn.feed("198.18.0.2:8285", in("10.5.2.9", 2).packet())
 		synctest.Wait()
 		second := newMemoryDevice()
@@ -287,6 +287,65 @@ func TestRunFollowsTheDevice(t *testing.T) {
 		l.stop(t)
 		if got := l.in.snapshot().Packets; got != (ByVerdict{Forwarded: 1, NotDelivered: 2}) {
 			t.Errorf("in: %v", got)
+		}
+	})
+}
+
+// TestQueuesFollowTheDevice: each queue has its own socket, and all of them go on
+// with the next device, whichever found first that the old one was gone.
+func TestQueuesFollowTheDevice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const queues = 3
+		var (
+			paths []*path
+			conns []*pipe
+			l     = newLab()
+		)
+		for i := range queues {
+			conns = append(conns, newMemoryConn())
+			p := l.path
+			p.queue, p.conn = i, conns[i]
+			paths = append(paths, &p)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		first, second := newMemoryTunnel(queues), newMemoryTunnel(queues)
+		l.devices.put(first.queues()...)
+		go func() {
+			ended <- run(ctx, paths, func() error {
+				first.Close()
+				second.Close()
+				for _, c := range conns {
+					c.Close()
+				}
+				return nil
+			})
+		}()
+		pass := func(device memoryTunnel, n byte) {
+			t.Helper()
+			for i := range byte(queues) {
+				device[i].feed("", out("10.5.2.9", n+i).packet())
+				conns[i].feed("198.18.0.2:8285", in("10.5.2.9", n+i).packet())
+			}
+			synctest.Wait()
+			for i := range byte(queues) {
+				if got := conns[i].taken(); len(got) != 1 || got[0].Data[20] != n+i {
+					t.Errorf("queue %d sent %v", i, got)
+				}
+				if got := device[i].taken(); len(got) != 1 || got[0].Data[20] != n+i {
+					t.Errorf("queue %d got %v", i, got)
+				}
+			}
+		}
+		pass(first, 10)
+		first[2].Close()
+		synctest.Wait()
+		first.Close()
+		l.devices.put(second.queues()...)
+		pass(second, 20)
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("run: %v", err)
 		}
 	})
 }
@@ -355,7 +414,7 @@ func TestRunEndsWhenReadsFailForGood(t *testing.T) {
 func TestRunEndsWithContext(t *testing.T) {
 	for name, spoil := range map[string]func(*lab){
 		"while reads block": func(*lab) {},
-		"without a device":  func(l *lab) { l.devices.put(nil) },
+		"without a device":  func(l *lab) { l.devices.put() },
 		"while reads fail":  func(l *lab) { l.devices.put(stubborn{l.device}) },
 	} {
 		t.Run(name, func(t *testing.T) {

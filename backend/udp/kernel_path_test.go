@@ -13,6 +13,7 @@ import (
 // TestPacketPathDoesNotAllocate.
 func TestKernelDoesNotAllocate(t *testing.T) {
 	a := twoMachines(t)[0]
+	a.options = `{"Queues":1}`
 	a.boot(t)
 	a.mustApply(t)
 	defer a.Close()
@@ -25,6 +26,7 @@ func TestKernelDoesNotAllocate(t *testing.T) {
 		}
 	})
 	defer stimulus.Close()
+	conn, queue := a.conns[0], a.tunnel.queues()[0]
 	frames, batch, payload := newFrames(), newArrivals(1), make([]byte, 100)
 	messages := make([]Message, 1)
 	parts := make([][]byte, 1)
@@ -32,18 +34,18 @@ func TestKernelDoesNotAllocate(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() {
 		_, _ = stimulus.Write(payload)
 		frames.Reset()
-		err := a.tunnel.Read(frames)
+		err := queue.Read(frames)
 		if err == nil {
 			parts[0] = frames.List[0].Data
 			messages[0] = Message{To: self, Parts: parts, Size: len(parts[0]), Packets: 1, Bytes: len(parts[0])}
-			_, err = a.conn.WriteBatch(messages)
+			_, err = conn.WriteBatch(messages)
 		}
 		if err == nil {
-			_, err = a.conn.ReadBatch(batch)
+			_, err = conn.ReadBatch(batch)
 		}
 		if err == nil {
 			parts[0] = batch[0].Data
-			err = a.tunnel.Write(offload.Joined{Parts: parts})
+			err = queue.Write(offload.Joined{Parts: parts})
 		}
 		if err != nil {
 			t.Error(err)
@@ -55,16 +57,17 @@ func TestKernelDoesNotAllocate(t *testing.T) {
 
 // TestKernelTUNContract: what Device promises of Read, Write and Close.
 func TestKernelTUNContract(t *testing.T) {
-	for name, end := range map[string]func(*testing.T, *machine, tunnel){
-		"closed":  func(_ *testing.T, _ *machine, d tunnel) { d.Close() },
-		"deleted": func(t *testing.T, m *machine, _ tunnel) { m.ns.ip(t, "link del flannel0") },
+	for name, end := range map[string]func(*testing.T, *machine){
+		"closed":  func(_ *testing.T, m *machine) { m.tunnel.Close() },
+		"deleted": func(t *testing.T, m *machine) { m.ns.ip(t, "link del flannel0") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := twoMachines(t)[0]
+			m.options = `{"Queues":1}`
 			m.boot(t)
 			m.mustApply(t)
 			defer m.Close()
-			d := m.tunnel
+			d := m.tunnel.queues()[0]
 			type result struct {
 				n   int
 				err error
@@ -82,7 +85,7 @@ func TestKernelTUNContract(t *testing.T) {
 				}
 			}()
 			m.ns.ping("-c 1 10.5.2.9")
-			end(t, m, d)
+			end(t, m)
 			packets := 0
 			for r := range results {
 				if errors.Is(r.err, errGone) {
@@ -99,7 +102,7 @@ func TestKernelTUNContract(t *testing.T) {
 			if err := d.Write(offload.Joined{Parts: [][]byte{out("10.5.2.9", 1).packet()}}); !errors.Is(err, errGone) {
 				t.Errorf("wrote a packet: %v", err)
 			}
-			if d.attached() {
+			if m.tunnel.attached() {
 				t.Error("attached to nothing")
 			}
 			if err := errors.Join(d.Close(), d.Close()); err != nil {

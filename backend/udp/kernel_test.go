@@ -29,7 +29,7 @@ func TestKernelHostState(t *testing.T) {
 	m.mustApply(t)
 	defer m.Close()
 	link := m.ns.ip(t, "-d link show flannel0")
-	for _, want := range []string{"<POINTOPOINT,MULTICAST,NOARP,UP,LOWER_UP> mtu 1472", "qlen 2000", "tun type tun pi off vnet_hdr on persist on", "alias flanneld-go"} {
+	for _, want := range []string{"<POINTOPOINT,MULTICAST,NOARP,UP,LOWER_UP> mtu 1472", "qlen 2000", "tun type tun pi off vnet_hdr on multi_queue numqueues 2 numdisabled 0 persist on", "alias flanneld-go"} {
 		if !strings.Contains(link, want) {
 			t.Errorf("no %q in:\n%s", want, link)
 		}
@@ -194,35 +194,108 @@ func TestKernelDeviceDeleted(t *testing.T) {
 // one takes them over.
 func TestKernelRestart(t *testing.T) {
 	a, b := joined(t)
-	before := a.ns.ip(t, "-o link show flannel0")
+	before := index(t, a)
 	a.stop(t)
 	if routes := a.ns.ip(t, "route"); !strings.Contains(routes, "10.5.0.0/16 dev flannel0") {
 		t.Errorf("the route is gone:\n%s", routes)
 	}
+	a.options = `{"Queues":4}`
 	a.boot(t)
 	a.mustApply(t, b)
 	a.start(t)
 	mustPing(t, a.container, "10.5.2.2")
-	after := a.ns.ip(t, "-o link show flannel0")
-	if index := regexp.MustCompile(`^\d+: `); index.FindString(before) != index.FindString(after) {
-		t.Errorf("the device was replaced:\n%s%s", before, after)
+	if after := index(t, a); after != before {
+		t.Errorf("device %s was replaced by %s", before, after)
+	}
+	if link := a.ns.ip(t, "-d link show flannel0"); !strings.Contains(link, "numqueues 4") {
+		t.Errorf("not 4 queues:\n%s", link)
 	}
 }
 
-// TestKernelAdopts: flannel's device has our shape.
+// index is the number of the machine's tunnel device.
+func index(t testing.TB, m *machine) string {
+	return regexp.MustCompile(`^\d+`).FindString(m.ns.ip(t, "-o link show flannel0"))
+}
+
+// TestKernelQueues: each queue carries its share.
+func TestKernelQueues(t *testing.T) {
+	m := twoMachines(t)
+	m[0].options, m[1].options = `{"Queues":4}`, `{"Queues":4}`
+	join(t, m)
+	var conns []net.Conn
+	m[0].ns.do(t, func() {
+		for range 64 {
+			c, err := net.DialUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(10, 5, 2, 9), Port: 9})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			conns = append(conns, c)
+		}
+	})
+	for _, c := range conns {
+		if _, err := c.Write([]byte("flannel0")); err != nil {
+			t.Error(err)
+		}
+		defer c.Close()
+	}
+	if ss := m[0].ns.exec(t, "ss -Haun sport = :8285"); strings.Count(ss, "198.18.0.1:8285") != 4 {
+		t.Errorf("sockets:\n%s", ss)
+	}
+	await(t, "64 packets and more by 3 queues and more", func() bool {
+		queues := 0
+		for i := range m[0].traffic {
+			if m[0].traffic[i].out.snapshot().Packets[Forwarded] > 0 {
+				queues++
+			}
+		}
+		return queues >= 3 && m[0].Stats().Out.Packets[Forwarded] >= 64
+	})
+}
+
+// await waits until something is so.
+func await(t testing.TB, what string, so func() bool) {
+	t.Helper()
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	for deadline := time.After(10 * time.Second); !so(); {
+		select {
+		case <-again.C:
+		case <-deadline:
+			t.Fatalf("not so after 10 s: %s", what)
+		}
+	}
+}
+
+// TestKernelAdopts: a free device that can have our queues stays, and one that can
+// not, as flannel's, is replaced; packets pass in any case.
 func TestKernelAdopts(t *testing.T) {
-	for _, flags := range []string{"", " multi_queue", " vnet_hdr"} {
+	for _, tc := range []struct {
+		flags, options string
+		stays          bool
+	}{
+		{"", `{"Queues":1}`, true},
+		{" vnet_hdr", `{"Queues":1}`, true},
+		{" multi_queue", `{"Queues":1}`, true},
+		{" multi_queue", `{"Queues":3}`, true},
+		{"", `{"Queues":3}`, false},
+	} {
 		m := twoMachines(t)
+		m[0].options = tc.options
 		a, b := m[0], m[1]
-		a.ns.ip(t, "tuntap add dev flannel0 mode tun"+flags)
+		a.ns.ip(t, "tuntap add dev flannel0 mode tun"+tc.flags)
 		a.ns.ip(t, "addr add 10.5.77.0/32 dev flannel0")
 		a.ns.ip(t, "link set flannel0 up")
+		before := index(t, a)
 		a.ns.ip(t, "route add 10.5.0.0/16 dev flannel0")
 		join(t, m)
 		mustPing(t, a.container, "10.5.2.2")
 		mustPing(t, b.container, "10.5.1.2")
 		if got := a.ns.ip(t, "-o -4 addr show flannel0"); strings.Contains(got, "10.5.77.0") {
 			t.Errorf("the old address is there:\n%s", got)
+		}
+		if after := index(t, a); (after == before) != tc.stays {
+			t.Errorf("%+v: the device was %s and is %s", tc, before, after)
 		}
 	}
 }
@@ -233,13 +306,13 @@ func TestKernelMixedOffloads(t *testing.T) {
 	m := twoMachines(t)
 	m[0].options = `{"Offload":"off"}`
 	m[0].ns.do(t, func() {
-		before, err := openTUN(device, tunOptions{})
+		before, err := openTUN(device, tunOptions{Queues: 1})
 		if err != nil {
 			t.Error(err)
 			return
 		}
 		defer before.Close()
-		err = before.(*tun).control(func(fd int) error {
+		err = control(before.(tuns)[0].raw, func(fd int) error {
 			return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4)
 		})
 		if err := errors.Join(err, before.persist()); err != nil {
@@ -312,7 +385,7 @@ func TestHoldDevice(t *testing.T) {
 	if os.Getenv(holdDevice) == "" {
 		return // the test that needs it starts it
 	}
-	held, err := openTUN(device, tunOptions{})
+	held, err := openTUN(device, tunOptions{Queues: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -322,7 +395,14 @@ func TestHoldDevice(t *testing.T) {
 }
 
 func TestKernelBusyDevice(t *testing.T) {
+	for _, options := range []string{`{"Queues":1}`, `{"Queues":2}`} {
+		t.Run(options, func(t *testing.T) { testBusyDevice(t, options) })
+	}
+}
+
+func testBusyDevice(t *testing.T, options string) {
 	a := twoMachines(t)[0]
+	a.options = options
 	other := exec.Command("ip", "netns", "exec", string(a.ns), os.Args[0], "-test.run=^TestHoldDevice$")
 	other.Env = append(os.Environ(), holdDevice+"=1")
 	stdin, err1 := other.StdinPipe()
@@ -346,7 +426,7 @@ func TestKernelBusyDevice(t *testing.T) {
 	if err := a.apply(t); err != nil {
 		t.Errorf("apply once the device is free: %v", err)
 	}
-	second := &machine{n: 1, ns: a.ns, host: a.host}
+	second := &machine{n: 1, ns: a.ns, host: a.host, options: a.options}
 	second.boot(t)
 	second.port = 9999
 	if err := second.apply(t); !errors.Is(err, ErrDeviceBusy) || !strings.Contains(err.Error(), "held by this process") {
@@ -368,7 +448,7 @@ func TestKernelWithoutNode(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		_, err = openTUN(device, tunOptions{})
+		_, err = openTUN(device, tunOptions{Queues: 1})
 		if !errors.Is(err, ErrNoTUN) || !strings.Contains(err.Error(), "cannot use /dev/net/tun: no such file or directory: run `modprobe tun`") {
 			t.Errorf("open: %v", err)
 		}
@@ -382,7 +462,7 @@ func TestKernelWithoutCapability(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		if _, err := openTUN(device, tunOptions{}); !errors.Is(err, kernel.ErrPermission) || !strings.Contains(err.Error(), "needs CAP_NET_ADMIN") {
+		if _, err := openTUN(device, tunOptions{Queues: 1}); !errors.Is(err, kernel.ErrPermission) || !strings.Contains(err.Error(), "needs CAP_NET_ADMIN") {
 			t.Errorf("open: %v", err)
 		}
 		raw, err := openRaw(context.Background(), []subnet.Family{subnet.IPv4})

@@ -54,10 +54,6 @@ type pipe struct {
 
 func newPipe(closed error) *pipe { return &pipe{closed: closed, arrived: make(chan struct{}, 1)} }
 
-func (q *pipe) attached() bool { return !q.gone() }
-func (q *pipe) persist() error { return nil }
-func (q *pipe) joinsUDP() bool { return true }
-
 func (q *pipe) gone() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -218,6 +214,35 @@ func (q *pipe) Close() error {
 	q.wake()
 	return nil
 }
+
+// memoryTunnel is a TUN device of such queues.
+type memoryTunnel []*pipe
+
+func newMemoryTunnel(queues int) (m memoryTunnel) {
+	for range queues {
+		m = append(m, newMemoryDevice())
+	}
+	return m
+}
+
+func (m memoryTunnel) queues() (all []Device) {
+	for _, q := range m {
+		all = append(all, q)
+	}
+	return all
+}
+
+func (m memoryTunnel) Close() error {
+	for _, q := range m {
+		q.Close()
+	}
+	return nil
+}
+
+func (m memoryTunnel) gone() bool     { return m[0].gone() }
+func (m memoryTunnel) attached() bool { return !m.gone() }
+func (m memoryTunnel) persist() error { return nil }
+func (m memoryTunnel) joinsUDP() bool { return true }
 
 // injected is an Injector that remembers.
 type injected struct {

@@ -1,6 +1,7 @@
 package udp
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -30,13 +31,13 @@ func newNetNS(t testing.TB) netns {
 		t.Skip("needs root: network namespaces")
 	}
 	n := netns(fmt.Sprintf("udpt-%d-%d", os.Getpid(), netnsCount.Add(1)))
-	run(t, "ip", "netns", "add", string(n))
-	t.Cleanup(func() { run(t, "ip", "netns", "del", string(n)) })
+	command(t, "ip", "netns", "add", string(n))
+	t.Cleanup(func() { command(t, "ip", "netns", "del", string(n)) })
 	n.ip(t, "link set lo up")
 	return n
 }
 
-func run(t testing.TB, name string, args ...string) string {
+func command(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
@@ -48,7 +49,13 @@ func run(t testing.TB, name string, args ...string) string {
 // ip runs ip(8) in the namespace and returns what it prints.
 func (n netns) ip(t testing.TB, args string) string {
 	t.Helper()
-	return run(t, "ip", append([]string{"-n", string(n)}, strings.Fields(args)...)...)
+	return command(t, "ip", append([]string{"-n", string(n)}, strings.Fields(args)...)...)
+}
+
+// exec runs a program in the namespace and returns what it prints.
+func (n netns) exec(t testing.TB, line string) string {
+	t.Helper()
+	return command(t, "ip", append([]string{"netns", "exec", string(n)}, strings.Fields(line)...)...)
 }
 
 // ping sends a few and returns what ping(8) prints, also when it fails.
@@ -121,7 +128,7 @@ func twoMachines(t testing.TB) [2]*machine {
 func newMachine(t testing.TB, number int) *machine {
 	t.Helper()
 	m := &machine{n: number, ns: newNetNS(t), container: newNetNS(t)}
-	run(t, "ip", "netns", "exec", string(m.ns), "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+	command(t, "ip", "netns", "exec", string(m.ns), "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 	m.ns.ip(t, "link add docker0 type veth peer name eth0 netns "+string(m.container))
 	m.ns.ip(t, fmt.Sprintf("addr add 10.5.%d.1/24 dev docker0", number))
 	m.ns.ip(t, "link set docker0 up")
@@ -137,9 +144,10 @@ func newMachine(t testing.TB, number int) *machine {
 	return m
 }
 
-// config has both families over IPv4.
+// config has both families over IPv4, and unless the test says otherwise two
+// queues, whatever cores this machine has.
 func (m *machine) config() *subnet.Config {
-	c := testConfig(m.options)
+	c := testConfig(cmp.Or(m.options, `{"Queues":2}`))
 	c.Ranges[subnet.IPv6] = subnet.Range{Network: netip.MustParsePrefix("fd05::/48"), SubnetLen: 64}
 	return c
 }

@@ -1,7 +1,6 @@
 package udp
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,15 +11,7 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/flanneld-go/flanneld-go/subnet"
 )
-
-// ErrPortTaken: another program has our UDP port.
-var ErrPortTaken = errors.New("udp port is taken")
-
-// socketBuffer is asked for in bytes, in each direction: 3 ms at 10 Gb/s.
-const socketBuffer = 4 << 20
 
 // socket is a Conn of the kernel.
 //
@@ -44,8 +35,8 @@ type mmsghdr struct {
 	_ [4]byte
 }
 
-// control holds one control message with a number of up to four bytes.
-type control [24]byte
+// ancillary holds one control message with a number of up to four bytes.
+type ancillary [24]byte
 
 // incoming is a call of recvmmsg in progress.
 type incoming struct {
@@ -57,7 +48,7 @@ type incoming struct {
 	headers [arrivalsMost]mmsghdr
 	from    [arrivalsMost]unix.RawSockaddrInet6 // of either family
 	data    [arrivalsMost]unix.Iovec
-	control [arrivalsMost]control
+	control [arrivalsMost]ancillary
 }
 
 // outgoing is a call of sendmmsg in progress.
@@ -69,68 +60,7 @@ type outgoing struct {
 	headers [messagesMost]mmsghdr
 	to      [messagesMost]unix.RawSockaddrInet6
 	parts   [partsMost]unix.Iovec
-	control [messagesMost]control
-}
-
-// openSocket binds at, in the network namespace of the calling thread.
-//
-// It is bound to the uplink's address, as flannel's is, and not to all: so what
-// leaves has the source address that peers check, and two daemons with two
-// addresses can share a host.
-//
-// Whole asks for no offloads: each call moves one datagram for each header.
-func openSocket(ctx context.Context, at netip.AddrPort, whole bool) (*socket, error) {
-	lc := net.ListenConfig{Control: enlarge}
-	network := [...]string{"udp4", "udp6"}[subnet.FamilyOf(at.Addr())]
-	conn, err := lc.ListenPacket(ctx, network, at.String())
-	switch {
-	case errors.Is(err, unix.EADDRINUSE):
-		return nil, fmt.Errorf("%w: %s: stop the program that has it (`ss -lunp sport = :%d` shows it; flanneld uses this port too) or set Backend.Port: %w",
-			ErrPortTaken, at, at.Port(), err)
-	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return nil, fmt.Errorf("bind udp socket: the uplink has lost its address %s: %w", at.Addr(), err)
-	case err != nil:
-		return nil, fmt.Errorf("bind udp socket: %w", err)
-	}
-	udp, ok := conn.(*net.UDPConn)
-	if !ok {
-		return nil, errors.Join(fmt.Errorf("bind udp socket: unexpected %T", conn), conn.Close())
-	}
-	raw, err := udp.SyscallConn()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("poll udp socket: %w", err), udp.Close())
-	}
-	s := &socket{conn: udp, raw: raw}
-	s.in.ready, s.out.ready = s.receive, s.send
-	if !whole {
-		return s, s.enableOffloads()
-	}
-	return s, nil
-}
-
-// enlarge gives the socket large buffers, beyond rmem_max where we may. That it
-// cannot be done costs bursts, not correctness.
-func enlarge(_, _ string, raw syscall.RawConn) error {
-	return raw.Control(func(fd uintptr) {
-		for _, o := range [...]struct{ force, ask int }{
-			{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF},
-			{unix.SO_SNDBUFFORCE, unix.SO_SNDBUF},
-		} {
-			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, o.force, socketBuffer) != nil {
-				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, o.ask, socketBuffer)
-			}
-		}
-	})
-}
-
-// enableOffloads turns on what the kernel has: UDP_SEGMENT is Linux 4.18,
-// UDP_GRO 5.0.
-func (s *socket) enableOffloads() error {
-	return s.raw.Control(func(fd uintptr) {
-		_, err := unix.GetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT)
-		s.segment.Store(err == nil)
-		s.gro = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_GRO, 1) == nil
-	})
+	control [messagesMost]ancillary
 }
 
 // ReadBatch implements [Conn].
@@ -181,7 +111,7 @@ func (s *socket) receive(fd uintptr) bool {
 
 // groSize is the length of the datagrams that the kernel joined: udp(7), UDP_GRO.
 // Without the control message there is one.
-func groSize(h *mmsghdr, c *control, all int) int {
+func groSize(h *mmsghdr, c *ancillary, all int) int {
 	cm := (*unix.Cmsghdr)(unsafe.Pointer(c))
 	if h.Controllen >= uint64(unix.CmsgLen(4)) && cm.Level == unix.SOL_UDP && cm.Type == unix.UDP_GRO {
 		if size := int(binary.NativeEndian.Uint32(c[unix.CmsgLen(0):])); size > 0 {
@@ -339,50 +269,4 @@ func (s *socket) Close() error {
 		return fmt.Errorf("close udp socket: %w", err)
 	}
 	return nil
-}
-
-// rawSockets is the kernel's Injector: a socket per family that sends packets
-// with headers of their own and receives nothing (raw(7), IPPROTO_RAW).
-type rawSockets subnet.ByFamily[*net.IPConn]
-
-// openRaw opens the sockets of families. What cannot be opened stays nil, with
-// the reason in the joined error: answers are then not sent.
-func openRaw(ctx context.Context, families []subnet.Family) (*rawSockets, error) {
-	var (
-		s    rawSockets
-		errs []error
-	)
-	for _, f := range families {
-		network := [...]string{"ip4:255", "ip6:255"}[f]
-		conn, err := new(net.ListenConfig).ListenPacket(ctx, network, "")
-		if raw, ok := conn.(*net.IPConn); ok && err == nil {
-			s[f] = raw
-		}
-		errs = append(errs, err)
-	}
-	return &s, errors.Join(errs...)
-}
-
-// errNoRaw: see openRaw.
-var errNoRaw = errors.New("no raw socket")
-
-// Inject implements [Injector].
-func (s *rawSockets) Inject(packet []byte, dst netip.Addr) error {
-	conn := s[subnet.FamilyOf(dst)]
-	if conn == nil {
-		return errNoRaw
-	}
-	_, err := conn.WriteToIP(packet, &net.IPAddr{IP: dst.AsSlice()})
-	return err
-}
-
-// Close closes both sockets.
-func (s *rawSockets) Close() error {
-	var errs []error
-	for _, conn := range s {
-		if conn != nil {
-			errs = append(errs, conn.Close())
-		}
-	}
-	return errors.Join(errs...)
 }

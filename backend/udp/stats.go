@@ -64,8 +64,11 @@ type Stats struct {
 	Answers, Unanswered uint64
 }
 
-// counters are the live form of a Direction. The padding keeps the two
-// directions, written by different cores, off each other's cache lines.
+// traffic are the live counters of one queue.
+type traffic struct{ out, in counters }
+
+// counters are the live form of a Direction. The padding keeps directions and
+// queues, written by different cores, off each other's cache lines.
 type counters struct {
 	packets [verdicts]atomic.Uint64
 	bytes   atomic.Uint64
@@ -90,6 +93,14 @@ func (c *counters) snapshot() Direction {
 	}
 	d.Bytes = c.bytes.Load()
 	return d
+}
+
+// join adds another queue's o.
+func (d *Direction) join(o Direction) {
+	for v, n := range o.Packets {
+		d.Packets[v] += n
+	}
+	d.Bytes += o.Bytes
 }
 
 // pass notes packets that were forwarded, of so many bytes together.

@@ -30,7 +30,7 @@ var (
 
 const tunNode = "/dev/net/tun"
 
-// tun is a Device of the kernel.
+// tun is a Device of the kernel: one queue.
 //
 // Its descriptor is non-blocking and waited for by the runtime's poller, so a
 // blocked Read ends when the descriptor is closed, and when the kernel takes the
@@ -59,16 +59,34 @@ type tun struct {
 
 // tunOptions say what a TUN device is opened with.
 type tunOptions struct {
+	// Queues is how many to attach: more than one only with MultiQueue.
+	Queues int
 	// MultiQueue is what the device was made with: attaching takes the same.
 	MultiQueue bool
 	// Whole asks for no offloads: each packet is one of the wire.
 	Whole bool
 }
 
+// tuns are the queues of one device that we hold.
+type tuns []*tun
+
 // openTUN attaches to the TUN device name, making it where it is missing, in the
 // network namespace of the calling thread. A made device goes away with its
-// descriptor until persist is called.
-func openTUN(name string, o tunOptions) (_ tunnel, err error) {
+// descriptors until persist is called.
+func openTUN(name string, o tunOptions) (tunnel, error) {
+	var all tuns
+	for range o.Queues {
+		t, err := openQueue(name, o)
+		if err != nil {
+			return nil, errors.Join(err, all.Close())
+		}
+		all = append(all, t)
+	}
+	return all, nil
+}
+
+// openQueue attaches to one queue.
+func openQueue(name string, o tunOptions) (_ *tun, err error) {
 	fd, err := unix.Open(tunNode, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, nodeError(err)
@@ -162,11 +180,16 @@ func attachError(name string, err error) error {
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("open device %s: %w: needs CAP_NET_ADMIN", name, kernel.ErrPermission)
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("open device %s: %w: held by %s; stop it first", name, ErrDeviceBusy, holder(name))
+		return busyError(name)
 	case errors.Is(err, unix.EINVAL):
 		return foreignError(name, "another kind")
 	}
 	return fmt.Errorf("open device %s: %w", name, err)
+}
+
+// busyError refuses a device that somebody holds.
+func busyError(name string) error {
+	return fmt.Errorf("open device %s: %w: held by %s; stop it first", name, ErrDeviceBusy, holder(name))
 }
 
 // foreignError refuses a device that only has our device's name.
@@ -216,10 +239,19 @@ func sameNetwork(proc string) bool {
 	return err == nil && own == its
 }
 
-// persist makes the device outlive its descriptor, and with it its addresses and
+func (all tuns) queues() []Device {
+	queues := make([]Device, len(all))
+	for i, t := range all {
+		queues[i] = t
+	}
+	return queues
+}
+
+// persist makes the device outlive its descriptors, and with it its addresses and
 // routes.
-func (t *tun) persist() error {
-	if err := t.control(func(fd int) error { return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1) }); err != nil {
+func (all tuns) persist() error {
+	t := all[0]
+	if err := control(t.raw, func(fd int) error { return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1) }); err != nil {
 		return fmt.Errorf("keep device %s: %w", t.name, err)
 	}
 	return nil
@@ -227,24 +259,26 @@ func (t *tun) persist() error {
 
 // attached reports whether the descriptor still stands for a device of its name.
 // It does not after the device was deleted (EBADFD) or renamed.
-func (t *tun) attached() bool {
+func (all tuns) attached() bool {
+	t := all[0]
 	req, err := unix.NewIfreq(t.name)
 	if err != nil {
 		return false
 	}
-	err = t.control(func(fd int) error { return unix.IoctlIfreq(fd, unix.TUNGETIFF, req) })
+	err = control(t.raw, func(fd int) error { return unix.IoctlIfreq(fd, unix.TUNGETIFF, req) })
 	return err == nil && req.Name() == t.name
 }
 
 // joinsUDP reports whether the device takes joined UDP datagrams.
-func (t *tun) joinsUDP() bool { return t.uso }
+func (all tuns) joinsUDP() bool { return all[0].uso }
 
-func (t *tun) control(f func(fd int) error) error {
-	var err error
-	if e := t.raw.Control(func(fd uintptr) { err = f(int(fd)) }); e != nil {
-		return e
+// Close closes all queues. A persistent device stays.
+func (all tuns) Close() error {
+	errs := make([]error, 0, len(all))
+	for _, t := range all {
+		errs = append(errs, t.Close())
 	}
-	return err
+	return errors.Join(errs...)
 }
 
 // Read implements [Device].
@@ -323,7 +357,7 @@ func (t *tun) outcome(pollErr, err error) error {
 	return err
 }
 
-// Close implements [Device]. A persistent device stays.
+// Close implements [Device].
 func (t *tun) Close() error {
 	t.closed.Store(true)
 	if err := t.file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {

@@ -1,6 +1,7 @@
 package udp
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"math"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -27,6 +29,8 @@ const (
 	// queueLen is how many packets the device holds while nobody reads, as
 	// during a restart of the daemon.
 	queueLen = 2000
+	// queuesMost is how many queues a device has at most.
+	queuesMost = 16
 )
 
 // Options are the keys of the config's Backend object.
@@ -35,6 +39,9 @@ type Options struct {
 	Port uint16
 	// Whole moves packets as they are on the wire: Offload is off.
 	Whole bool
+	// Queues is how many queues the device has, each with a socket and two
+	// threads of its own; 0: one for each core, up to queuesMost.
+	Queues int
 }
 
 // ParseOptions decodes c's Backend object. It returns every problem at once, and
@@ -47,7 +54,8 @@ func ParseOptions(c *subnet.Config) (Options, []string, error) {
 	o.Raw("Type")
 	port := o.Int("Port", defaultPort, 1, math.MaxUint16)
 	whole := o.String("Offload", "auto", "auto", "off") == "off"
-	return Options{Port: uint16(port), Whole: whole}, o.Unknown(), o.Err() //nolint:gosec // within its bounds
+	queues := o.Int("Queues", 0, 0, queuesMost)
+	return Options{Port: uint16(port), Whole: whole, Queues: queues}, o.Unknown(), o.Err() //nolint:gosec // within its bounds
 }
 
 // Backend joins hosts by UDP datagrams that hold one IP packet each. It is a
@@ -56,6 +64,7 @@ type Backend struct {
 	params backend.Params
 	port   uint16
 	whole  bool
+	queues int
 	outer  subnet.Family // of the datagrams
 	log    *slog.Logger
 	// open attaches to the TUN device name: openTUN, or a test's.
@@ -65,22 +74,25 @@ type Backend struct {
 	devices *slot
 	world   atomic.Pointer[world]
 	answers answers
-	out, in counters
+	traffic []traffic // by queue
 
 	mu     sync.Mutex // guards what follows
-	conn   Conn
+	conns  []Conn     // by queue
 	raw    *rawSockets
 	tunnel tunnel
 	router backend.Router
 	peers  []peer // those that world was made of
 }
 
-// tunnel is a Device that is part of the kernel's state.
+// tunnel is a TUN device, part of the kernel's state.
 type tunnel interface {
-	Device
+	// queues are all that were asked for.
+	queues() []Device
+	// Close closes the queues.
+	Close() error
 	// attached reports whether the kernel still has the device under its name.
 	attached() bool
-	// persist makes the device outlive its descriptor.
+	// persist makes the device outlive its descriptors.
 	persist() error
 	// joinsUDP reports whether the device takes joined UDP datagrams.
 	joinsUDP() bool
@@ -102,11 +114,13 @@ func New(p backend.Params) (backend.Backend, error) {
 		params:  p,
 		port:    opts.Port,
 		whole:   opts.Whole,
+		queues:  cmp.Or(opts.Queues, min(runtime.GOMAXPROCS(0), queuesMost)),
 		log:     p.Logger(),
 		open:    openTUN,
 		devices: newSlot(),
 		router:  backend.Router{Kernel: p.Kernel, Log: p.Logger()},
 	}
+	b.traffic = make([]traffic, b.queues)
 	if !p.Uplink.Addr[b.outer].IsValid() {
 		b.outer = subnet.IPv6
 	}
@@ -155,39 +169,43 @@ func (b *Backend) Counters() map[string]uint64 { return b.Stats().Counters() }
 
 // Stats returns the counters of the data path.
 func (b *Backend) Stats() Stats {
-	return Stats{
-		Out:        b.out.snapshot(),
-		In:         b.in.snapshot(),
-		Answers:    b.answers.sent.Load(),
-		Unanswered: b.answers.suppressed.Load(),
+	s := Stats{Answers: b.answers.sent.Load(), Unanswered: b.answers.suppressed.Load()}
+	for i := range b.traffic {
+		s.Out.join(b.traffic[i].out.snapshot())
+		s.In.join(b.traffic[i].in.snapshot())
 	}
+	return s
 }
 
 // Run forwards packets until ctx ends. It waits for the first device that Apply
 // opens, and follows Apply to a new one when the device was deleted. When it
-// returns, device and socket are closed.
+// returns, device and sockets are closed.
 func (b *Backend) Run(ctx context.Context) error {
-	if _, err := b.devices.next(ctx, nil); err != nil {
+	if _, err := b.devices.next(ctx, 0, nil); err != nil {
 		return b.Close()
 	}
 	b.mu.Lock()
-	conn, uso := b.conn, b.tunnel != nil && b.tunnel.joinsUDP()
+	conns, uso := b.conns, b.tunnel != nil && b.tunnel.joinsUDP()
 	b.mu.Unlock()
-	if conn == nil {
+	if conns == nil {
 		return fmt.Errorf("run tunnel: %w", errGone)
 	}
-	p := &path{
-		devices: b.devices,
-		conn:    conn,
-		world:   &b.world,
-		answers: &b.answers,
-		mtu:     b.MTU(),
-		out:     &b.out,
-		in:      &b.in,
-		log:     b.log.With("device", device),
-		uso:     uso,
+	paths := make([]*path, len(conns))
+	for i, conn := range conns {
+		paths[i] = &path{
+			queue:   i,
+			devices: b.devices,
+			conn:    conn,
+			world:   &b.world,
+			answers: &b.answers,
+			mtu:     b.MTU(),
+			out:     &b.traffic[i].out,
+			in:      &b.traffic[i].in,
+			log:     b.log.With("device", device),
+			uso:     uso,
+		}
 	}
-	return p.run(ctx, b.Close)
+	return run(ctx, paths, b.Close)
 }
 
 // Close closes device and sockets; the device itself stays in the kernel, and
@@ -198,14 +216,14 @@ func (b *Backend) Close() error {
 	defer b.mu.Unlock()
 	var errs []error
 	if b.tunnel != nil {
-		b.devices.put(nil)
+		b.devices.put()
 		errs = append(errs, b.tunnel.Close())
 		b.tunnel = nil
 	}
-	if b.conn != nil {
-		errs = append(errs, b.conn.Close())
-		b.conn = nil
+	for _, conn := range b.conns {
+		errs = append(errs, conn.Close())
 	}
+	b.conns = nil
 	if b.raw != nil {
 		errs = append(errs, b.raw.Close())
 		b.raw = nil

@@ -1,0 +1,146 @@
+package udp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// ErrPortTaken: another program has our UDP port.
+var ErrPortTaken = errors.New("udp port is taken")
+
+// socketBuffer is asked for in bytes, in each direction: 3 ms at 10 Gb/s.
+const socketBuffer = 4 << 20
+
+// socketOptions say how sockets are opened.
+type socketOptions struct {
+	// Queues is how many there are.
+	Queues int
+	// Whole asks for no offloads: each call moves one datagram for each header.
+	Whole bool
+}
+
+// openSockets binds all sockets at, in the network namespace of the calling
+// thread. The kernel gives what a sender sends from one port to one of them
+// (SO_REUSEPORT).
+//
+// They are bound to the uplink's address, as flannel's is, and not to all: so what
+// leaves has the source address that peers check, and two daemons with two
+// addresses can share a host.
+func openSockets(ctx context.Context, at netip.AddrPort, o socketOptions) (_ []Conn, err error) {
+	var conns []Conn
+	defer func() {
+		if err != nil {
+			for _, c := range conns {
+				err = errors.Join(err, c.Close())
+			}
+		}
+	}()
+	for i := range o.Queues {
+		// The first is bound as if it were alone, which fails if anybody has
+		// the port, however they share it; only then may others join it.
+		s, err := openSocket(ctx, at, i > 0)
+		if err != nil {
+			return nil, err
+		}
+		conns = append(conns, s)
+		if err := s.prepare(o); err != nil {
+			return nil, err
+		}
+	}
+	return conns, nil
+}
+
+// openSocket binds one socket at; shared, it joins those that are bound there.
+func openSocket(ctx context.Context, at netip.AddrPort, shared bool) (*socket, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		return control(raw, func(fd int) error {
+			enlarge(fd)
+			if shared {
+				return share(fd)
+			}
+			return nil
+		})
+	}}
+	network := [...]string{"udp4", "udp6"}[subnet.FamilyOf(at.Addr())]
+	conn, err := lc.ListenPacket(ctx, network, at.String())
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return nil, fmt.Errorf("%w: %s: stop the program that has it (`ss -lunp sport = :%d` shows it; flanneld uses this port too) or set Backend.Port: %w",
+			ErrPortTaken, at, at.Port(), err)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return nil, fmt.Errorf("bind udp socket: the uplink has lost its address %s: %w", at.Addr(), err)
+	case err != nil:
+		return nil, fmt.Errorf("bind udp socket: %w", err)
+	}
+	udp, ok := conn.(*net.UDPConn)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("bind udp socket: unexpected %T", conn), conn.Close())
+	}
+	return newSocket(udp)
+}
+
+// newSocket makes a Conn of conn, which it closes if it cannot.
+func newSocket(conn *net.UDPConn) (*socket, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("poll udp socket: %w", err), conn.Close())
+	}
+	s := &socket{conn: conn, raw: raw}
+	s.in.ready, s.out.ready = s.receive, s.send
+	return s, nil
+}
+
+// prepare turns on what o asks for and the kernel has: UDP_SEGMENT is Linux 4.18,
+// UDP_GRO 5.0.
+func (s *socket) prepare(o socketOptions) error {
+	err := control(s.raw, func(fd int) error {
+		if !o.Whole {
+			_, err := unix.GetsockoptInt(fd, unix.SOL_UDP, unix.UDP_SEGMENT)
+			s.segment.Store(err == nil)
+			s.gro = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1) == nil
+		}
+		if o.Queues > 1 {
+			return share(fd)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("set up udp socket: %w", err)
+	}
+	return nil
+}
+
+// share lets other sockets of ours have fd's address and port.
+func share(fd int) error {
+	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+}
+
+// enlarge gives the socket large buffers, beyond rmem_max where we may. That it
+// cannot be done costs bursts, not correctness.
+func enlarge(fd int) {
+	for _, o := range [...]struct{ force, ask int }{
+		{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF},
+		{unix.SO_SNDBUFFORCE, unix.SO_SNDBUF},
+	} {
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, o.force, socketBuffer) != nil {
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o.ask, socketBuffer)
+		}
+	}
+}
+
+// control calls f with the descriptor of raw.
+func control(raw syscall.RawConn, f func(fd int) error) error {
+	var err error
+	if e := raw.Control(func(fd uintptr) { err = f(int(fd)) }); e != nil {
+		return e
+	}
+	return err
+}
