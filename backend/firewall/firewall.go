@@ -222,6 +222,7 @@ func parts(err error) []error {
 }
 
 // Cleanup removes everything of ours, whoever put it there, and nothing else.
+// ErrNoTools: there is something of ours, and nothing to remove it with.
 func (f *Firewall) Cleanup(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -230,6 +231,9 @@ func (f *Firewall) Cleanup(ctx context.Context) error {
 	for _, family := range subnet.Families() {
 		f.clean[family] = false
 		err := f.converge(ctx, family, func(Variant) intent { return intent{} })
+		if errors.Is(err, ErrNoTools) && !f.isLeft(ctx, family) {
+			continue
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s firewall: %w", family, err))
 		}
@@ -238,6 +242,24 @@ func (f *Firewall) Cleanup(ctx context.Context) error {
 	// reload of firewalld's removes the marks of what we made there.
 	errs = append(errs, f.firewalld.Cleanup(ctx), f.cleanupNative(ctx))
 	return errors.Join(errs...)
+}
+
+// isLeft reports whether rules of ours are in nf_tables, where the tools that put
+// them there have been removed since.
+func (f *Firewall) isLeft(ctx context.Context, family subnet.Family) bool {
+	v := Variant{Family: family, NFT: true}
+	for chain, table := range map[string]string{
+		chainForward: "filter", chainInput: "filter", chainNAT: "nat", chainRaw: tableRaw,
+	} {
+		has, err := f.tools.HasChain(ctx, v, table, chain)
+		if err != nil {
+			f.log.DebugContext(ctx, "chain cannot be looked for", "table", table, "chain", chain, "error", err)
+		}
+		if has {
+			return true
+		}
+	}
+	return false
 }
 
 // cleanupNative takes a kernel without nf_tables for one without our table.

@@ -128,11 +128,37 @@ func TestNoTools(t *testing.T) {
 	if err := f.Apply(t.Context(), vxlanDesired()); !errors.Is(err, ErrNoTools) {
 		t.Errorf("Apply without iptables: %v, want ErrNoTools", err)
 	}
-	if err := f.Cleanup(t.Context()); !errors.Is(err, ErrNoTools) {
-		t.Errorf("Cleanup without iptables: %v, want ErrNoTools", err)
-	}
 	if err := f.Apply(t.Context(), Desired{}); err != nil {
 		t.Errorf("Apply of nothing without iptables: %v", err)
+	}
+}
+
+// Cleanup without iptables fails only where somebody removed it after we had used
+// it.
+func TestCleanupWithoutTools(t *testing.T) {
+	enterNamespace(t)
+	with := New(Options{Log: quiet(), Native: &fakeNative{}, Firewalld: noFirewalld{}})
+	without := New(Options{Log: quiet(), Native: &fakeNative{}, Firewalld: noFirewalld{}, Tools: &Exec{
+		LookPath: func(name string) (string, error) { return "", &exec.Error{Name: name, Err: exec.ErrNotFound} },
+	}})
+	if err := without.Cleanup(t.Context()); err != nil {
+		t.Errorf("Cleanup of a host that never had iptables: %v", err)
+	}
+	v, err := (&Exec{}).Variants(t.Context(), subnet.IPv4)
+	if err != nil || !v[0].NFT {
+		t.Skipf("needs iptables with nf_tables: %v, %v", v, err)
+	}
+	if err := with.Apply(t.Context(), vxlanDesired()); err != nil {
+		t.Fatal(err)
+	}
+	if err := without.Cleanup(t.Context()); !errors.Is(err, ErrNoTools) {
+		t.Errorf("Cleanup with rules left: %v, want ErrNoTools", err)
+	}
+	if err := with.Cleanup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := without.Cleanup(t.Context()); err != nil {
+		t.Errorf("Cleanup of what is clean: %v", err)
 	}
 }
 
