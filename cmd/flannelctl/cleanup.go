@@ -49,7 +49,7 @@ func runCleanup(ctx context.Context, inv *invocation) error {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer host.Close()
-	steps, err := planCleanup(dir, saved, host, slog.New(slog.NewTextHandler(inv.err, &slog.HandlerOptions{Level: slog.LevelWarn})))
+	steps, err := planCleanup(dir, saved, inv.docker, host, slog.New(slog.NewTextHandler(inv.err, &slog.HandlerOptions{Level: slog.LevelWarn})))
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func doCleanup(ctx context.Context, out io.Writer, steps []cleanup, really bool)
 }
 
 // planCleanup lists the steps: what carries traffic first, the memory last.
-func planCleanup(dir statedir.Dir, saved statedir.Host, host kernel.Host, log *slog.Logger) ([]cleanup, error) {
+func planCleanup(dir statedir.Dir, saved statedir.Host, docker string, host kernel.Host, log *slog.Logger) ([]cleanup, error) {
 	steps := []cleanup{{"remove our firewall rules", firewall.New(firewall.Options{Log: log}).Cleanup}}
 	if saved.BackendType != "" {
 		b, err := formerBackend(dir, saved, host, log)
@@ -94,7 +94,7 @@ func planCleanup(dir statedir.Dir, saved statedir.Host, host kernel.Host, log *s
 		}})
 	}
 	if name := saved.DockerNetwork; name != "" {
-		steps = append(steps, cleanup{"remove docker network " + name, func(ctx context.Context) error { return dropNetwork(ctx, name) }})
+		steps = append(steps, cleanup{"remove docker network " + name, func(ctx context.Context) error { return dropNetwork(ctx, docker, name) }})
 	}
 	memory := filepath.Join(string(dir), "docker.json")
 	// One that cannot be read fails its step alone.
@@ -132,8 +132,8 @@ func formerBackend(dir statedir.Dir, saved statedir.Host, host kernel.Host, log 
 
 // dropNetwork removes our network from Docker. A Docker that is down is no reason
 // to stop, but one to say so.
-func dropNetwork(ctx context.Context, name string) error {
-	_, err := dockerd.NewClient(dockerd.DefaultSocket).Drop(ctx, name)
+func dropNetwork(ctx context.Context, socket, name string) error {
+	_, err := dockerd.NewClient(socket).Drop(ctx, name)
 	if errors.Is(err, dockerd.ErrDown) {
 		return fmt.Errorf("%w: start it, then docker network rm %s", err, name)
 	}

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,6 +19,8 @@ import (
 	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/daemonconfig"
+	"github.com/flanneld-go/flanneld-go/daemonconfig/dockerd"
+	"github.com/flanneld-go/flanneld-go/daemonconfig/dockerd/dockerdtest"
 )
 
 // filled is a host as a daemon with vxlan left it.
@@ -109,7 +114,7 @@ func TestCleanupRefusals(t *testing.T) {
 func TestCleanup(t *testing.T) {
 	ns := kerneltest.NetNS(t, kernel.Options{})
 	if _, err := exec.LookPath("iptables"); err != nil {
-		t.Skip("needs iptables: without, the firewall's step fails")
+		t.Skip("needs iptables: rules of ours are to be removed")
 	}
 	dir := filled(t)
 	ns.Run(t, "ip", "link", "set", "lo", "up")
@@ -177,7 +182,7 @@ func TestCleanupUnreadableMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plan, err := planCleanup(state, saved, kerneltest.New(), slog.New(slog.DiscardHandler))
+	plan, err := planCleanup(state, saved, "", kerneltest.New(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,5 +197,28 @@ func TestCleanupUnreadableMemory(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"take our keys back from Docker's config file"}, failed); diff != "" {
 		t.Errorf("failed steps (-want +got):\n%s", diff)
+	}
+}
+
+// The network goes from the Docker that it was made in.
+func TestCleanupOfNetwork(t *testing.T) {
+	engine := dockerdtest.New(t)
+	client := dockerd.NewClient(engine.Socket())
+	if _, err := client.Keep(t.Context(), dockerd.Spec{Name: "flannel", Addrs: []netip.Prefix{netip.MustParsePrefix("10.5.72.1/24")}, MTU: 1450}); err != nil {
+		t.Fatal(err)
+	}
+	plan, err := planCleanup(statedir.Dir(t.TempDir()), statedir.Host{DockerNetwork: "flannel"}, engine.Socket(), kerneltest.New(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(plan, func(c cleanup) bool { return c.what == "remove docker network flannel" })
+	if i < 0 {
+		t.Fatal("no such step")
+	}
+	if err := plan[i].do(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := client.Network(t.Context(), "flannel"); !errors.Is(err, dockerd.ErrNoNetwork) {
+		t.Errorf("network after cleanup: %v, want none", err)
 	}
 }

@@ -84,6 +84,7 @@ func dockerFlags(inv *invocation, fs *pflag.FlagSet) {
 func cleanupFlags(inv *invocation, fs *pflag.FlagSet) {
 	fs.StringVar(&inv.stateDir, "state-dir", "/var/lib/flanneld-go", "`folder` that the daemon kept its state in")
 	fs.BoolVar(&inv.yes, "yes", false, "do it; without, only say what would be done")
+	dockerFlags(inv, fs)
 }
 
 // run finds the verb and calls it.
