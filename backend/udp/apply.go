@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
@@ -56,6 +57,9 @@ func (b *Backend) openSockets(ctx context.Context) error {
 			return err
 		}
 		b.conns = conns
+		if !b.fixed {
+			b.openMore(ctx)
+		}
 	}
 	if b.raw == nil {
 		raw, err := openRaw(ctx, b.params.Families())
@@ -66,6 +70,21 @@ func (b *Backend) openSockets(ctx context.Context) error {
 		b.answers.setOut(raw)
 	}
 	return nil
+}
+
+// openMore opens the sockets by which flows leave from ports of their own. Without
+// them everything passes, too.
+func (b *Backend) openMore(ctx context.Context) {
+	for range b.queues {
+		senders, err := openSenders(ctx, b.params.Uplink.Addr[b.outer], max(1, sourcesMost/b.queues), b.whole)
+		if err != nil {
+			err = errors.Join(err, closeSenders(slices.Concat(b.more...)))
+			b.more = nil
+			b.log.Warn("sending from our own port only", "error", err)
+			return
+		}
+		b.more = append(b.more, senders)
+	}
 }
 
 // ensureDevice attaches to the device where we have not, or where it was deleted
@@ -234,7 +253,7 @@ func (b *Backend) project(d backend.Desired) ([]peer, subnet.ByFamily[netip.Addr
 		}
 		for _, p := range lease.Subnet {
 			if p.IsValid() {
-				peers = append(peers, peer{prefix: p.Masked(), endpoint: endpoint{to: to}})
+				peers = append(peers, peer{prefix: p.Masked(), endpoint: to})
 			}
 		}
 	}
@@ -242,39 +261,43 @@ func (b *Backend) project(d backend.Desired) ([]peer, subnet.ByFamily[netip.Addr
 }
 
 // endpoint returns where a peer receives datagrams.
-func (b *Backend) endpoint(c *subnet.Config, a subnet.Attrs) (netip.AddrPort, error) {
+func (b *Backend) endpoint(c *subnet.Config, a subnet.Attrs) (endpoint, error) {
 	if err := b.params.CheckPeer("", b.outer, a); err != nil {
-		return netip.AddrPort{}, err
+		return endpoint{}, err
 	}
 	addr := a.PublicIP[b.outer].Unmap()
 	if n := c.Ranges[b.outer].Network; n.IsValid() && n.Contains(addr) {
-		return netip.AddrPort{}, fmt.Errorf("its public address is inside the network %s, which the tunnel itself carries", n)
+		return endpoint{}, fmt.Errorf("its public address is inside the network %s, which the tunnel itself carries", n)
 	}
-	port, err := b.peerPort(a.BackendData[b.outer])
+	port, published, err := b.peerPort(a.BackendData[b.outer])
 	if err != nil {
-		return netip.AddrPort{}, err
+		return endpoint{}, err
 	}
-	return netip.AddrPortFrom(addr, port), nil
+	return endpoint{to: netip.AddrPortFrom(addr, port), vary: published}, nil
 }
 
 // backendData is what hosts of ours publish beside their address.
 type backendData struct {
-	// Port is where the host receives datagrams.
-	Port uint16
+	// Port is where the host receives datagrams; nil: it does not say.
+	Port *uint16
 }
 
-// peerPort is the port in a peer's backend data, or else the configured one:
+// peerPort is the port in a peer's backend data, or else the configured one.
+// Published tells whether it is the first: then the peer is a host of ours, for
 // flannel publishes none.
-func (b *Backend) peerPort(data subnet.RawJSON) (uint16, error) {
+func (b *Backend) peerPort(data subnet.RawJSON) (port uint16, published bool, _ error) {
 	if data == "" {
-		return b.port, nil
+		return b.port, false, nil
 	}
-	fields := backendData{Port: b.port}
+	var fields backendData
 	if err := json.Unmarshal([]byte(data), &fields); err != nil {
-		return 0, fmt.Errorf("read its backend data %s: %w", data, err)
+		return 0, false, fmt.Errorf("read its backend data %s: %w", data, err)
 	}
-	if fields.Port == 0 {
-		return 0, fmt.Errorf("read its backend data %s: Port is 0", data)
+	switch {
+	case fields.Port == nil:
+		return b.port, false, nil
+	case *fields.Port == 0:
+		return 0, false, fmt.Errorf("read its backend data %s: Port is 0", data)
 	}
-	return fields.Port, nil
+	return *fields.Port, true, nil
 }

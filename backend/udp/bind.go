@@ -46,7 +46,11 @@ func openSockets(ctx context.Context, at netip.AddrPort, o socketOptions) (_ []C
 	for i := range o.Queues {
 		// The first is bound as if it were alone, which fails if anybody has
 		// the port, however they share it; only then may others join it.
-		s, err := openSocket(ctx, at, i > 0)
+		first := share
+		if i == 0 {
+			first = func(int) error { return nil }
+		}
+		s, err := openSocket(ctx, at, first)
 		if err != nil {
 			return nil, err
 		}
@@ -58,15 +62,43 @@ func openSockets(ctx context.Context, at netip.AddrPort, o socketOptions) (_ []C
 	return conns, nil
 }
 
-// openSocket binds one socket at; shared, it joins those that are bound there.
-func openSocket(ctx context.Context, at netip.AddrPort, shared bool) (*socket, error) {
+// openSenders binds n sockets at to any ports, to send from and never to read.
+// The kernel takes ports that nobody has and leaves out those of
+// ip_local_reserved_ports.
+func openSenders(ctx context.Context, at netip.Addr, n int, whole bool) (_ []Sender, err error) {
+	var senders []Sender
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, closeSenders(senders))
+		}
+	}()
+	for range n {
+		s, err := openSocket(ctx, netip.AddrPortFrom(at, 0), deafen)
+		if err != nil {
+			return nil, err
+		}
+		senders = append(senders, s)
+		if err := s.prepare(socketOptions{Queues: 1, Whole: whole}); err != nil {
+			return nil, err
+		}
+	}
+	return senders, nil
+}
+
+func closeSenders(senders []Sender) error {
+	errs := make([]error, 0, len(senders))
+	for _, s := range senders {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// openSocket binds one socket at, after first was called with its descriptor.
+func openSocket(ctx context.Context, at netip.AddrPort, first func(fd int) error) (*socket, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		return control(raw, func(fd int) error {
 			enlarge(fd)
-			if shared {
-				return share(fd)
-			}
-			return nil
+			return first(fd)
 		})
 	}}
 	network := [...]string{"udp4", "udp6"}[subnet.FamilyOf(at.Addr())]
@@ -121,6 +153,13 @@ func (s *socket) prepare(o socketOptions) error {
 // share lets other sockets of ours have fd's address and port.
 func share(fd int) error {
 	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+}
+
+// deafen makes the kernel drop what comes to the socket, which would otherwise stay
+// in its buffer for good.
+func deafen(fd int) error {
+	drop := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K} // keep 0 bytes
+	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &drop})
 }
 
 // enlarge gives the socket large buffers, beyond rmem_max where we may. That it

@@ -47,6 +47,11 @@ type Conn interface {
 	// it read: at least one unless there is an error. net.ErrClosed is final,
 	// all other errors may pass.
 	ReadBatch(batch []Arrival) (int, error)
+	Sender
+}
+
+// Sender is a UDP socket to send from, bound to our outer address.
+type Sender interface {
 	// WriteBatch sends messages in order until one fails. It returns how many
 	// it sent; if fewer than len(batch), the error is about the one that
 	// follows. It may block while the socket's buffer is full.
@@ -73,6 +78,9 @@ type Arrival struct {
 // kernel can (UDP_SEGMENT): up to maxSegments, up to maxDatagram bytes.
 type Message struct {
 	To netip.AddrPort
+	// Source is the number of the socket that it leaves by: 0 is the one with
+	// our port.
+	Source int
 	// Parts are the datagrams' bytes, one behind the other; a datagram begins
 	// where a part does.
 	Parts [][]byte

@@ -20,13 +20,17 @@
 // # Contract
 //
 //   - On the wire (docs/compatibility.md): the payload of a datagram is exactly
-//     one inner IP packet, sent from our port to the peer's. Each side takes one
-//     from the inner TTL, as flannel does. The sender's port is not looked at.
+//     one inner IP packet, sent to the peer's port. Each side takes one from the
+//     inner TTL, as flannel does. The sender's port is not looked at.
+//   - To hosts that may be flannel's everything is sent from our port; to those that
+//     publish theirs, each flow from one of a few, so that their receive queues,
+//     and paths of equal cost, share the flows. A flow keeps its order.
 //   - An inner source must belong to the peer whose address the datagram came
 //     from; anything else is dropped and counted by reason, see [Verdict].
 //   - The device has several queues, and each a socket: one path of two goroutines,
-//     which shares nothing with the others but what it reads. The kernel keeps
-//     what comes from one port on one socket, and a flow on one queue.
+//     which shares nothing with the others but what it reads, and sockets of its
+//     own to send from. The kernel keeps what comes from one port on one socket,
+//     and a flow on one queue.
 //   - What a call costs is shared: the device hands over packets of up to 64 KiB
 //     that we cut (TSO, USO), a message sends up to 64 datagrams (UDP_SEGMENT), an
 //     arrival brings as many (UDP_GRO), and we join those for the device. The
@@ -47,7 +51,7 @@
 // # Words
 //
 // Outer is what the datagram has, inner what the packet in it has. A path is one
-// queue with its socket. A batch is what one call moves. A wire packet is one inner
+// queue with its sockets. A batch is what one call moves. A wire packet is one inner
 // packet as a datagram carries it; a frame is what the device hands over, a wire
 // packet or a large one. Hops is the TTL of IPv4 and the hop limit of IPv6. To tell
 // is to answer a sender with an ICMP error.

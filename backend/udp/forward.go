@@ -23,6 +23,9 @@ type path struct {
 	queue   int
 	devices *slot
 	conn    Conn
+	// senders are the sockets that we send from, by Message.Source: first conn,
+	// then those whose ports nobody knows beforehand.
+	senders []Sender
 	world   *atomic.Pointer[world]
 	answers *answers
 	mtu     int
@@ -124,17 +127,39 @@ func (s *sender) forward() {
 			s.answers.tell(f.Data, h, v, s.mtu, w.own[h.family])
 			continue
 		}
-		s.packer.add(i, to, cut)
+		s.packer.add(i, to, s.source(to, f.Data, h), cut)
 	}
 	s.packer.pack(s.frames.List)
 	s.out.add(&s.count)
 }
 
-// write sends messages. One that fails is given up and the others go on: networks
-// lose packets, and whoever needs them sends them again.
+// source chooses the socket that b leaves by: always the same for one flow, so that
+// it keeps its order.
+func (s *sender) source(to *endpoint, b []byte, h header) int {
+	more := uint64(len(s.senders) - 1)
+	if !to.vary || more == 0 {
+		return 0
+	}
+	return 1 + int(uint64(flowHash(b, h))*more>>32) //nolint:gosec // below more
+}
+
+// write sends messages, those of one socket with one call where it can.
 func (s *sender) write(messages []Message) {
 	for len(messages) > 0 {
-		n, err := s.conn.WriteBatch(messages)
+		source, n := messages[0].Source, 1
+		for n < len(messages) && messages[n].Source == source {
+			n++
+		}
+		s.writeTo(s.senders[source], messages[:n])
+		messages = messages[n:]
+	}
+}
+
+// writeTo sends messages by one socket. One that fails is given up and the others go
+// on: networks lose packets, and whoever needs them sends them again.
+func (s *sender) writeTo(out Sender, messages []Message) {
+	for len(messages) > 0 {
+		n, err := out.WriteBatch(messages)
 		for i := range messages[:n] {
 			s.count.pass(messages[i].Packets, messages[i].Bytes)
 		}

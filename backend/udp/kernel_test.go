@@ -222,23 +222,7 @@ func TestKernelQueues(t *testing.T) {
 	m := twoMachines(t)
 	m[0].options, m[1].options = `{"Queues":4}`, `{"Queues":4}`
 	join(t, m)
-	var conns []net.Conn
-	m[0].ns.do(t, func() {
-		for range 64 {
-			c, err := net.DialUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(10, 5, 2, 9), Port: 9})
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			conns = append(conns, c)
-		}
-	})
-	for _, c := range conns {
-		if _, err := c.Write([]byte("flannel0")); err != nil {
-			t.Error(err)
-		}
-		defer c.Close()
-	}
+	sendFlows(t, m[0], 64)
 	if ss := m[0].ns.exec(t, "ss -Haun sport = :8285"); strings.Count(ss, "198.18.0.1:8285") != 4 {
 		t.Errorf("sockets:\n%s", ss)
 	}

@@ -1,15 +1,16 @@
 package udp
 
 import (
-	"net/netip"
+	"slices"
 
 	"github.com/flanneld-go/flanneld-go/backend/udp/offload"
 )
 
-// packer turns the frames of one read into messages: what goes to one receiver
-// stands together and in its order, and runs of equal length share a message.
+// packer turns the frames of one read into messages: what goes to one receiver from
+// one port stands together and in its order, and runs of equal length share a
+// message. What leaves by one socket stands together, too.
 //
-//	frames:    A1 B1 A2(large) A3 B2       letters are receivers
+//	frames:    A1 B1 A2(large) A3 B2       letters are receivers, and a port of ours
 //	chains:    A: A1 -> A2 -> A3    B: B1 -> B2
 //	messages:  [A1] [A2a A2b A2c] [A3] [B1 B2]
 //
@@ -29,9 +30,10 @@ type packer struct {
 	open     bool // whether the last message may grow
 }
 
-// chain is the frames for one receiver, by their numbers.
+// chain is the frames for one receiver from one port, by their numbers.
 type chain struct {
 	to          *endpoint
+	source      int // as in a Message
 	first, last int
 }
 
@@ -57,25 +59,27 @@ func newPacker(send func([]Message)) *packer {
 	}
 }
 
-// add puts frame number i on the chain of its receiver.
-func (p *packer) add(i int, to *endpoint, cut offload.Cut) {
+// add puts frame number i on the chain of its receiver and source.
+func (p *packer) add(i int, to *endpoint, source int, cut offload.Cut) {
 	p.links[i] = link{cut: cut}
 	for n := len(p.chains) - 1; n >= 0; n-- { // the last is the likeliest
-		if c := &p.chains[n]; c.to == to {
+		if c := &p.chains[n]; c.to == to && c.source == source {
 			p.links[c.last].next = i
 			c.last = i
 			return
 		}
 	}
-	p.chains = append(p.chains, chain{to: to, first: i, last: i})
+	p.chains = append(p.chains, chain{to: to, source: source, first: i, last: i})
 }
 
 // pack sends what was added, and forgets it.
 func (p *packer) pack(frames []Frame) {
-	for _, c := range p.chains {
+	slices.SortStableFunc(p.chains, func(a, b chain) int { return a.source - b.source })
+	for n := range p.chains {
+		c := &p.chains[n]
 		p.open = false
 		for i := c.first; ; i = p.links[i].next {
-			p.cut(c.to.to, frames[i].Data, p.links[i].cut)
+			p.cut(c, frames[i].Data, p.links[i].cut)
 			if p.links[i].next == 0 {
 				break
 			}
@@ -86,11 +90,11 @@ func (p *packer) pack(frames []Frame) {
 }
 
 // cut puts the wire packets of one frame into messages.
-func (p *packer) cut(to netip.AddrPort, data []byte, cut offload.Cut) {
+func (p *packer) cut(c *chain, data []byte, cut offload.Cut) {
 	if cut.Count == 1 {
 		cut.Complete(data)
 		p.need(1, 1, 0)
-		p.put(to, data, nil)
+		p.put(c, data, nil)
 		return
 	}
 	for from := 0; from < cut.Count; from += maxSegments {
@@ -102,7 +106,7 @@ func (p *packer) cut(to netip.AddrPort, data []byte, cut offload.Cut) {
 		heads := cut.Heads(data, p.heads[p.used:p.used+size], from)
 		p.used += size
 		for i := from; i < end; i++ {
-			p.put(to, heads[:cut.Head:cut.Head], cut.Payload(data, i))
+			p.put(c, heads[:cut.Head:cut.Head], cut.Payload(data, i))
 			heads = heads[cut.Head:]
 		}
 	}
@@ -124,7 +128,7 @@ func (p *packer) flush() {
 }
 
 // put adds one wire packet, to the last message if it fits there.
-func (p *packer) put(to netip.AddrPort, head, payload []byte) {
+func (p *packer) put(c *chain, head, payload []byte) {
 	n, at := len(head)+len(payload), len(p.parts)
 	p.parts = append(p.parts, head)
 	if payload != nil {
@@ -141,5 +145,5 @@ func (p *packer) put(to netip.AddrPort, head, payload []byte) {
 		}
 	}
 	p.open = true
-	p.messages = append(p.messages, Message{To: to, Parts: p.parts[at:], Size: n, Packets: 1, Bytes: n})
+	p.messages = append(p.messages, Message{To: c.to.to, Source: c.source, Parts: p.parts[at:], Size: n, Packets: 1, Bytes: n})
 }

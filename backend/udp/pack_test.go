@@ -70,9 +70,12 @@ func TestPacker(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		want, got := map[string][][]byte{}, map[string][][]byte{}
 		p := newPacker(func(messages []Message) {
+			if !slices.IsSortedFunc(messages, func(a, b Message) int { return a.Source - b.Source }) {
+				t.Fatal("what leaves by one socket does not stand together")
+			}
 			for _, m := range messages {
 				checkMessage(t, m)
-				to := m.To.String()
+				to := fmt.Sprint(m.To, m.Source)
 				for b := bytes.Join(m.Parts, nil); len(b) > 0; {
 					n := min(m.Size, len(b))
 					got[to] = append(got[to], b[:n:n])
@@ -96,11 +99,13 @@ func TestPacker(t *testing.T) {
 				}
 				to := receivers[f.Data[18]]
 				if to == nil {
-					to = &endpoint{netip.AddrPortFrom(netip.AddrFrom4([4]byte(f.Data[16:20])), 8285)}
+					to = &endpoint{to: netip.AddrPortFrom(netip.AddrFrom4([4]byte(f.Data[16:20])), 8285)}
 					receivers[f.Data[18]] = to
 				}
-				want[to.to.String()] = append(want[to.to.String()], wirePackets(t, f)...)
-				p.add(i, to, cut)
+				source := rapid.IntRange(0, 3).Draw(t, "source")
+				key := fmt.Sprint(to.to, source)
+				want[key] = append(want[key], wirePackets(t, f)...)
+				p.add(i, to, source, cut)
 			}
 			p.pack(frames.List)
 		}
@@ -142,13 +147,13 @@ func TestPackerFillsMessages(t *testing.T) {
 			t.Fatal("no room for two large packets")
 		}
 	}
-	to := &endpoint{netip.MustParseAddrPort("198.18.0.2:8285")}
+	to := &endpoint{to: netip.MustParseAddrPort("198.18.0.2:8285")}
 	for i, f := range frames.List {
 		cut, err := offload.Plan(f.Header, f.Data)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.add(i, to, cut)
+		p.add(i, to, 0, cut)
 	}
 	p.pack(frames.List)
 	if diff := cmp.Diff([]int{44, 44, 2}, sizes); diff != "" {

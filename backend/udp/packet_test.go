@@ -123,6 +123,9 @@ func FuzzPacketPath(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		before := slices.Clone(b)
 		_, h, out := w.outbound(b, len(b), 1472)
+		if out != Malformed {
+			flowHash(b, h)
+		}
 		switch out {
 		case Forwarded:
 			checkLowered(t, before, b, h.family)

@@ -8,17 +8,20 @@ import (
 )
 
 func peerAt(prefix, at string) peer {
-	return peer{netip.MustParsePrefix(prefix), endpoint{netip.MustParseAddrPort(at)}}
+	return peer{netip.MustParsePrefix(prefix), endpoint{to: netip.MustParseAddrPort(at)}}
 }
 
+// testWorld has a host of ours and one that may be flannel's.
 func testWorld() *world {
+	peers := []peer{
+		peerAt("10.5.2.0/24", "198.18.0.2:8285"),
+		peerAt("fd05:0:0:2::/64", "198.18.0.2:8285"),
+		peerAt("10.5.3.0/24", "198.18.0.3:8290"),
+	}
+	peers[0].endpoint.vary, peers[1].endpoint.vary = true, true
 	return &world{
-		table: newTable([]peer{
-			peerAt("10.5.2.0/24", "198.18.0.2:8285"),
-			peerAt("10.5.3.0/24", "198.18.0.3:8290"),
-			peerAt("fd05:0:0:2::/64", "198.18.0.2:8285"),
-		}),
-		own: subnet.ByFamily[netip.Addr]{netip.MustParseAddr("10.5.1.0"), netip.MustParseAddr("fd05:0:0:1::")},
+		table: newTable(peers),
+		own:   subnet.ByFamily[netip.Addr]{netip.MustParseAddr("10.5.1.0"), netip.MustParseAddr("fd05:0:0:1::")},
 	}
 }
 

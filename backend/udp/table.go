@@ -13,6 +13,8 @@ import (
 // two packets have one receiver if their endpoints are the same pointer.
 type endpoint struct {
 	to netip.AddrPort
+	// vary: what goes there may come from any of our ports.
+	vary bool
 }
 
 // peer says where the packets for one prefix go.

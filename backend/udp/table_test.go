@@ -47,7 +47,7 @@ func TestTableIsLongestPrefixMatch(t *testing.T) {
 			}
 			p := netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits")).Masked()
 			to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, 0, byte(i % 30)}), 8285)
-			peers = append(peers, peer{p, endpoint{to}})
+			peers = append(peers, peer{p, endpoint{to: to}})
 		}
 		table := newTable(peers)
 		probe := func(a netip.Addr) {
@@ -98,7 +98,7 @@ func TestTableSharesEndpoints(t *testing.T) {
 // manyPeers are n subnets as a network of 10.0.0.0/8 and fd05::/32 has them.
 func manyPeers(n int) (peers []peer) {
 	for i := range n {
-		to := endpoint{netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 8285)}
+		to := endpoint{to: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 8285)}
 		peers = append(peers,
 			peer{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24), to},
 			peer{netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 1: 5, 6: byte(i >> 8), 7: byte(i)}), 64), to})

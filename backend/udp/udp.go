@@ -29,6 +29,9 @@ const (
 	// queueLen is how many packets the device holds while nobody reads, as
 	// during a restart of the daemon.
 	queueLen = 2000
+	// sourcesMost is how many ports a host sends from beside its own, all queues
+	// together: each may cost a peer and us an entry in a connection table.
+	sourcesMost = 16
 	// queuesMost is how many queues a device has at most.
 	queuesMost = 16
 )
@@ -39,6 +42,8 @@ type Options struct {
 	Port uint16
 	// Whole moves packets as they are on the wire: Offload is off.
 	Whole bool
+	// FixedSource sends everything from our port: SourcePorts is fixed.
+	FixedSource bool
 	// Queues is how many queues the device has, each with a socket and two
 	// threads of its own; 0: one for each core, up to queuesMost.
 	Queues int
@@ -54,8 +59,12 @@ func ParseOptions(c *subnet.Config) (Options, []string, error) {
 	o.Raw("Type")
 	port := o.Int("Port", defaultPort, 1, math.MaxUint16)
 	whole := o.String("Offload", "auto", "auto", "off") == "off"
+	fixed := o.String("SourcePorts", "vary", "vary", "fixed") == "fixed"
 	queues := o.Int("Queues", 0, 0, queuesMost)
-	return Options{Port: uint16(port), Whole: whole, Queues: queues}, o.Unknown(), o.Err() //nolint:gosec // within its bounds
+	return Options{
+		Port:  uint16(port), //nolint:gosec // within its bounds
+		Whole: whole, FixedSource: fixed, Queues: queues,
+	}, o.Unknown(), o.Err()
 }
 
 // Backend joins hosts by UDP datagrams that hold one IP packet each. It is a
@@ -65,6 +74,7 @@ type Backend struct {
 	port   uint16
 	whole  bool
 	queues int
+	fixed  bool          // the source port
 	outer  subnet.Family // of the datagrams
 	log    *slog.Logger
 	// open attaches to the TUN device name: openTUN, or a test's.
@@ -78,6 +88,7 @@ type Backend struct {
 
 	mu     sync.Mutex // guards what follows
 	conns  []Conn     // by queue
+	more   [][]Sender // by queue; none: everything leaves from our port
 	raw    *rawSockets
 	tunnel tunnel
 	router backend.Router
@@ -114,6 +125,7 @@ func New(p backend.Params) (backend.Backend, error) {
 		params:  p,
 		port:    opts.Port,
 		whole:   opts.Whole,
+		fixed:   opts.FixedSource,
 		queues:  cmp.Or(opts.Queues, min(runtime.GOMAXPROCS(0), queuesMost)),
 		log:     p.Logger(),
 		open:    openTUN,
@@ -143,7 +155,7 @@ func New(p backend.Params) (backend.Backend, error) {
 func (b *Backend) Attrs() (subnet.Attrs, error) {
 	var a subnet.Attrs
 	a.PublicIP[b.outer] = b.params.Uplink.Public[b.outer]
-	data, err := json.Marshal(backendData{Port: b.port})
+	data, err := json.Marshal(backendData{Port: &b.port})
 	if err != nil {
 		return a, fmt.Errorf("write backend data: %w", err)
 	}
@@ -185,7 +197,7 @@ func (b *Backend) Run(ctx context.Context) error {
 		return b.Close()
 	}
 	b.mu.Lock()
-	conns, uso := b.conns, b.tunnel != nil && b.tunnel.joinsUDP()
+	conns, more, uso := b.conns, b.more, b.tunnel != nil && b.tunnel.joinsUDP()
 	b.mu.Unlock()
 	if conns == nil {
 		return fmt.Errorf("run tunnel: %w", errGone)
@@ -196,6 +208,7 @@ func (b *Backend) Run(ctx context.Context) error {
 			queue:   i,
 			devices: b.devices,
 			conn:    conn,
+			senders: []Sender{conn},
 			world:   &b.world,
 			answers: &b.answers,
 			mtu:     b.MTU(),
@@ -203,6 +216,9 @@ func (b *Backend) Run(ctx context.Context) error {
 			in:      &b.traffic[i].in,
 			log:     b.log.With("device", device),
 			uso:     uso,
+		}
+		if more != nil {
+			paths[i].senders = append(paths[i].senders, more[i]...)
 		}
 	}
 	return run(ctx, paths, b.Close)
@@ -223,7 +239,8 @@ func (b *Backend) Close() error {
 	for _, conn := range b.conns {
 		errs = append(errs, conn.Close())
 	}
-	b.conns = nil
+	errs = append(errs, closeSenders(slices.Concat(b.more...)))
+	b.conns, b.more = nil, nil
 	if b.raw != nil {
 		errs = append(errs, b.raw.Close())
 		b.raw = nil
