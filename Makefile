@@ -59,8 +59,12 @@ robustness: deps ## break a network of daemons by a schedule of faults: SEED=1 D
 # The tests that print figures of whole hosts.
 FIGURES := TestNoConfigYet|TestBadConfigWaitsForAGoodOne|TestPathsFollowTheStore|TestReplacedDaemonLosesNothing|TestSixtyFourDaemonsAtOnce|TestContainersTalk|TestBinarySize|TestMemoryWithAHundredPeers|TestOutageLosesNothing|TestLeaseTakenAway|TestStartWithoutEtcd|TestWipedEtcd|TestSilentlyDeadWatch|TestDaemonIsQuietWithoutEtcd
 
+# The data path's share of the benchmarks: less than 4 minutes.
+BENCH_FLAGS ?= --rounds 5 --seconds 0.5 --docs docs
+
 .PHONY: bench
-bench: deps ## benchmarks: batches to the kernel, diffs, the data path, whole hosts
+bench: deps build ## benchmarks: the data path into docs/, batches to the kernel, diffs, whole hosts
+	bin/flannel-lab bench $(BENCH_FLAGS)
 	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./subnet ./backend/...
 	$(GO) test -count=1 -v -run '$(FIGURES)' ./test/netns | grep -E '^ +[a-z_]+_test.go|^(---|    ---|ok|FAIL)'
 

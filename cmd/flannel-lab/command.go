@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/bench"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
 )
@@ -19,6 +20,7 @@ import (
 const usage = `usage: flannel-lab COMMAND [FLAGS]
 
   demo    hosts in network namespaces, containers that talk, each backend in turn
+  bench   what each way to join two hosts carries, and what it costs
 
 flannel-lab COMMAND --help lists the command's flags.
 `
@@ -35,8 +37,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return err
 		}
 		return demo(ctx, o, stdout)
+	case "bench":
+		o, err := parseBench(rest, stdout)
+		if err != nil {
+			return err
+		}
+		return runBench(ctx, o, stdout, stderr)
 	case lab.EtcdCommand:
 		return runEtcd(ctx, rest, stderr)
+	case bench.TrafficCommand:
+		return runTraffic(ctx, rest, stderr)
+	case bench.ForwardCommand:
+		return runForward(ctx, rest, stderr)
 	case "help", "--help", "-h":
 		fmt.Fprint(stdout, usage)
 		return nil

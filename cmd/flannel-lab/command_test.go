@@ -53,19 +53,80 @@ func TestParseDemo(t *testing.T) {
 	}
 }
 
+func TestParseBench(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := func(change func(*benchOptions)) benchOptions {
+		o := benchOptions{
+			name: "bench", rounds: 5, seconds: 1, output: "table",
+			self: self, daemon: filepath.Join(filepath.Dir(self), "flanneld-go"),
+		}
+		change(&o)
+		return o
+	}
+	for _, tc := range []struct {
+		name     string
+		args     []string
+		want     benchOptions
+		variants []string
+	}{
+		{"nothing", nil, with(func(*benchOptions) {}), variantNames()},
+		{"some, in the order of tables", []string{"--only=udp,vxlan"}, with(func(o *benchOptions) { o.only = []string{"udp", "vxlan"} }), []string{"vxlan", "udp"}},
+		{
+			"everything",
+			[]string{"--only=udp-off", "--rounds=1", "--seconds=0.05", "--output=json", "--docs=/p", "--daemon=/d", "--name=x", "--replace"},
+			benchOptions{
+				name: "x", replace: true, daemon: "/d", self: self, only: []string{"udp-off"}, rounds: 1, seconds: 0.05, output: "json", docs: "/p",
+			},
+			[]string{"udp-off"},
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := parseBench(tc.args, &bytes.Buffer{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(benchOptions{})); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			var variants []string
+			for _, v := range got.variants() {
+				variants = append(variants, v.Name)
+			}
+			if diff := cmp.Diff(tc.variants, variants); diff != "" {
+				t.Errorf("variants (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestUsageErrors(t *testing.T) {
 	for name, tc := range map[string]struct {
 		args []string
 		says string
 	}{
-		"no command":      {nil, "no command"},
-		"unknown command": {[]string{"dance"}, `"dance" is no command`},
-		"unknown flag":    {[]string{"demo", "--colour"}, "--colour"},
-		"an argument":     {[]string{"demo", "vxlan"}, `"vxlan": takes flags only`},
-		"one host":        {[]string{"demo", "--hosts=1"}, "--hosts: 1: must be between 2 and 1000"},
-		"too many hosts":  {[]string{"demo", "--hosts=1001"}, "--hosts: 1001: must be between 2 and 1000"},
-		"unknown backend": {[]string{"demo", "--backend=pigeon"}, `--backend: "pigeon": must be one of udp, vxlan, host-gw`},
-		"etcd at nothing": {[]string{"etcd"}, "--dir"},
+		"no command":       {nil, "no command"},
+		"unknown command":  {[]string{"dance"}, `"dance" is no command`},
+		"unknown flag":     {[]string{"demo", "--colour"}, "--colour"},
+		"an argument":      {[]string{"demo", "vxlan"}, `"vxlan": takes flags only`},
+		"one host":         {[]string{"demo", "--hosts=1"}, "--hosts: 1: must be between 2 and 1000"},
+		"too many hosts":   {[]string{"demo", "--hosts=1001"}, "--hosts: 1001: must be between 2 and 1000"},
+		"unknown backend":  {[]string{"demo", "--backend=pigeon"}, `--backend: "pigeon": must be one of udp, vxlan, host-gw`},
+		"etcd at nothing":  {[]string{"etcd"}, "--dir"},
+		"bench: flag":      {[]string{"bench", "--colour"}, "--colour"},
+		"bench: argument":  {[]string{"bench", "udp"}, `"udp": takes flags only`},
+		"no rounds":        {[]string{"bench", "--rounds=0"}, "--rounds: 0: must be between 1 and 1000"},
+		"no time":          {[]string{"bench", "--seconds=0"}, "--seconds: 0: must be between 0.01 and 600"},
+		"no number":        {[]string{"bench", "--seconds=NaN"}, "--seconds: NaN: must be"},
+		"unknown form":     {[]string{"bench", "--output=xml"}, `--output: "xml": must be one of table, json`},
+		"unknown variant":  {[]string{"bench", "--only=udp,pigeon"}, `--only: "pigeon": must be of veth, vxlan, host-gw, udp, udp-off, forwarder`},
+		"traffic nowhere":  {[]string{"traffic", "--addr=10.0.0.1"}, "--socket"},
+		"traffic at IPv6":  {[]string{"traffic", "--socket=/s", "--addr=::1"}, "IPv4 --addr"},
+		"forward nowhere":  {[]string{"forward", "--from=10.0.0.1"}, "--to"},
+		"forward: address": {[]string{"forward", "--from=here"}, "--from"},
+		"forward what":     {[]string{"forward", "x"}, `forward: "x": takes flags only`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := run(t.Context(), tc.args, &bytes.Buffer{}, &bytes.Buffer{})
@@ -78,7 +139,7 @@ func TestUsageErrors(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, args := range [][]string{{"help"}, {"--help"}, {"demo", "--help"}} {
+	for _, args := range [][]string{{"help"}, {"--help"}, {"demo", "--help"}, {"bench", "--help"}} {
 		var out bytes.Buffer
 		if err := run(t.Context(), args, &out, &out); err != nil && !errors.Is(err, cli.ErrHelp) {
 			t.Errorf("%s: %v", args, err)
@@ -97,5 +158,31 @@ func TestDemoSaysWhatIsMissing(t *testing.T) {
 	}
 	if !errors.Is(err, want) || !strings.Contains(err.Error(), says) {
 		t.Errorf("got %v, want %v with %q", err, want, says)
+	}
+}
+
+func TestBenchSaysWhatIsMissing(t *testing.T) {
+	daemon := filepath.Join(t.TempDir(), "flanneld-go")
+	if err := os.WriteFile(daemon, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name string
+		o    benchOptions
+		want error
+		says string
+	}{
+		{"no daemon", benchOptions{daemon: "/nonexistent/flanneld-go"}, lab.ErrNoBinary, "make build"},
+		{"no page", benchOptions{daemon: daemon, docs: t.TempDir()}, os.ErrNotExist, "--docs"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if os.Geteuid() != 0 {
+				tc.want, tc.says = lab.ErrNotRoot, "sudo make bench"
+			}
+			err := runBench(t.Context(), tc.o, &bytes.Buffer{}, &bytes.Buffer{})
+			if !errors.Is(err, tc.want) || !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("got %v, want %v with %q", err, tc.want, tc.says)
+			}
+		})
 	}
 }

@@ -45,26 +45,14 @@ func demo(ctx context.Context, o demoOptions, out io.Writer) error {
 }
 
 func demoBackend(ctx context.Context, o demoOptions, backend string, out io.Writer) (err error) {
-	l, err := lab.New(ctx, lab.Options{
+	l, err := openLab(ctx, lab.Options{
 		Name: o.name, Hosts: o.hosts, Replace: o.replace,
 		Daemon: o.daemon, DaemonArgs: []string{"--ip-masq"},
 	})
-	if errors.Is(err, lab.ErrStale) {
-		return fmt.Errorf("%w (remove it with --replace, or choose another --name)", err)
-	}
-	if errors.Is(err, lab.ErrRunning) {
-		return fmt.Errorf("%w (choose another --name)", err)
-	}
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil && ctx.Err() == nil {
-			l.KeepFiles()
-			err = fmt.Errorf("%w\nlogs are kept in %s", err, l.Dir)
-		}
-		err = errors.Join(err, l.Close(ctx))
-	}()
+	defer func() { err = closeLab(ctx, l, err) }()
 	config := fmt.Sprintf(`{"Network":"10.5.0.0/16","Backend":{"Type":%q}}`, backend)
 	fmt.Fprintf(out, "%s   %s\n\n", backend, config)
 	if err := bringUp(ctx, l, config); err != nil {
@@ -78,6 +66,28 @@ func demoBackend(ctx context.Context, o demoOptions, backend string, out io.Writ
 		<-ctx.Done()
 	}
 	return nil
+}
+
+// openLab makes a lab, or says what to do about the one in the way.
+func openLab(ctx context.Context, o lab.Options) (*lab.Lab, error) {
+	l, err := lab.New(ctx, o)
+	switch {
+	case errors.Is(err, lab.ErrStale):
+		return nil, fmt.Errorf("%w (remove it with --replace, or choose another --name)", err)
+	case errors.Is(err, lab.ErrRunning):
+		return nil, fmt.Errorf("%w (choose another --name)", err)
+	}
+	return l, err
+}
+
+// closeLab removes a lab whose use ended with err. Unless that was on request, the
+// logs are kept.
+func closeLab(ctx context.Context, l *lab.Lab, err error) error {
+	if err != nil && ctx.Err() == nil {
+		l.KeepFiles()
+		err = fmt.Errorf("%w\nlogs are kept in %s", err, l.Dir)
+	}
+	return errors.Join(err, l.Close(ctx))
 }
 
 // bringUp takes a lab from bare hosts to containers that talk.

@@ -37,28 +37,33 @@ func TestDemo(t *testing.T) {
 func TestDemoCleansUpOnASignal(t *testing.T) {
 	for _, after := range []time.Duration{0, 30 * time.Millisecond, 300 * time.Millisecond, 1500 * time.Millisecond} {
 		t.Run(after.String(), func(t *testing.T) {
-			name := demoName()
-			var out bytes.Buffer
-			cmd := exec.Command(command(t, "flannel-lab"), "demo", "--name", name, "--keep")
-			cmd.Stdout, cmd.Stderr = &out, &out
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			pause(t, after)
-			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-			defer cancel()
-			kill := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
-			defer kill()
-			// Cut short it has shown nothing, which is a failure.
-			_ = cmd.Wait()
-			if ctx.Err() != nil {
-				t.Fatalf("did not end:\n%s", out.String())
-			}
-			checkNoTraces(t, name)
+			interrupt(t, after, "demo", "--name", demoName(), "--keep")
+			checkNoTraces(t, demoName())
 		})
+	}
+}
+
+// interrupt runs flannel-lab and sends it a signal, as Ctrl-C does.
+func interrupt(t *testing.T, after time.Duration, args ...string) {
+	t.Helper()
+	var out bytes.Buffer
+	cmd := exec.Command(command(t, "flannel-lab"), args...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pause(t, after)
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	kill := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
+	defer kill()
+	// Cut short it has shown nothing, which is a failure.
+	_ = cmd.Wait()
+	if ctx.Err() != nil {
+		t.Fatalf("did not end:\n%s", out.String())
 	}
 }
 

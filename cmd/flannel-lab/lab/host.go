@@ -77,7 +77,7 @@ func (h *Host) RelaunchDaemon() error {
 }
 
 func (h *Host) launch(args []string) error {
-	p, err := h.lab.start(h.Node, Spec{Path: h.lab.opts.Daemon, Args: args, Env: h.Env, Log: filepath.Join(h.Dir, "flanneld-go.log")})
+	p, err := h.lab.Start(h.Node, Spec{Path: h.lab.opts.Daemon, Args: args, Env: h.Env, Log: filepath.Join(h.Dir, "flanneld-go.log")})
 	if err != nil {
 		return err
 	}

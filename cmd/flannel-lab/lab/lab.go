@@ -141,8 +141,8 @@ func (l *Lab) removeNode(n *Node) error {
 	return n.remove()
 }
 
-// start starts a process that Close ends.
-func (l *Lab) start(n *Node, s Spec) (*Process, error) {
+// Start starts a process in one of the lab's nodes that Close ends.
+func (l *Lab) Start(n *Node, s Spec) (*Process, error) {
 	p, err := n.start(l.Name, s)
 	if err != nil {
 		return nil, err

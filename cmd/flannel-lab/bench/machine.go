@@ -1,0 +1,58 @@
+package bench
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Machine is where a run took place, and when.
+type Machine struct {
+	CPU    string `json:"cpu"`
+	Cores  int    `json:"cores"`
+	Kernel string `json:"kernel"`
+	Arch   string `json:"arch"`
+	Go     string `json:"go"`
+	Day    string `json:"day"`
+}
+
+// thisMachine describes the machine that we run on.
+func thisMachine() (Machine, error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return Machine{}, fmt.Errorf("describe machine: %w", err)
+	}
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return Machine{}, fmt.Errorf("describe machine: %w", err)
+	}
+	return Machine{
+		CPU:    cpuModel(string(info)),
+		Cores:  runtime.NumCPU(),
+		Kernel: unix.ByteSliceToString(u.Release[:]),
+		Arch:   runtime.GOARCH,
+		Go:     runtime.Version(),
+		Day:    time.Now().UTC().Format(time.DateOnly),
+	}, nil
+}
+
+// cpuModel is the first processor's name in /proc/cpuinfo, which not every
+// architecture tells.
+func cpuModel(cpuinfo string) string {
+	for line := range strings.Lines(cpuinfo) {
+		key, value, _ := strings.Cut(line, ":")
+		if strings.TrimSpace(key) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return "CPU of unknown model"
+}
+
+// String reads as "AMD EPYC, 2 cores, amd64, kernel 6.18.44, go1.26.0, 2026-11-21".
+func (m Machine) String() string {
+	return fmt.Sprintf("%s, %d cores, %s, kernel %s, %s, %s", m.CPU, m.Cores, m.Arch, m.Kernel, m.Go, m.Day)
+}

@@ -1,0 +1,133 @@
+package bench
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+)
+
+// absent is what a table shows where there is no figure.
+const absent = "-"
+
+// Markdown writes what was found as tables for people.
+func (r Report) Markdown(out io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s.\nRounds: %d, with %.3g s for a measurement. A figure is their median, in parentheses the median of its\nratios to %s in the same round.\n\n",
+		r.Machine, len(r.Rounds), r.Seconds, Reference)
+	b.WriteString("| |")
+	for _, v := range r.Variants {
+		fmt.Fprintf(&b, " %s |", v.Title)
+	}
+	b.WriteString("\n|---|" + strings.Repeat("---|", len(r.Variants)) + "\n")
+	for _, f := range Figures() {
+		fmt.Fprintf(&b, "| %s, %s |", f.Title, f.Unit)
+		for _, v := range r.Variants {
+			fmt.Fprintf(&b, " %s |", r.cell(point{v.Name, f.Key}))
+		}
+		b.WriteString("\n")
+	}
+	if lines := r.claimLines(); lines != "" {
+		b.WriteString("\n| what is wanted of udp | found | wanted |\n|---|---|---|\n" + lines)
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+// cell reads as "12.3 (0.55)".
+func (r Report) cell(at point) string {
+	text := number(median(r.values(at)))
+	if at.variant == Reference || text == absent {
+		return text
+	}
+	if ratio := number(median(r.toReference(at))); ratio != absent {
+		text += " (" + ratio + ")"
+	}
+	return text
+}
+
+// claimLines are the rows of what was measured of the claims.
+func (r Report) claimLines() string {
+	var b strings.Builder
+	for _, c := range claims() {
+		if found := number(c.found(r)); found != absent {
+			fmt.Fprintf(&b, "| %s | %s | %s |\n", c.title, found, c.bound)
+		}
+	}
+	return b.String()
+}
+
+// number shows three digits, or all before the point.
+func number(v float64) string {
+	switch magnitude := math.Abs(v); {
+	case math.IsNaN(v):
+		return absent
+	case v == 0:
+		return "0"
+	case magnitude >= 99.95:
+		return fmt.Sprintf("%.0f", v)
+	case magnitude >= 9.995:
+		return fmt.Sprintf("%.1f", v)
+	case magnitude >= 0.9995:
+		return fmt.Sprintf("%.2f", v)
+	default:
+		return fmt.Sprintf("%.3f", v)
+	}
+}
+
+// The form of JSON.
+type (
+	jsonReport struct {
+		Machine  Machine       `json:"machine"`
+		Rounds   int           `json:"rounds"`
+		Seconds  float64       `json:"seconds"`
+		Variants []jsonVariant `json:"variants"`
+		Claims   []jsonClaim   `json:"claims"`
+	}
+	jsonVariant struct {
+		Name    string       `json:"name"`
+		Figures []jsonFigure `json:"figures"`
+	}
+	jsonFigure struct {
+		Key    string    `json:"key"`
+		Unit   string    `json:"unit"`
+		Median float64   `json:"median"`
+		Ratio  *float64  `json:"ratio,omitempty"` // to the reference
+		Rounds []float64 `json:"rounds"`
+	}
+	jsonClaim struct {
+		Title string  `json:"title"`
+		Found float64 `json:"found"`
+		Bound string  `json:"bound"`
+	}
+)
+
+// JSON writes everything that was found, for programs.
+func (r Report) JSON(out io.Writer) error {
+	j := jsonReport{Machine: r.Machine, Rounds: len(r.Rounds), Seconds: r.Seconds, Claims: []jsonClaim{}}
+	for _, v := range r.Variants {
+		variant := jsonVariant{Name: v.Name}
+		for _, f := range Figures() {
+			at := point{v.Name, f.Key}
+			values := r.values(at)
+			if len(values) == 0 {
+				continue
+			}
+			figure := jsonFigure{Key: f.Key, Unit: f.Unit, Median: median(values), Rounds: values}
+			if ratio := median(r.toReference(at)); !math.IsNaN(ratio) {
+				figure.Ratio = &ratio
+			}
+			variant.Figures = append(variant.Figures, figure)
+		}
+		j.Variants = append(j.Variants, variant)
+	}
+	for _, c := range claims() {
+		if found := c.found(r); !math.IsNaN(found) {
+			j.Claims = append(j.Claims, jsonClaim{c.title, found, c.bound})
+		}
+	}
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	return e.Encode(j)
+}
