@@ -4,6 +4,8 @@
 //
 //	             READY=1 STATUS=.. WATCHDOG=1
 //	Notifier ----------- datagrams ------------> NOTIFY_SOCKET
+//	  Keep, Drop   FDSTORE=1 with a descriptor        |
+//	  Kept <---- LISTEN_FDS, at the next start ---- store
 //	                                                  |
 //	UnitActive, InspectService, --- D-Bus -----> systemd
 //	StartUnit, RestartUnit                            |
@@ -21,7 +23,9 @@
 //     [Notifier.Ready]; before, the two would wait for each other.
 //   - Only constants of systemd's own protocol are here; what a status says and
 //     when Docker is restarted is the daemon's.
-//
-// The descriptor store (#5) will be one more method of Notifier: go-systemd
-// cannot send descriptors.
+//   - What [Notifier.Keep] gave is with systemd until it is dropped, or until the
+//     service is stopped for good or has failed: while a start of it is queued or a
+//     restart awaited, it stays (systemd.service(5), FileDescriptorStoreMax=). Who
+//     closes the own descriptor of a thing that must end, such as a bound port,
+//     must drop the kept one as well.
 package systemd
