@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"syscall"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/backend/reconcile"
@@ -117,6 +119,40 @@ type Backend interface {
 // Apply.
 type Runner interface {
 	Run(ctx context.Context) error
+}
+
+// Descriptor is an open file of a data path in user space. A service manager can
+// keep a duplicate of it, and with it what waits there.
+type Descriptor struct {
+	// Name says what it is and what for; no other that is open has the same. It
+	// is printable ASCII without space and colon.
+	Name string
+	// Conn is the same for as long as this very file is open.
+	Conn syscall.RawConn
+}
+
+// Heir is an ability of backends with a data path in user space: it goes on from
+// the descriptors of an earlier process, in which packets wait.
+type Heir interface {
+	Runner
+	// Inherit takes those of files, by their names, that are what this backend
+	// would open itself, makes the packet path see d's peers, and closes the
+	// rest. Nothing is created or deleted in the kernel. If the data path is
+	// whole, Run can be started before the first Apply; Apply opens what lacks.
+	// It may be called once, before Apply.
+	Inherit(ctx context.Context, d Desired, files []*os.File) Inheritance
+	// Descriptors are those that are open at present. Those that a later call
+	// lacks are closed here and must be dropped where they are kept, before the
+	// next Apply: they may be in its way.
+	Descriptors() []Descriptor
+}
+
+// Inheritance is what came of an Inherit.
+type Inheritance struct {
+	// Whole: packets can be forwarded.
+	Whole bool
+	// Refused are the files that were closed, with the reasons.
+	Refused []error
 }
 
 // Recaller is an ability of backends that leave paths in the kernel. Recall returns

@@ -50,9 +50,7 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 // openSockets opens what is not open yet.
 func (b *Backend) openSockets(ctx context.Context) error {
 	if b.conns == nil {
-		conns, err := openSockets(ctx, netip.AddrPortFrom(b.params.Uplink.Addr[b.outer], b.port), socketOptions{
-			Queues: b.queues, Whole: b.whole,
-		})
+		conns, err := openSockets(ctx, b.bindTo(), b.socketOptions())
 		if err != nil {
 			return err
 		}

@@ -36,18 +36,26 @@ type path struct {
 }
 
 // run forwards on all paths until ctx ends, which returns nil, or until a socket or
-// a queue fails for good. It leaves by closing all of them, since that is what ends
-// a blocked call.
+// a queue fails for good. It leaves by closing all of them, once the loops are
+// through with what they have read; see interrupt.
 func run(ctx context.Context, paths []*path, closeAll func() error) error {
 	g, inner := errgroup.WithContext(ctx)
+	var loops []func(context.Context) error
+	for _, p := range paths {
+		loops = append(loops, p.sendLoop, p.receiveLoop)
+	}
+	ended := make(chan struct{}, len(loops))
+	for _, loop := range loops {
+		g.Go(func() error {
+			defer func() { ended <- struct{}{} }()
+			return loop(inner)
+		})
+	}
 	g.Go(func() error {
 		<-inner.Done()
+		interrupt(paths, ended)
 		return closeAll()
 	})
-	for _, p := range paths {
-		g.Go(func() error { return p.sendLoop(inner) })
-		g.Go(func() error { return p.receiveLoop(inner) })
-	}
 	err := g.Wait()
 	if ctx.Err() != nil {
 		return nil

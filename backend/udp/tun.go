@@ -86,43 +86,38 @@ func openTUN(name string, o tunOptions) (tunnel, error) {
 }
 
 // openQueue attaches to one queue.
-func openQueue(name string, o tunOptions) (_ *tun, err error) {
+func openQueue(name string, o tunOptions) (*tun, error) {
 	fd, err := unix.Open(tunNode, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, nodeError(err)
 	}
-	defer func() {
-		if err != nil {
-			unix.Close(fd) //nolint:errcheck // the first error counts
-		}
-	}()
+	if err := attachQueue(fd, name, o); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	// Only now: the poller takes a descriptor without a device for broken.
+	file := os.NewFile(uintptr(fd), tunNode)
+	t, err := newTUN(name, file, o)
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return t, nil
+}
+
+// attachQueue makes fd a queue of the device name.
+func attachQueue(fd int, name string, o tunOptions) error {
 	req, err := unix.NewIfreq(name)
 	if err != nil {
-		return nil, fmt.Errorf("name device %q: %w", name, err)
+		return fmt.Errorf("name device %q: %w", name, err)
 	}
 	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if o.MultiQueue {
 		flags |= unix.IFF_MULTI_QUEUE
 	}
 	req.SetUint16(flags)
-	if err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
-		return nil, attachError(name, err)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+		return attachError(name, err)
 	}
-	// An earlier holder may have asked for a longer one.
-	if err = unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, offload.HeaderSize); err != nil {
-		return nil, fmt.Errorf("set header of %s: %w", name, err)
-	}
-	level, err := setOffloads(fd, o.Whole)
-	if err != nil {
-		return nil, fmt.Errorf("set offloads of %s: %w", name, err)
-	}
-	// Only now: the poller takes a descriptor without a device for broken.
-	t, err := newTUN(name, os.NewFile(uintptr(fd), tunNode))
-	if err != nil {
-		return nil, err
-	}
-	t.uso = level&unix.TUN_F_USO4 != 0
-	return t, nil
+	return nil
 }
 
 // setOffloads asks for as much as the kernel knows and returns what it gave. What
@@ -145,7 +140,9 @@ func setOffloads(fd int, whole bool) (int, error) {
 	return 0, err
 }
 
-func newTUN(name string, file *os.File) (*tun, error) {
+// newTUN makes a Device of a descriptor that is attached to the device name, and sets
+// what an earlier holder may have set otherwise.
+func newTUN(name string, file *os.File, o tunOptions) (*tun, error) {
 	raw, err := file.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("poll %s: %w", name, err)
@@ -153,7 +150,17 @@ func newTUN(name string, file *os.File) (*tun, error) {
 	t := &tun{name: name, file: file, raw: raw}
 	t.reading.ready = t.read
 	t.writing.ready = t.write
-	return t, nil
+	return t, control(raw, func(fd int) error {
+		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, offload.HeaderSize); err != nil {
+			return fmt.Errorf("set header of %s: %w", name, err)
+		}
+		level, err := setOffloads(fd, o.Whole)
+		if err != nil {
+			return fmt.Errorf("set offloads of %s: %w", name, err)
+		}
+		t.uso = level&unix.TUN_F_USO4 != 0
+		return nil
+	})
 }
 
 // nodeError explains why /dev/net/tun cannot be opened.

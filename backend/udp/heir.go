@@ -1,0 +1,320 @@
+package udp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+)
+
+// errNoHeirloom is why a file of an earlier process is not used, wrapped.
+var errNoHeirloom = errors.New("does not fit")
+
+var _ backend.Heir = (*Backend)(nil)
+
+// heirloom is what the name of a descriptor says that it is:
+//
+//	udp.tun.0.flannel0            queue 0 of the device flannel0
+//	udp.socket.0.8285.192.0.2.1   socket 0 bound to 192.0.2.1, port 8285
+//
+// An IPv6 address has a minus for each colon, which systemd refuses in names.
+type heirloom struct {
+	// n counts those of the same device or address.
+	n int
+	// device is the name of a TUN device; empty: it is a socket.
+	device string
+	at     netip.AddrPort
+}
+
+const (
+	tunPrefix    = "udp.tun."
+	socketPrefix = "udp.socket."
+)
+
+// String is the descriptor's name.
+func (h heirloom) String() string {
+	if h.device != "" {
+		return tunPrefix + strconv.Itoa(h.n) + "." + h.device
+	}
+	addr := strings.ReplaceAll(h.at.Addr().String(), ":", "-")
+	return fmt.Sprintf("%s%d.%d.%s", socketPrefix, h.n, h.at.Port(), addr)
+}
+
+// parseHeirloom reads a name in the form of String, and no other.
+func parseHeirloom(name string) (heirloom, error) {
+	h := heirloom{}
+	if rest, ok := strings.CutPrefix(name, tunPrefix); ok {
+		var n string
+		n, h.device, _ = strings.Cut(rest, ".")
+		h.n, _ = strconv.Atoi(n) //nolint:errcheck // the last check
+	} else if rest, ok := strings.CutPrefix(name, socketPrefix); ok {
+		n, rest, _ := strings.Cut(rest, ".")
+		h.n, _ = strconv.Atoi(n) //nolint:errcheck // the last check
+		port, addr, _ := strings.Cut(rest, ".")
+		p, _ := strconv.ParseUint(port, 10, 16)                     //nolint:errcheck // the last check
+		a, _ := netip.ParseAddr(strings.ReplaceAll(addr, "-", ":")) //nolint:errcheck // the last check
+		h.at = netip.AddrPortFrom(a, uint16(p))
+	}
+	if h.n < 0 || h.device == "" && !h.at.IsValid() || h.String() != name {
+		return heirloom{}, fmt.Errorf("%w: not a name of ours", errNoHeirloom)
+	}
+	return h, nil
+}
+
+// Inherit implements [backend.Heir]. Of the device's queues, and of the sockets, it
+// takes all that there must be, or none: those that lack would get no packets, and
+// those that are too many would not be read.
+func (b *Backend) Inherit(_ context.Context, d backend.Desired, files []*os.File) backend.Inheritance {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	peers, own, _ := b.project(d) //nolint:errcheck // the first Apply says which peers do not fit
+	b.setPeers(peers, own)
+	var in backend.Inheritance
+	queues, sockets, refused := b.sift(files)
+	if t, err := inheritTUN(device, queues, b.whole); err == nil {
+		b.tunnel = t
+		b.devices.put(t.queues()...)
+	} else {
+		refused = append(refused, refuse(queues, err)...)
+	}
+	if conns, err := inheritSockets(b.bindTo(), sockets, b.socketOptions()); err == nil {
+		b.conns = conns
+	} else {
+		refused = append(refused, refuse(sockets, err)...)
+	}
+	in.Whole, in.Refused = b.tunnel != nil && b.conns != nil, refused
+	return in
+}
+
+// sift sorts files by kind and number, and refuses those whose names do not fit.
+func (b *Backend) sift(files []*os.File) (queues, sockets []*os.File, refused []error) {
+	queues, sockets = make([]*os.File, b.queues), make([]*os.File, b.queues)
+	at := b.bindTo()
+	for _, f := range files {
+		h, err := parseHeirloom(f.Name())
+		var to []*os.File
+		switch {
+		case err != nil:
+		case h == heirloom{n: h.n, device: device}:
+			to = queues
+		case h == heirloom{n: h.n, at: at}:
+			to = sockets
+		default:
+			err = fmt.Errorf("%w: wanted are device %s and sockets at %s", errNoHeirloom, device, at)
+		}
+		switch {
+		case err != nil:
+		case h.n >= len(to):
+			err = fmt.Errorf("%w: only %d queues are wanted", errNoHeirloom, len(to))
+		case to[h.n] != nil:
+			err = fmt.Errorf("%w: there is one already", errNoHeirloom)
+		default:
+			to[h.n] = f
+			continue
+		}
+		refused = append(refused, refuse([]*os.File{f}, err)...)
+	}
+	return queues, sockets, refused
+}
+
+// refuse closes files, of which some may be nil, because of err.
+func refuse(files []*os.File, err error) []error {
+	var refused []error
+	for _, f := range files {
+		if f == nil {
+			continue
+		}
+		closeErr := f.Close()
+		if errors.Is(closeErr, os.ErrClosed) {
+			closeErr = nil // with the socket that was made of it
+		}
+		refused = append(refused, fmt.Errorf("%s: %w", f.Name(), errors.Join(err, closeErr)))
+	}
+	return refused
+}
+
+// missing says that not all of files are there.
+func missing(files []*os.File) error {
+	if i := slices.Index(files, nil); i >= 0 {
+		return fmt.Errorf("%w: number %d of %d is missing", errNoHeirloom, i, len(files))
+	}
+	return nil
+}
+
+// bindTo is where our sockets receive.
+func (b *Backend) bindTo() netip.AddrPort {
+	return netip.AddrPortFrom(b.params.Uplink.Addr[b.outer], b.port)
+}
+
+func (b *Backend) socketOptions() socketOptions {
+	return socketOptions{Queues: b.queues, Whole: b.whole}
+}
+
+// Descriptors implements [backend.Heir].
+func (b *Backend) Descriptors() []backend.Descriptor {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var list []backend.Descriptor
+	if all, ok := b.tunnel.(tuns); ok {
+		for i, t := range all {
+			list = append(list, backend.Descriptor{Name: heirloom{n: i, device: device}.String(), Conn: t.raw})
+		}
+	}
+	for i, conn := range b.conns {
+		if s, ok := conn.(*socket); ok {
+			list = append(list, backend.Descriptor{Name: heirloom{n: i, at: b.bindTo()}.String(), Conn: s.raw})
+		}
+	}
+	return list
+}
+
+// inheritTUN takes over files if they are queues of the TUN device name, as openTUN
+// makes them, in the network namespace of the calling thread. Where that fails they
+// are untouched.
+func inheritTUN(name string, files []*os.File, whole bool) (tuns, error) {
+	if err := missing(files); err != nil {
+		return nil, err
+	}
+	var all tuns
+	for _, f := range files {
+		raw, err := f.SyscallConn()
+		if err == nil {
+			err = control(raw, func(fd int) error { return checkQueue(fd, name) })
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	for _, f := range files {
+		t, err := newTUN(name, f, tunOptions{Whole: whole})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, t)
+	}
+	return all, nil
+}
+
+// checkQueue reports whether fd is attached to the TUN device name here.
+func checkQueue(fd int, name string) error {
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return fmt.Errorf("name device %q: %w", name, err)
+	}
+	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, req); err != nil {
+		return fmt.Errorf("%w: its device was deleted: %w", errNoHeirloom, err)
+	}
+	const (
+		want = unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR
+		not  = unix.IFF_TAP | unix.IFF_DETACH_QUEUE
+	)
+	flags := int(req.Uint16())
+	switch {
+	case req.Name() != name:
+		return fmt.Errorf("%w: its device is called %s now", errNoHeirloom, req.Name())
+	case flags&(want|not) != want:
+		return fmt.Errorf("%w: it is a device of flags %#x", errNoHeirloom, flags)
+	}
+	return checkNamespace(fd, unix.TUNGETDEVNETNS) // Linux 5.2
+}
+
+// checkNamespace reports whether what fd belongs to is in the network namespace of
+// the calling thread. Ask returns a descriptor of it; a kernel that does not know
+// it cannot be asked.
+func checkNamespace(fd int, ask uint) error {
+	ns, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(ask), 0)
+	if errno != 0 {
+		return nil
+	}
+	defer unix.Close(int(ns)) //nolint:errcheck // nothing was written
+	var its, own unix.Stat_t
+	if err := unix.Fstat(int(ns), &its); err != nil {
+		return fmt.Errorf("look at its network namespace: %w", err)
+	}
+	if err := unix.Stat("/proc/thread-self/ns/net", &own); err != nil {
+		return fmt.Errorf("look at our network namespace: %w", err)
+	}
+	if its.Ino != own.Ino || its.Dev != own.Dev {
+		return fmt.Errorf("%w: it is of another network namespace", errNoHeirloom)
+	}
+	return nil
+}
+
+// inheritSockets takes over files if they are UDP sockets bound to at, as openSockets
+// makes them, in the network namespace of the calling thread.
+func inheritSockets(at netip.AddrPort, files []*os.File, o socketOptions) (conns []Conn, err error) {
+	if err := missing(files); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			for _, c := range conns {
+				err = errors.Join(err, c.Close())
+			}
+			conns = nil
+		}
+	}()
+	for _, f := range files {
+		s, err := inheritSocket(f, at, o)
+		if s != nil {
+			conns = append(conns, s)
+		}
+		if err != nil {
+			return conns, err
+		}
+	}
+	for _, f := range files {
+		if err := f.Close(); err != nil { // the sockets are duplicates
+			return conns, fmt.Errorf("close %s: %w", f.Name(), err)
+		}
+	}
+	return conns, nil
+}
+
+// inheritSocket makes a socket of a duplicate of f. One that comes with an error
+// must be closed.
+func inheritSocket(f *os.File, at netip.AddrPort, o socketOptions) (*socket, error) {
+	conn, err := net.FilePacketConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoHeirloom, err)
+	}
+	udp, ok := conn.(*net.UDPConn)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("%w: it is a %T", errNoHeirloom, conn), conn.Close())
+	}
+	s, err := newSocket(udp)
+	if err != nil {
+		return nil, err
+	}
+	if bound, ok := udp.LocalAddr().(*net.UDPAddr); !ok || bound.AddrPort() != at {
+		return s, fmt.Errorf("%w: it is bound to %s", errNoHeirloom, udp.LocalAddr())
+	}
+	if err := control(s.raw, func(fd int) error { return checkSocket(fd, o.Whole) }); err != nil {
+		return s, err
+	}
+	if err := control(s.raw, func(fd int) error { enlarge(fd); return nil }); err != nil {
+		return s, err
+	}
+	return s, s.prepare(o)
+}
+
+// checkSocket reports whether the socket is here, and hands over what arrives as whole wants it.
+func checkSocket(fd int, whole bool) error {
+	if err := checkNamespace(fd, unix.SIOCGSKNS); err != nil {
+		return err
+	}
+	joins, err := unix.GetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO)
+	if whole && err == nil && joins != 0 {
+		return fmt.Errorf("%w: it joins datagrams, and Offload is off", errNoHeirloom)
+	}
+	return nil
+}

@@ -1,0 +1,48 @@
+package udp
+
+import "time"
+
+// interruptible is a Device or Conn whose reads can be ended while what was read
+// can still be written.
+type interruptible interface {
+	// endReads makes the pending Read and all later ones fail.
+	endReads() error
+}
+
+// interruptGrace is how long the loops may take to write what they have read: it
+// is over at once, unless the socket's buffer is full.
+const interruptGrace = time.Second
+
+// interrupt ends the reads and waits until each of the two loops of all paths has
+// said in ended that it is through. A packet that was read and not written is lost,
+// while one that waits in the kernel may be kept there for the next process: so
+// closing comes last. It is what ends the loops where one cannot be interrupted, or
+// is closed already.
+func interrupt(paths []*path, ended <-chan struct{}) {
+	for _, p := range paths {
+		for _, x := range [...]any{p.devices.get(p.queue), p.conn} {
+			if x == nil {
+				continue
+			}
+			if i, ok := x.(interruptible); !ok || i.endReads() != nil {
+				return
+			}
+		}
+	}
+	timer := time.NewTimer(interruptGrace)
+	defer timer.Stop()
+	for range 2 * len(paths) {
+		select {
+		case <-ended:
+		case <-timer.C:
+			return
+		}
+	}
+}
+
+// past is a deadline that is over.
+func past() time.Time { return time.Unix(1, 0) }
+
+func (t *tun) endReads() error { return t.file.SetReadDeadline(past()) }
+
+func (s *socket) endReads() error { return s.conn.SetReadDeadline(past()) }
