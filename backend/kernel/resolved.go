@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,6 +44,37 @@ func (n *Netlink) Resolved(ctx context.Context, link int) ([]Neighbour, error) {
 		return nil, fmt.Errorf("list resolved neighbours: %w", err)
 	}
 	return out, nil
+}
+
+// Confirm implements Host. An entry that is used goes on from stale by itself: after
+// some seconds it is asked for (NUD_DELAY, NUD_PROBE), and fails without an answer.
+// NTF_USE is such a use without a packet. Only stale entries are told: since 5.16
+// it makes a permanent one age.
+func (n *Netlink) Confirm(ctx context.Context, link int, addrs []netip.Addr) error {
+	asked := make(map[netip.Addr]bool, len(addrs))
+	for _, a := range addrs {
+		asked[a] = true
+	}
+	err := n.use(ctx, func(c *conn) error {
+		dumps := []dump{{encode: encodeNeighbourDump(unix.AF_UNSPEC, link)}}
+		stale, err := list(ctx, c, nil, dumps, func(m message) (netip.Addr, bool, error) {
+			nb, ok, err := parseNeighbour(m)
+			return nb.dst, ok && nb.link == link && nb.host() && nb.state == unix.NUD_STALE && asked[nb.dst], err
+		})
+		if err != nil {
+			return err
+		}
+		// Which of them the kernel refuses does not matter: they are gone.
+		_, _, err = c.do(ctx, requests{n: len(stale), encode: func(e *encoder, i int) {
+			e.beginNeighbour(unix.RTM_NEWNEIGH, 0, neighbour{family: family(stale[i]), link: link, flags: unix.NTF_USE})
+			e.addr(unix.NDA_DST, stale[i])
+		}})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("confirm neighbours: %w", err)
+	}
+	return nil
 }
 
 // resolution remembers which MAC each address had, so that of the messages that

@@ -57,6 +57,42 @@ func TestResolvedHasWhatTheKernelSendsTo(t *testing.T) {
 	}
 }
 
+// Only what is stale is asked for, and only of those named.
+func TestConfirmAsksForWhatIsStale(t *testing.T) {
+	ns := kerneltest.NetNS(t, kernel.Options{})
+	br := bridge(t, ns)
+	var addrs []netip.Addr
+	want := map[string]string{}
+	for i, state := range []string{"permanent", "reachable", "stale", "noarp", "failed", "stale"} {
+		for _, addr := range []netip.Addr{
+			netip.AddrFrom4([4]byte{198, 18, 0, byte(10 + i)}), netip.AddrFrom16([16]byte{0xfd, 0, 1, 0x98, 0, 0x18, 15: byte(16 + i)}),
+		} {
+			ns.Run(t, "ip", "neigh", "replace", addr.String(), "lladdr", "02:00:00:00:00:01", "dev", "br0", "nud", state)
+			want[addr.String()] = strings.ToUpper(state)
+			if i == 5 {
+				continue // not asked for
+			}
+			addrs = append(addrs, addr)
+			if state == "stale" {
+				want[addr.String()] = "DELAY"
+			}
+		}
+	}
+	if err := ns.Confirm(t.Context(), br.Index, append(addrs, netip.MustParseAddr("198.18.0.99"))); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for line := range strings.Lines(ns.Run(t, "ip", "neigh", "show", "dev", "br0", "nud", "all")) {
+		words := strings.Fields(line)
+		if _, ours := want[words[0]]; ours {
+			got[words[0]] = words[len(words)-1]
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("states (-want +got):\n%s", diff)
+	}
+}
+
 // Of all that ARP says only a change of the MAC is an event, and whatever the
 // kernel drops without a word is new when it comes back.
 func TestEventsOfResolvedNeighbours(t *testing.T) {

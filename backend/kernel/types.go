@@ -210,6 +210,10 @@ type Host interface {
 	// Resolved lists the addresses on one link whose MAC the kernel knows now,
 	// by ARP, by NDP or because somebody set it; link 0: on all links.
 	Resolved(ctx context.Context, link int) ([]Neighbour, error)
+	// Confirm has the kernel ask those of addrs on one link whose MAC it has
+	// heard of long ago whether they have it still. Who has another, or does not
+	// answer for some seconds, is an event of TopicResolved.
+	Confirm(ctx context.Context, link int, addrs []netip.Addr) error
 	// FDB are the permanent entries of one VXLAN link.
 	FDB(link int) reconcile.Table[FDB]
 

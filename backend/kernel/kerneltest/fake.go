@@ -13,10 +13,11 @@ import (
 
 // Op is one operation on one thing.
 type Op struct {
-	// Verb is "put", "delete", "list", "add" (link) or "set" (link, sysctl).
+	// Verb is "put", "delete", "list", "add" (link), "set" (link, sysctl) or
+	// "confirm" (resolved).
 	Verb string
 	// Kind is "link", "addr", "route", "neighbour", "fdb", "sysctl",
-	// or "resolved", which is only listed.
+	// or "resolved", which is only listed and confirmed.
 	Kind string
 	// Entry is the thing in iproute2's notation; empty for "list".
 	Entry string

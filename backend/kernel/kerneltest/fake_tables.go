@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"syscall"
 
@@ -184,6 +185,25 @@ func (f *Fake) Resolved(ctx context.Context, link int) ([]kernel.Neighbour, erro
 		return nil, fmt.Errorf("list resolved neighbours: %w", err)
 	}
 	return sorted(slices.DeleteFunc(out, func(n kernel.Neighbour) bool { return link != 0 && n.Link != link })), nil
+}
+
+// Confirm implements kernel.Host. Here nothing grows old: who was asked is an
+// operation.
+func (f *Fake) Confirm(ctx context.Context, link int, addrs []netip.Addr) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("confirm neighbours: %w", err)
+	}
+	for _, a := range slices.SortedFunc(slices.Values(addrs), netip.Addr.Compare) {
+		if _, known := f.resolved[kernel.NeighbourKey{Link: link, Addr: a}]; !known {
+			continue
+		}
+		if err := f.do(Op{Verb: "confirm", Kind: "resolved", Entry: a.String()}, func() error { return nil }); err != nil {
+			return fmt.Errorf("confirm neighbours: %w", err)
+		}
+	}
+	return nil
 }
 
 // FDB implements kernel.Host.

@@ -293,6 +293,9 @@ func neighbours(b *bench) {
 	b.resolved(l.Index, a, six)
 	b.resolved(1)
 	b.resolved(0, a, six)
+	b.must("confirm what does not age, and nobody", b.Confirm(b.ctx(), l.Index, []netip.Addr{gw, gw6, vtep}))
+	b.must("confirm on no link", b.Confirm(b.ctx(), 4711, []netip.Addr{gw}))
+	holds(b, "neighbours still", t, a, six)
 	a.MAC = secondMAC
 	b.must("replace", t.Put(b.ctx(), []kernel.Neighbour{a}))
 	holds(b, "replaced neighbours", t, a, six)

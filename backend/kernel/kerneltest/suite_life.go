@@ -168,6 +168,8 @@ func endedContext(b *bench) {
 	b.refused("list", err, context.Canceled, "")
 	_, err = b.Resolved(ctx, l.Index)
 	b.refused("resolved", err, context.Canceled, "list resolved neighbours: ")
+	err = b.Confirm(ctx, l.Index, nil)
+	b.refused("confirm", err, context.Canceled, "confirm neighbours: ")
 	_, err = b.Links(ctx)
 	b.refused("links", err, context.Canceled, "")
 	err = b.Routes().Put(ctx, []kernel.Route{via(l, subnet3, gw)})
