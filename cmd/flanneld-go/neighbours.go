@@ -14,12 +14,20 @@ import (
 // itself takes no second change of one address's MAC in that time (its locktime).
 const calmMACs = time.Second
 
+// calmAsking is the least time between two rounds of asking peers for their MACs.
+const calmAsking = 30 * time.Second
+
 // neighbourState is what events are held against.
 type neighbourState struct {
 	// told is what the firewall was told last; nil: nothing yet.
 	told atomic.Pointer[toldMACs]
 	// reading: a round is about to tell it something else.
 	reading atomic.Bool
+	// dropped is how many packets with a source of another peer's were dropped
+	// when that was counted last; asked is the uptime at which the kernel was
+	// made to ask for MACs, 0: never.
+	dropped uint64
+	asked   time.Duration
 }
 
 // toldMACs are the MACs of the peers that send plainly, by their addresses; the
@@ -135,4 +143,27 @@ func (l *loop) peerMACs(ctx context.Context) (map[netip.Addr]kernel.MAC, error) 
 	l.neighbours.told.Store(&toldMACs{link, macs})
 	l.neighbours.reading.Store(false)
 	return macs, err
+}
+
+// doubt has the kernel ask the peers for their MACs, now and then, while packets
+// are dropped for these. An idle peer that has moved behind the MAC of another is
+// not asked by itself: it gets no answer, since what it sends is dropped.
+func (l *loop) doubt(ctx context.Context, dropped map[string]uint64) {
+	n := &l.neighbours
+	now, rising := l.clock.Uptime(), dropped[native.PeerSource] > n.dropped
+	n.dropped = dropped[native.PeerSource]
+	told := n.told.Load()
+	if !rising || told == nil || n.asked != 0 && now-n.asked < calmAsking {
+		return
+	}
+	n.asked = now
+	var known []netip.Addr
+	for a, mac := range told.macs {
+		if mac != (kernel.MAC{}) {
+			known = append(known, a)
+		}
+	}
+	if err := l.host.Confirm(ctx, told.link, known); err != nil {
+		l.log.DebugContext(ctx, "neighbours cannot be asked for", "error", err)
+	}
 }

@@ -24,6 +24,8 @@ import (
 type toldTable struct {
 	mu   sync.Mutex
 	last native.Desired
+	// dropped is its count of packets with another peer's source.
+	dropped uint64
 }
 
 func (t *toldTable) Apply(_ context.Context, d native.Desired) error {
@@ -33,8 +35,19 @@ func (t *toldTable) Apply(_ context.Context, d native.Desired) error {
 	return nil
 }
 
-func (*toldTable) Cleanup(context.Context) error        { return nil }
-func (*toldTable) Counters() (map[string]uint64, error) { return map[string]uint64{}, nil }
+func (*toldTable) Cleanup(context.Context) error { return nil }
+
+func (t *toldTable) Counters() (map[string]uint64, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return map[string]uint64{native.PeerSource: t.dropped}, nil
+}
+
+func (t *toldTable) drop(n uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.dropped += n
+}
 
 // macs are those that it was told last, by the peers' subnets.
 func (t *toldTable) macs() map[string]kernel.MAC {
@@ -166,6 +179,52 @@ func TestMACsThatMakeARound(t *testing.T) {
 			}
 		}
 	})
+}
+
+// While packets are dropped for their MAC the peers that have one are asked for it,
+// now and then; a peer that does not answer is no longer judged.
+func TestMACsInDoubtAreAskedFor(t *testing.T) {
+	for name, tc := range map[string]struct{ config, asks string }{
+		"host-gw":  {networkConfig, "confirm resolved 198.18.0.2"},
+		"a tunnel": {`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h, table := segmentHost(t, tc.config)
+				defer h.stop()
+				// asked are the questions of a time in which packets were dropped
+				// in every round.
+				asked := func(d time.Duration, drops uint64) string {
+					h.kernel.ResetOps()
+					for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(h.opts.iptablesResync) {
+						table.drop(drops)
+					}
+					synctest.Wait()
+					var out []string
+					for _, o := range h.kernel.Ops() {
+						if o.Verb == "confirm" {
+							out = append(out, o.String())
+						}
+					}
+					return strings.Join(out, ", ")
+				}
+				if got := asked(time.Minute, 0); got != "" {
+					t.Errorf("asked %q while nothing is dropped", got)
+				}
+				if got := asked(calmAsking-2*h.opts.iptablesResync, 1); got != tc.asks {
+					t.Errorf("asked %q while packets are dropped, want %q", got, tc.asks)
+				}
+				if got := strings.Count(asked(4*calmAsking, 1), "confirm"); tc.asks != "" && (got < 3 || got > 5) {
+					t.Errorf("asked %d times in %s", got, 4*calmAsking)
+				}
+				h.kernel.Resolve(h.eth0.Index, segment(2), kernel.MAC{})
+				h.eventually(resync, "no MAC", func() bool { return table.macs()["10.5.2.0/24"] == kernel.MAC{} })
+				if got := asked(2*calmAsking, 1); got != "" {
+					t.Errorf("asked %q where no MAC is known", got)
+				}
+			})
+		})
+	}
 }
 
 // What is held against an event while a round reads may be from before it.

@@ -330,6 +330,8 @@ func (l *loop) countDropped(ctx context.Context) {
 	dropped, err := l.firewall.Counters()
 	if err != nil {
 		l.log.DebugContext(ctx, "dropped packets cannot be counted", "error", err)
+	} else {
+		l.doubt(ctx, dropped)
 	}
 	l.board.Update(func(s *status.Status) { s.Dropped = dropped })
 }

@@ -88,7 +88,10 @@
 // Apply, in an entry of whatever age (reachable, stale, delay, probe, permanent),
 // and zero without one. Apply must follow within moments when an address that had a
 // MAC gets another: a peer that takes over the MAC of another is dropped until
-// then, as is one that the kernel has not noticed moving there. MACs that come and
+// then, as is one that the kernel has not noticed moving there. The kernel does not
+// by itself where the peer is idle and nobody answers it, since all of its packets
+// are dropped: while [PeerSource] is counted the caller has the kernel ask for what
+// it has not used for long (NTF_USE), which takes it 8 s. MACs that come and
 // go may wait: the first only sharpens the judgement, and to lose one means that
 // the peer is idle or does not answer.
 //
