@@ -140,10 +140,11 @@ func (a *acquisition) examine(ctx context.Context, disputes map[Subnet]dispute) 
 			return false, a.claim.foreignInstance(l)
 		case verdictAsk:
 			l.Attrs.Challenge = us
-			if l, err = a.store.Update(ctx, l); err != nil {
+			written, err := a.store.Update(ctx, l)
+			if err != nil {
 				return false, fmt.Errorf("challenge the owner of %s: %w", l.Subnet, err)
 			}
-			d = asked(l, a.claim.Clock.Uptime())
+			d = asked(written, a.claim.Clock.Uptime())
 		case verdictWait:
 		}
 		disputes[l.Subnet], open = d, true

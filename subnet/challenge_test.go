@@ -245,6 +245,28 @@ func TestKeeperChallengesInSilence(t *testing.T) {
 	}
 }
 
+// Who let go of a subnet for the sake of another does not use it before the
+// challenge of the next one is over: that one may live.
+func TestKeeperStaysFencedWhileItAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		w := watch(t, data, func(o *subnet.ViewOptions) { o.Node = "me" })
+		h := start(t, data, func(o *subnet.KeeperOptions) { o.View, o.OnConflict = w.view, subnet.Fence })
+		put(t, data, home, attrs("b", "198.18.0.2"), ttl)
+		synctest.Wait()
+		h.want(subnet.StateConflict, home, "node b")
+		put(t, data, home, attrs("me", "198.18.0.3"), ttl)
+		after(2500 * time.Millisecond)
+		h.want(subnet.StateConflict, home, "node id me holds")
+		if !h.keeper.Status().Withdraw {
+			t.Error("the subnet may be used while another machine may have it")
+		}
+		after(500 * time.Millisecond)
+		h.want(subnet.StateValid, home, "")
+		h.end(w)
+	})
+}
+
 // What happens during the wait is taken for nothing that it is not.
 func TestChallengeInterrupted(t *testing.T) {
 	for _, tt := range []struct {

@@ -1,7 +1,11 @@
 package subnet_test
 
 import (
+	"errors"
+	"log/slog"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -102,6 +106,46 @@ func TestKeeperAsksAnOlderLeaseOnce(t *testing.T) {
 			t.Errorf("a younger lease was asked: %+v", l)
 		}
 		h.is(subnet.StateValid)
+		h.end(w)
+	})
+}
+
+// One whose owner cannot be asked, since the store takes no writes, is asked later
+// and later, however often the lease is renewed in between.
+func TestKeeperCannotAskAnOlderLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		acquire(t, data, clone("old", "198.18.0.9"))
+		ours := claim("me", "198.18.0.1").Attrs
+		ours.Owner, ours.Instance = "me", "me-1"
+		put(t, data, "10.5.7.0-24", ours, ttl)
+		w := watch(t, data, func(o *subnet.ViewOptions) { o.Node = "me" })
+		var full atomic.Bool
+		full.Store(true)
+		var log strings.Builder
+		h := start(t, data, func(o *subnet.KeeperOptions) {
+			o.Store = data.Open(memstore.Options{Before: func(method string) error {
+				if method == "Update" && full.Load() {
+					return errors.New("no space")
+				}
+				return nil
+			}})
+			o.Lease, _ = stored(t, o.Store, "10.5.7.0-24")
+			o.View, o.Identity, o.Log = w.view, load(t, o.Store).Identity, slog.New(slog.NewTextHandler(&log, nil))
+		})
+		after(10 * time.Minute)
+		if lines := strings.Count(log.String(), "\n"); lines > 60 {
+			t.Errorf("%d lines in ten minutes, the first:\n%.2000s", lines, log.String())
+		}
+		if !strings.Contains(log.String(), "challenge the owner of 10.5.125.0/24: ") {
+			t.Errorf("the log does not name the older lease:\n%.2000s", log.String())
+		}
+		full.Store(false)
+		after(time.Minute)
+		if l, _ := stored(t, data, home); l.Attrs.Challenge.Instance != "me-1" {
+			t.Errorf("not asked: %+v", l)
+		}
+		h.want(subnet.StateValid, "10.5.7.0-24", "")
 		h.end(w)
 	})
 }

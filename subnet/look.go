@@ -105,7 +105,7 @@ func (k *Keeper) noticed(s *Snapshot) event {
 // machine that we have not asked yet. Clones that start at one time have a
 // subnet each; the younger lease's owner is the one to ask, and to go.
 func (k *Keeper) doubled(s *Snapshot) bool {
-	if !s.Synced || s.Identity != k.world.Identity || s.Revision < k.settled || k.m.state != StateValid {
+	if !s.Synced || s.Identity != k.world.Identity || s.Revision < k.settled || k.m.state != StateValid || k.m.settleAt > 0 {
 		return false
 	}
 	return slices.ContainsFunc(s.kin, func(l Lease) bool {

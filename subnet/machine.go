@@ -201,6 +201,10 @@ type machine struct {
 	// next is when to act again, failures how often in a row it went wrong.
 	next     time.Duration
 	failures int
+	// settleAt, when set, is when to ask the owners of older leases again, and
+	// unsettled how often in a row that went wrong: renewals in between do not.
+	settleAt  time.Duration
+	unsettled int
 }
 
 const (
@@ -218,12 +222,18 @@ var errExpired = errors.New("the lease's time is over")
 
 // step is the whole behaviour: what to do and be after an event. It is pure.
 func (m machine) step(in input) machine {
+	if in.now >= m.settleAt {
+		m.settleAt = 0
+	}
 	if in.kind == evStop || in.kind == evFatal {
 		m.why = in.err
 		return m.enter(StateEnded, in.now, doStop)
 	}
 	switch in.kind {
-	case evTick, evNudge, evSettled:
+	case evSettled:
+		m.unsettled = 0
+		return m.woken(in)
+	case evTick, evNudge:
 		return m.woken(in)
 	case evRenewed, evCreated, evUpdated:
 		return m.holds(in)
@@ -299,6 +309,10 @@ func (m machine) holds(in input) machine {
 // failed takes in that the store could not be asked.
 func (m machine) failed(in input) machine {
 	m.why = in.err
+	if m.do == doSettle {
+		m.settleAt = in.now + min(retryFirst<<min(m.unsettled, 16), retryLast)
+		m.unsettled++
+	}
 	if m.state == StateValid {
 		m = m.enter(StateDegraded, in.now, doWait)
 	}
@@ -363,7 +377,10 @@ func (m machine) unheld(now time.Duration) machine {
 // disputed takes in that the key has our node id and another address.
 func (m machine) disputed(in input) machine {
 	m.why = in.err
-	m = m.enter(StateLost, in.now, doWait)
+	if m.state != StateConflict { // Nobody has said yet that it is over.
+		m = m.enter(StateLost, in.now, doWait)
+	}
+	m.do = doWait
 	var v verdict
 	m.dispute, v = m.dispute.judge(in.lease, challengeBy(m.want), in.now)
 	switch v {
@@ -424,6 +441,9 @@ func (m machine) expiry() (time.Duration, bool) {
 
 // wake is when a waiting machine must be stepped at the latest.
 func (m machine) wake() time.Duration {
+	if m.settleAt > 0 {
+		m.next = min(m.next, m.settleAt)
+	}
 	if at, ok := m.expiry(); ok && (m.state == StateValid || m.state == StateDegraded) {
 		return min(m.next, at)
 	}
