@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -49,6 +50,9 @@ type KeeperOptions struct {
 	// View, when set, is watched for changes of our own key, so that they are
 	// noticed at once and not at the next renewal.
 	View *View
+	// Avoid, when set, returns what [Claim.Avoid] is by now, for the lease of
+	// another subnet.
+	Avoid func(ctx context.Context) ([]netip.Prefix, error)
 	// Log, when set, is told every change of state.
 	Log *slog.Logger
 	// Random returns numbers of [0, 1) for jitter; nil: math/rand.

@@ -1,6 +1,9 @@
 package subnet_test
 
 import (
+	"context"
+	"errors"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -134,5 +137,27 @@ func TestKeeperInAStoreLostAgain(t *testing.T) {
 		after(time.Second)
 		h.want(subnet.StateValid, home, "")
 		h.end(w)
+	})
+}
+
+// Another subnet is leased by what the host has then, and none while that is not
+// known.
+func TestKeeperAvoidsWhatIsThereNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		unread := errors.New("routes cannot be read")
+		var why error
+		h := start(t, newStore(config), func(o *subnet.KeeperOptions) {
+			o.Avoid = func(context.Context) ([]netip.Prefix, error) {
+				return []netip.Prefix{netip.MustParsePrefix("10.5.126.0/23")}, why
+			}
+		})
+		why = unread
+		put(t, h.data, home, attrs("b", "198.18.0.2"), 0)
+		after(ttl / 2)
+		h.want(subnet.StateConflict, home, unread.Error())
+		why = nil
+		after(time.Minute)
+		h.want(subnet.StateValid, "10.5.128.0-24", "")
+		h.end()
 	})
 }

@@ -220,6 +220,12 @@ func (k *Keeper) free(w World) event {
 func (k *Keeper) renumber(ctx context.Context) event {
 	c := k.o.Claim
 	c.Previous = append([]Subnet{k.m.lease.Subnet}, c.Previous...)
+	if k.o.Avoid != nil {
+		var err error
+		if c.Avoid, err = k.o.Avoid(ctx); err != nil {
+			return event{kind: evFailed, err: err}
+		}
+	}
 	l, err := Acquire(ctx, k.o.Store, k.world, c)
 	var foreigner *ForeignInstanceError
 	switch {

@@ -102,6 +102,30 @@ func TestRenumber(t *testing.T) {
 	}
 }
 
+// Another subnet is one that overlaps nothing which this host has by then.
+func TestRenumberBesideNewRoutes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(vxlanConfig)
+		h.start()
+		defer h.stop()
+		h.ready()
+		former, _ := h.subnet()
+		next := netip.MustParsePrefix(former).Addr().As4()
+		next[2]++
+		vpn := netip.PrefixFrom(netip.AddrFrom4(next), 24)
+		h.kernel.Plug(kernel.Link{Name: "wg0", MTU: 1420}, daemonconfig.HostAddr(vpn))
+		h.lose()
+		h.eventually(promise, "another subnet", func() bool {
+			now, _ := h.subnet()
+			return now != former && h.board.Snapshot().Ready
+		})
+		if now, _ := h.subnet(); now == vpn.String() {
+			t.Errorf("leased %s, which wg0 has", now)
+		}
+	})
+}
+
 // Until Docker is restarted, docker0 has the former subnet and keeps the path to who
 // has it now from being made: that is said, with what to do.
 func TestRenumberedBesideDocker(t *testing.T) {

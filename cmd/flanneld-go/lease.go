@@ -166,7 +166,7 @@ func (l *loop) firstLease(ctx context.Context) error {
 	}
 	o := subnet.KeeperOptions{
 		Store: l.store, Clock: l.clock, Claim: claim, Margin: l.opts.renewMargin,
-		OnConflict: l.opts.onConflict, View: l.view, Log: l.log,
+		OnConflict: l.opts.onConflict, View: l.view, Avoid: l.avoid(), Log: l.log,
 	}
 	switch {
 	case l.snap.Synced && !l.configLost():
@@ -238,8 +238,14 @@ func (l *loop) claim(ctx context.Context) (subnet.Claim, error) {
 	})
 	l.lease.previous = c.Previous
 	var err error
-	c.Avoid, err = occupied(ctx, l.host, l.backend.Tunnel().Devices, l.uplink.Link.Index)
+	c.Avoid, err = l.avoid()(ctx)
 	return c, err
+}
+
+// avoid returns what says, at any time and in any goroutine, what is occupied.
+func (l *loop) avoid() func(context.Context) ([]netip.Prefix, error) {
+	host, devices, uplink := l.host, l.backend.Tunnel().Devices, l.uplink.Link.Index
+	return func(ctx context.Context) ([]netip.Prefix, error) { return occupied(ctx, host, devices, uplink) }
 }
 
 // previousSubnets are those of the cache and of subnet.env.
