@@ -3,7 +3,9 @@ package subnet_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -18,6 +20,9 @@ import (
 // A walk is several hosts at work, each with everything that keeps a lease, and
 // a list of things done to them and to the store. An auditor looks at every
 // revision.
+
+// errFull is a store without space.
+var errFull = errors.New("no space")
 
 // walkTTL is the hosts' TTL, walkConfigs what the operator may configure: little
 // room, so that hosts meet.
@@ -49,7 +54,7 @@ func deedsOf(kinds ...string) *rapid.Generator[[]deed] {
 }
 
 func allDeeds() *rapid.Generator[[]deed] {
-	return deedsOf("kill", "stop", "start", "cut", "mend", "lose answers", "delay writes", "slow", "suspend", "boot all", "move",
+	return deedsOf("kill", "stop", "start", "cut", "mend", "fill", "lose answers", "delay writes", "slow", "suspend", "boot all", "move",
 		"wait", "wait", "wait", "wait", "wait", "snapshot", "restore", "wipe", "config", "no config", "compact",
 		"delete", "revoke", "detach", "attach", "overwrite", "flannel", "reserve", "spoil")
 }
@@ -62,6 +67,8 @@ type walker struct {
 	audit *auditor
 	// backup is what restore restores.
 	backup memstore.Snapshot
+	// full: the store takes no writes, for want of space.
+	full atomic.Bool
 	// disturbed is when something was done the last time.
 	disturbed time.Time
 }
@@ -157,6 +164,8 @@ func (w *walker) do(d deed) {
 		h.faulty = true
 	case "slow":
 		h.oneWay.Store(int64([]time.Duration{2, 5, 20, 400}[d.n%4] * time.Millisecond))
+	case "fill":
+		w.full.Store(!w.full.Load())
 	case "boot all":
 		for _, h := range w.hosts {
 			h.kill()
@@ -254,8 +263,28 @@ func (w *walker) compare() {
 		if s.Expires != 0 && h.clock.Uptime() > s.Expires+11*time.Second { // A timer's slice.
 			w.audit.report("%s believes in a lease that expired at %s, now %s", h.name, s.Expires, h.clock.Uptime())
 		}
+		w.comparePeers(h)
 		if l, ok := stored(w.t, w.data, s.Lease.Subnet.Key()); !ok || l.Modified != s.Lease.Modified || l.ID != s.Lease.ID || l.Attrs != s.Lease.Attrs {
 			w.audit.report("%s believes in %+v, the store holds %+v (%v)", h.name, s.Lease, l, ok)
+		}
+	}
+}
+
+// comparePeers checks what a host routes by: the leases in the store, each as it is
+// there, and others only where nobody has leased what they cover.
+func (w *walker) comparePeers(h *machine) {
+	snap, now := h.view.Load().Snapshot(), load(w.t, w.data)
+	if !snap.Synced || snap.Identity != now.Identity {
+		return // it looks for the store, later and later
+	}
+	for _, l := range now.Leases {
+		if got, ok := snap.Stored(l.Subnet); !ok || got != l {
+			w.audit.report("%s takes %+v for %+v (%v)", h.name, l, got, ok)
+		}
+		for _, old := range snap.Leases() {
+			if _, ok := snap.Stored(old.Subnet); !ok && old.Subnet.Overlaps(l.Subnet) {
+				w.audit.report("%s routes by %+v, which is gone, into %+v", h.name, old, l)
+			}
 		}
 	}
 }
@@ -263,6 +292,7 @@ func (w *walker) compare() {
 // heal ends all faults and demands that every host has a subnet of its own soon.
 func (w *walker) heal() {
 	w.audit.doing.Store("healing")
+	w.full.Store(false)
 	for _, h := range w.hosts {
 		h.mend()
 	}
@@ -337,14 +367,28 @@ type machine struct {
 	stop   context.CancelFunc
 	done   chan struct{}
 	keeper atomic.Pointer[subnet.Keeper]
-	// had is the last subnet, as a file remembers it.
-	had atomic.Pointer[subnet.Subnet]
+	view   atomic.Pointer[subnet.View]
+	// cache is what a process knew at its end; nil: there was none.
+	cache *cached
+}
+
+// cached is what a file remembers.
+type cached struct {
+	lease subnet.Lease
+	world subnet.World
+	// former: the lease is not to be used without asking.
+	former bool
 }
 
 func newMachine(w *walker, name, ip string, policy subnet.OnConflict) *machine {
 	h := &machine{w: w, name: name, claim: claim(name, ip), policy: policy, clock: newClock()}
 	h.claim.TTL, h.claim.Clock = walkTTL, h.clock
-	h.mem = w.data.Open(memstore.Options{After: func(method string) error {
+	h.mem = w.data.Open(memstore.Options{Before: func(method string) error {
+		if w.full.Load() && (method == "Create" || method == "Update") {
+			return errFull
+		}
+		return nil
+	}, After: func(method string) error {
 		if method != "Load" && h.lose.Add(-1) >= 0 {
 			return errDown
 		}
@@ -384,6 +428,7 @@ func (h *machine) leave() {
 	if k != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
+		h.cache.former = true
 		_ = k.Release(ctx)
 	}
 }
@@ -409,36 +454,49 @@ func (h *machine) move(ip string) {
 
 func (h *machine) run(ctx context.Context, c subnet.Claim) {
 	o := subnet.KeeperOptions{Store: h.store, Clock: h.clock, Claim: c, OnConflict: h.policy, Random: func() float64 { return 0.5 }}
-	world, err := h.acquire(ctx, &o)
-	if err != nil {
+	vo := subnet.ViewOptions{Store: h.store, Clock: h.clock, Node: c.Node, TTL: walkTTL, Random: o.Random}
+	if err := h.acquire(ctx, &o, &vo); err != nil {
 		return
 	}
-	o.View = subnet.NewView(subnet.ViewOptions{Store: h.store, Clock: h.clock, World: world, Node: c.Node, TTL: walkTTL, Random: o.Random})
+	o.View = subnet.NewView(vo)
 	k := subnet.NewKeeper(o)
+	h.view.Store(o.View)
 	h.keeper.Store(k)
 	ctx, stop := context.WithCancel(ctx)
 	followed := make(chan struct{})
 	go func() { defer close(followed); _ = o.View.Run(ctx) }()
 	// An end that is not ours is one that names another: it is started again.
 	_ = k.Run(ctx)
-	s := k.Lease().Subnet
-	h.had.Store(&s)
 	h.keeper.Store(nil)
 	stop()
 	<-followed
+	s := o.View.Snapshot()
+	h.cache = &cached{
+		lease: k.Lease(), former: k.Status().Withdraw,
+		world: subnet.World{Identity: s.Identity, Revision: s.Revision, Config: s.Config, Leases: slices.Clone(s.Leases())},
+	}
 }
 
-// acquire leases a subnet, for as long as it takes.
-func (h *machine) acquire(ctx context.Context, o *subnet.KeeperOptions) (subnet.World, error) {
-	if had := h.had.Load(); had != nil {
-		o.Claim.Previous = []subnet.Subnet{*had}
+// acquire leases a subnet, for as long as it takes, or takes up the lease of the
+// cache while the store is silent or has lost the config.
+func (h *machine) acquire(ctx context.Context, o *subnet.KeeperOptions, vo *subnet.ViewOptions) error {
+	if h.cache != nil {
+		o.Claim.Previous = []subnet.Subnet{h.cache.lease.Subnet}
 	}
 	for ctx.Err() == nil {
 		w, err := h.store.Load(ctx)
+		if h.cache != nil && !h.cache.former && (err != nil || w.Config.Text == "") {
+			o.Lease, o.Identity, o.Cached = h.cache.lease, h.cache.world.Identity, true
+			vo.World, vo.Cached = h.cache.world, true
+			return nil
+		}
 		if err == nil {
 			if o.Lease, err = subnet.Acquire(ctx, h.store, w, o.Claim); err == nil {
-				o.Identity = w.Identity
-				return w, nil
+				o.Identity, vo.World = w.Identity, w
+				if h.cache != nil {
+					vo.Former = h.cache.world
+				}
+				return nil
 			}
 		}
 		pause := time.NewTimer(time.Second)
@@ -448,7 +506,7 @@ func (h *machine) acquire(ctx context.Context, o *subnet.KeeperOptions) (subnet.
 		}
 		pause.Stop()
 	}
-	return subnet.World{}, ctx.Err()
+	return ctx.Err()
 }
 
 func TestHostsRandomWalk(t *testing.T) {
