@@ -36,7 +36,10 @@ func (b *Backend) Recall(ctx context.Context) ([]subnet.Lease, error) {
 		lease := backend.PeerAt(Type, r.Dst, r.Gateway)
 		switch {
 		case r.Link == known[f].device:
-			mac := known[f].macs[r.Gateway]
+			mac, found := known[f].macs[r.Gateway]
+			if !found { // Else it would be where all that is unknown goes.
+				continue
+			}
 			lease.Attrs.PublicIP[f] = known[f].publics[mac]
 			if lease.Attrs.BackendData[f], err = marshalVTEP(b.opts.VNI, mac); err != nil {
 				return nil, err

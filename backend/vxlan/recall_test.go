@@ -92,6 +92,11 @@ func TestRecallTakesNoOther(t *testing.T) {
 	if err := h.Routes().Put(t.Context(), foreign); err != nil {
 		t.Fatal(err)
 	}
+	// Where somebody sends all that he knows no way to.
+	unknown := []kernel.FDB{{Link: dev.Index, Dst: netip.MustParseAddr("203.0.113.77")}}
+	if err := h.FDB(dev.Index).Put(t.Context(), unknown); err != nil {
+		t.Fatal(err)
+	}
 	got, err := h.recall()
 	if diff := sameLeases([]subnet.Lease{peer3, peer9}, got); err != nil || diff != "" {
 		t.Errorf("Recall: %v (-want +got)\n%s", err, diff)
