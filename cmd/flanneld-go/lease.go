@@ -138,7 +138,12 @@ func (l *loop) outOfConflict(s *subnet.KeeperStatus) string {
 	}
 	way := "systemctl restart flanneld-go takes another subnet"
 	if holder, ok := l.holder(s.Lease.Subnet); ok { // its key may be another than ours
-		way += fmt.Sprintf("; flannelctl release %s --yes gives this one back, if its holder is gone", holder.Subnet)
+		return way + fmt.Sprintf("; flannelctl release %s --yes gives this one back, if its holder is gone", holder.Subnet)
+	}
+	for _, b := range l.snap.Bad {
+		if b.Occupies.Overlaps(s.Lease.Subnet) {
+			return way + fmt.Sprintf("; flannelctl release %s --yes gives this one back", quoted(b.Key))
+		}
 	}
 	return way
 }

@@ -114,6 +114,10 @@ func TestWayOutOfConflict(t *testing.T) {
 			},
 			want: restart + "; flannelctl release 10.5.64.0/18 --yes gives this one back, if its holder is gone",
 		},
+		"a key that cannot be read": {
+			deny: func(h *testHost) { h.put("10.5.0.0-17", "{") },
+			want: restart + "; flannelctl release '10.5.0.0-17' --yes gives this one back",
+		},
 		"the config": {
 			deny: func(h *testHost) { h.data.OverwriteConfig(strings.Replace(vxlanConfig, "10.5.", "10.6.", 1)) },
 			want: restart,

@@ -67,12 +67,9 @@ func (l *loop) apply(ctx context.Context) error {
 // reportPeers keeps the problem of peers without a path, and of keys that may
 // be meant for peers but cannot be read.
 func (l *loop) reportPeers(failed map[subnet.Subnet]error) {
-	n, bad := len(failed), l.path.bad
-	for _, r := range l.path.refused {
-		if !r.shared {
-			n++
-		}
-	}
+	bad := l.path.bad
+	refused := slices.DeleteFunc(slices.Clone(l.path.refused), func(r refusal) bool { return r.shared })
+	n := len(failed) + len(refused)
 	var parts, hints []string
 	if n > 0 {
 		parts = append(parts, fmt.Sprintf("%d of %d peers have no path: %s", n, len(l.path.peers)+len(l.path.refused), l.firstFailures(failed)))
@@ -84,6 +81,9 @@ func (l *loop) reportPeers(failed map[subnet.Subnet]error) {
 		if h := (*hintError)(nil); asHint(err, &h) && !slices.Contains(hints, h.hint) {
 			hints = append(hints, h.hint)
 		}
+	}
+	if len(refused) > 0 {
+		hints = append(hints, fmt.Sprintf("flannelctl release %s --yes, if its host is gone", refused[0].lease.Subnet))
 	}
 	if len(bad) > 0 {
 		parts = append(parts, fmt.Sprintf("%d keys in etcd are no leases, the first: %v", len(bad), bad[0].Err))

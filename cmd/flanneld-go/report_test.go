@@ -166,7 +166,7 @@ func TestReportPeers(t *testing.T) {
 		l.path.refused = append(l.path.refused, refusal{lease: testLease(prefix, "198.18.0.9", 9), why: "lies outside"})
 	}
 	l.reportPeers(failed)
-	want = "4 of 5 peers have no path: peer 10.5.1.0/24: refused; peer 10.5.3.0/24: refused; 10.6.1.0/24 at 198.18.0.9 lies outside; and 1 more | flannelctl status lists them"
+	want = "4 of 5 peers have no path: peer 10.5.1.0/24: refused; peer 10.5.3.0/24: refused; 10.6.1.0/24 at 198.18.0.9 lies outside; and 1 more | flannelctl status lists them; flannelctl release 10.6.1.0/24 --yes, if its host is gone"
 	if got := message(); got != want {
 		t.Errorf("problem %q, want %q", got, want)
 	}

@@ -117,7 +117,7 @@ func TestPeersShareAnAddress(t *testing.T) {
 			"several owners publish 198.18.0.2: 10.5.44.0/24 of node a and 10.5.45.0/24 of node b"
 		h.eventually(soon, "the shared address is named", func() bool {
 			p := h.problem(status.ComponentPeers)
-			return p.Message == want && !p.Blocking && p.Hint == "flannelctl release 10.5.44.0/24 --yes or flannelctl release 10.5.45.0/24 --yes, whichever is of a host that is gone; if none is, give one of them another --public-ip"
+			return p.Message == want && !p.Blocking && p.Hint == "flannelctl release 10.6.1.0/24 --yes, if its host is gone; flannelctl release 10.5.44.0/24 --yes or flannelctl release 10.5.45.0/24 --yes, whichever is of a host that is gone; if none is, give one of them another --public-ip"
 		})
 		if h.problem(status.ComponentLease) != (status.Problem{}) {
 			t.Errorf("our own lease has a problem: %+v", h.problem(status.ComponentLease))
