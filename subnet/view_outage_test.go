@@ -2,6 +2,7 @@ package subnet_test
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"sync/atomic"
 	"testing"
@@ -262,6 +263,61 @@ func TestViewQuiet(t *testing.T) {
 		}
 		w.finish()
 	})
+}
+
+// What a watch has kept quiet about shows when everything is loaded again: every ten
+// minutes, or half a second for each host where they are more than 1,200, and up to a
+// fifth earlier, so that they do not do it together.
+func TestViewLoadsAllAnyway(t *testing.T) {
+	for _, tt := range []struct {
+		hosts  int
+		random float64
+		at     time.Duration
+	}{
+		{1, 0, 10 * time.Minute},
+		{1, 0.999, 8*time.Minute + time.Second},
+		{1200, 0, 10 * time.Minute},
+		{2400, 0, 20 * time.Minute},
+		{2400, 0.5, 18 * time.Minute},
+	} {
+		t.Run(fmt.Sprintf("%d hosts, random %g", tt.hosts, tt.random), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				data := newStore(config)
+				for i := range tt.hosts {
+					put(t, data, fmt.Sprintf("10.5.%d.%d-28", i/16, i%16*16), attrs("a", "198.18.0.2"), 0)
+				}
+				w := watch(t, data, func(o *subnet.ViewOptions) {
+					good := o.Store
+					o.Random = func() float64 { return tt.random }
+					o.Store = brokenStore{Store: good, watch: func(ctx context.Context, after subnet.Revision) iter.Seq2[subnet.Batch, error] {
+						return func(yield func(subnet.Batch, error) bool) {
+							for b, err := range good.Watch(ctx, after) {
+								if !yield(subnet.Batch{Revision: b.Revision}, err) {
+									return
+								}
+							}
+						}
+					}}
+				})
+				data.DeleteKey("10.5.0.0-28")
+				w.put("10.5.0.0-28", "b")
+				seen := func() bool {
+					l, _ := w.view.Snapshot().Stored(sub(t, "10.5.0.0-28"))
+					return l.Attrs.Owner == "b"
+				}
+				after(tt.at - 2*time.Second)
+				if seen() {
+					t.Error("loaded too early, or told by the watch")
+				}
+				after(2 * time.Second)
+				if !seen() {
+					t.Error("not loaded")
+				}
+				w.synced(true, "")
+				w.finish()
+			})
+		})
+	}
 }
 
 // The Load that Acquire needed is enough to start from.
