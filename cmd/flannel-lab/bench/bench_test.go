@@ -217,6 +217,15 @@ func TestCPUModel(t *testing.T) {
 	}
 }
 
+func TestMinuteLoad(t *testing.T) {
+	if got, err := minuteLoad("0.52 1.25 3.00 2/345 6789\n"); err != nil || got != 0.52 {
+		t.Errorf("got %v, %v", got, err)
+	}
+	if _, err := minuteLoad("busy"); err == nil {
+		t.Error("a word is a load")
+	}
+}
+
 func TestNumber(t *testing.T) {
 	for v, want := range map[float64]string{
 		math.NaN(): "-", 0: "0", 12345.6: "12346", 99.96: "100", 99.94: "99.9", 9.996: "10.0", 1.234: "1.23", 0.9996: "1.00", 0.0567: "0.057",
@@ -231,7 +240,7 @@ func TestNumber(t *testing.T) {
 // that slows down, in which ratios stay.
 func known(names ...string) Report {
 	r := Report{
-		Machine: Machine{CPU: "Z80", Cores: 1, Kernel: "6.1", Arch: "z80", Go: "go1", Day: "2026-01-02"},
+		Machine: Machine{CPU: "Z80", Cores: 1, Kernel: "6.1", Arch: "z80", Go: "go1", Day: "2026-01-02", Load: 0.25},
 		Seconds: 0.5,
 	}
 	for _, v := range Variants() {
@@ -279,7 +288,9 @@ func checkGolden(t *testing.T, name string, got []byte) {
 }
 
 func TestMarkdown(t *testing.T) {
-	for name, r := range map[string]Report{"all.md": known(), "no-reference.md": known("veth", nameUDP)} {
+	busy := known("veth", nameUDP)
+	busy.Machine.Load = 0.51
+	for name, r := range map[string]Report{"all.md": known(), "no-reference-busy.md": busy} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
 			if err := r.Markdown(&out); err != nil {

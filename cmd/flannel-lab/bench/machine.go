@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,6 +19,9 @@ type Machine struct {
 	Arch   string `json:"arch"`
 	Go     string `json:"go"`
 	Day    string `json:"day"`
+	// Load is how many programs wanted to run in the minute before the run, which
+	// all of them disturbed.
+	Load float64 `json:"load"`
 }
 
 // thisMachine describes the machine that we run on.
@@ -30,7 +34,16 @@ func thisMachine() (Machine, error) {
 	if err != nil {
 		return Machine{}, fmt.Errorf("describe machine: %w", err)
 	}
+	load, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return Machine{}, fmt.Errorf("describe machine: %w", err)
+	}
+	lastMinute, err := minuteLoad(string(load))
+	if err != nil {
+		return Machine{}, fmt.Errorf("describe machine: %w", err)
+	}
 	return Machine{
+		Load:   lastMinute,
 		CPU:    cpuModel(string(info)),
 		Cores:  runtime.NumCPU(),
 		Kernel: unix.ByteSliceToString(u.Release[:]),
@@ -52,7 +65,21 @@ func cpuModel(cpuinfo string) string {
 	return "CPU of unknown model"
 }
 
-// String reads as "AMD EPYC, 2 cores, amd64, kernel 6.18.44, go1.26.0, 2026-11-21".
+// busy reports whether other programs wanted more than half of the cores.
+func (m Machine) busy() bool { return m.Load > float64(m.Cores)/2 }
+
+// minuteLoad is the first number of /proc/loadavg.
+func minuteLoad(loadavg string) (float64, error) {
+	first, _, _ := strings.Cut(loadavg, " ")
+	load, err := strconv.ParseFloat(first, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read /proc/loadavg: %w", err)
+	}
+	return load, nil
+}
+
+// String reads as "AMD EPYC, 2 cores, amd64, kernel 6.18.44, go1.26.0, 2026-11-21,
+// load before 0.3".
 func (m Machine) String() string {
-	return fmt.Sprintf("%s, %d cores, %s, kernel %s, %s, %s", m.CPU, m.Cores, m.Arch, m.Kernel, m.Go, m.Day)
+	return fmt.Sprintf("%s, %d cores, %s, kernel %s, %s, %s, load before %.1f", m.CPU, m.Cores, m.Arch, m.Kernel, m.Go, m.Day, m.Load)
 }

@@ -11,11 +11,17 @@ import (
 // absent is what a table shows where there is no figure.
 const absent = "-"
 
+// disturbed stands above the figures of a busy machine.
+const disturbed = "**The machine was busy with other programs before the run: these figures and ratios prove nothing.**\n\n"
+
 // Markdown writes what was found as tables for people.
 func (r Report) Markdown(out io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s.\nRounds: %d, with %.3g s for a measurement. A figure is their median, in parentheses the median of its\nratios to %s in the same round.\n\n",
 		r.Machine, len(r.Rounds), r.Seconds, Reference)
+	if r.Machine.busy() {
+		b.WriteString(disturbed)
+	}
 	b.WriteString("| |")
 	for _, v := range r.Variants {
 		fmt.Fprintf(&b, " %s |", v.Title)
