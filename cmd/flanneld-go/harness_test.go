@@ -67,6 +67,10 @@ func (noTools) Variants(context.Context, subnet.Family) ([]firewall.Variant, err
 	return nil, firewall.ErrNoTools
 }
 
+func (noTools) HasChain(context.Context, firewall.Variant, string, string) (bool, error) {
+	return false, nil
+}
+
 func (noTools) Changes(context.Context) (<-chan struct{}, error) {
 	ended := make(chan struct{})
 	close(ended)
