@@ -170,6 +170,21 @@ type Counter interface {
 	Counters() map[string]uint64
 }
 
+// Level is what a data path in user space runs with.
+type Level struct {
+	// Queues is how many it has; 0: it is not up.
+	Queues int
+	// Offloads says of those that it knows which are on ("tso"). The others the
+	// kernel lacks or has refused, or they are turned off.
+	Offloads map[string]bool
+}
+
+// Leveler is an ability of backends with a data path in user space. The Level's map
+// is the caller's.
+type Leveler interface {
+	Level() Level
+}
+
 // PeerError is what went wrong with one peer.
 type PeerError struct {
 	Subnet   subnet.Subnet

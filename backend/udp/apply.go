@@ -74,7 +74,7 @@ func (b *Backend) openSockets(ctx context.Context) error {
 // them everything passes, too.
 func (b *Backend) openMore(ctx context.Context) {
 	for range b.queues {
-		senders, err := openSenders(ctx, b.params.Uplink.Addr[b.outer], max(1, sourcesMost/b.queues), b.whole)
+		senders, err := openSenders(ctx, b.params.Uplink.Addr[b.outer], max(1, sourcesMost/b.queues), b.socketOptions())
 		if err != nil {
 			err = errors.Join(err, closeSenders(slices.Concat(b.more...)))
 			b.more = nil
@@ -120,7 +120,9 @@ func (b *Backend) ensureDevice(ctx context.Context) (kernel.Link, error) {
 	}
 	b.tunnel = opened
 	b.devices.put(opened.queues()...)
-	b.log.Info("attached to tunnel device", "device", device, "mtu", b.MTU())
+	level := b.level(opened)
+	b.log.Info("attached to tunnel device", "device", device, "mtu", b.MTU(),
+		"queues", level.Queues, "offloads", listOn(level.Offloads))
 	return link, nil
 }
 

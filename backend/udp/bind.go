@@ -21,10 +21,12 @@ const socketBuffer = 4 << 20
 
 // socketOptions say how sockets are opened.
 type socketOptions struct {
-	// Queues is how many there are.
+	// Queues is how many receive at one address.
 	Queues int
 	// Whole asks for no offloads: each call moves one datagram for each header.
 	Whole bool
+	// Level is the sockets' common state.
+	Level *socketLevel
 }
 
 // openSockets binds all sockets at, in the network namespace of the calling
@@ -65,7 +67,8 @@ func openSockets(ctx context.Context, at netip.AddrPort, o socketOptions) (_ []C
 // openSenders binds n sockets at to any ports, to send from and never to read.
 // The kernel takes ports that nobody has and leaves out those of
 // ip_local_reserved_ports.
-func openSenders(ctx context.Context, at netip.Addr, n int, whole bool) (_ []Sender, err error) {
+func openSenders(ctx context.Context, at netip.Addr, n int, o socketOptions) (_ []Sender, err error) {
+	o.Queues = 1 // at each port
 	var senders []Sender
 	defer func() {
 		if err != nil {
@@ -78,7 +81,7 @@ func openSenders(ctx context.Context, at netip.Addr, n int, whole bool) (_ []Sen
 			return nil, err
 		}
 		senders = append(senders, s)
-		if err := s.prepare(socketOptions{Queues: 1, Whole: whole}); err != nil {
+		if err := s.prepare(o); err != nil {
 			return nil, err
 		}
 	}
@@ -133,11 +136,12 @@ func newSocket(conn *net.UDPConn) (*socket, error) {
 // prepare turns on what o asks for and the kernel has: UDP_SEGMENT is Linux 4.18,
 // UDP_GRO 5.0.
 func (s *socket) prepare(o socketOptions) error {
+	s.level = o.Level
 	err := control(s.raw, func(fd int) error {
 		if !o.Whole {
 			_, err := unix.GetsockoptInt(fd, unix.SOL_UDP, unix.UDP_SEGMENT)
-			s.segment.Store(err == nil)
-			s.gro = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1) == nil
+			s.level.segment.Store(err == nil)
+			s.level.gro.Store(unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1) == nil)
 		}
 		if o.Queues > 1 {
 			return share(fd)

@@ -103,7 +103,7 @@ func TestFlowsKeepTheirSocket(t *testing.T) {
 		l := newLab()
 		more := []*pipe{newMemoryConn(), newMemoryConn(), newMemoryConn()}
 		for _, q := range more {
-			l.path.senders = append(l.path.senders, q)
+			l.senders = append(l.senders, q)
 		}
 		l.start(t)
 		const flows, packets = 20, 30
@@ -150,7 +150,7 @@ func TestFlowsKeepTheirSocket(t *testing.T) {
 
 // TestSendersAreDeaf: what comes to their ports is not kept.
 func TestSendersAreDeaf(t *testing.T) {
-	senders, err := openSenders(t.Context(), netip.MustParseAddr("127.0.0.1"), 2, false)
+	senders, err := openSenders(t.Context(), netip.MustParseAddr("127.0.0.1"), 2, socketOptions{Level: new(socketLevel)})
 	if err != nil {
 		t.Fatal(err)
 	}

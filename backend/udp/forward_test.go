@@ -35,7 +35,7 @@ func newLab() *lab {
 		devices: newSlot(), conn: l.conn, world: new(atomic.Pointer[world]), answers: &answers{out: &l.told},
 		mtu: 1472, out: new(counters), in: new(counters), log: slog.New(slog.DiscardHandler),
 	}
-	l.path.senders = []Sender{l.conn}
+	l.senders = []Sender{l.conn}
 	l.world.Store(testWorld())
 	l.devices.put(l.device)
 	return l
@@ -435,7 +435,7 @@ func TestPacketPathDoesNotAllocate(t *testing.T) {
 	l := newLab()
 	l.told.err = errNoRaw // a recorder would allocate
 	sink := discard{}
-	l.path.conn, l.path.senders = sink, []Sender{sink, sink, sink}
+	l.path.conn, l.senders = sink, []Sender{sink, sink, sink}
 	l.devices.put(sink)
 	packets := map[string][]byte{
 		"forwarded": out("10.5.2.9", 1).packet(), "no peer": out("10.5.9.9", 1).packet(),
@@ -474,7 +474,7 @@ func (discard) Close() error                        { return nil }
 func TestWorldChangesUnderLoad(t *testing.T) {
 	l := newLab()
 	l.devices.put(discard{})
-	l.path.senders = []Sender{discard{}}
+	l.senders = []Sender{discard{}}
 	empty := &world{table: newTable(nil)}
 	done := make(chan struct{})
 	go func() {

@@ -73,7 +73,7 @@ func parseHeirloom(name string) (heirloom, error) {
 // Inherit implements [backend.Heir]. Of the device's queues, and of the sockets, it
 // takes all that there must be, or none: those that lack would get no packets, and
 // those that are too many would not be read.
-func (b *Backend) Inherit(_ context.Context, d backend.Desired, files []*os.File) backend.Inheritance {
+func (b *Backend) Inherit(ctx context.Context, d backend.Desired, files []*os.File) backend.Inheritance {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	peers, own, _ := b.project(d) //nolint:errcheck // the first Apply says which peers do not fit
@@ -88,6 +88,9 @@ func (b *Backend) Inherit(_ context.Context, d backend.Desired, files []*os.File
 	}
 	if conns, err := inheritSockets(b.bindTo(), sockets, b.socketOptions()); err == nil {
 		b.conns = conns
+		if !b.fixed {
+			b.openMore(ctx)
+		}
 	} else {
 		refused = append(refused, refuse(sockets, err)...)
 	}
@@ -156,7 +159,7 @@ func (b *Backend) bindTo() netip.AddrPort {
 }
 
 func (b *Backend) socketOptions() socketOptions {
-	return socketOptions{Queues: b.queues, Whole: b.whole}
+	return socketOptions{Queues: b.queues, Whole: b.whole, Level: &b.sockets}
 }
 
 // Descriptors implements [backend.Heir].

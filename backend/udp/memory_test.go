@@ -239,10 +239,10 @@ func (m memoryTunnel) Close() error {
 	return nil
 }
 
-func (m memoryTunnel) gone() bool     { return m[0].gone() }
-func (m memoryTunnel) attached() bool { return !m.gone() }
-func (m memoryTunnel) persist() error { return nil }
-func (m memoryTunnel) joinsUDP() bool { return true }
+func (m memoryTunnel) gone() bool                { return m[0].gone() }
+func (m memoryTunnel) attached() bool            { return !m.gone() }
+func (m memoryTunnel) persist() error            { return nil }
+func (m memoryTunnel) offloads() (tso, uso bool) { return true, true }
 
 // injected is an Injector that remembers.
 type injected struct {

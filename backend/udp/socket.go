@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -20,12 +19,10 @@ import (
 type socket struct {
 	conn *net.UDPConn
 	raw  syscall.RawConn
-	// segment: messages of several datagrams go with one call (UDP_SEGMENT).
-	// It is given up when the way to a peer cannot do it.
-	segment atomic.Bool
-	gro     bool
-	in      incoming
-	out     outgoing
+	// level is shared with the other sockets.
+	level *socketLevel
+	in    incoming
+	out   outgoing
 }
 
 // mmsghdr is struct mmsghdr of recvmmsg(2).
@@ -125,14 +122,14 @@ func groSize(h *mmsghdr, c *ancillary, all int) int {
 func (s *socket) WriteBatch(batch []Message) (int, error) {
 	c := &s.out
 	for done := 0; done < len(batch); {
-		if m := &batch[done]; m.Packets > 1 && !s.segment.Load() {
+		if m := &batch[done]; m.Packets > 1 && !s.level.segment.Load() {
 			if err := s.sendApart(m); err != nil {
 				return done, err
 			}
 			done++
 			continue
 		}
-		c.fill(batch[done:], s.segment.Load())
+		c.fill(batch[done:], s.level.segment.Load())
 		err := s.flush()
 		done += c.sent
 		switch {
@@ -141,7 +138,7 @@ func (s *socket) WriteBatch(batch []Message) (int, error) {
 			// EIO: the way out cannot complete sums (udp(7)). EINVAL: its
 			// MTU is smaller; alone, the datagrams are fragmented.
 			if errors.Is(err, unix.EIO) {
-				s.segment.Store(false)
+				s.level.giveUpSegment(err)
 			}
 			if err := s.sendApart(&batch[done]); err != nil {
 				return done, err

@@ -40,7 +40,8 @@ type tun struct {
 	file   *os.File
 	raw    syscall.RawConn
 	closed atomic.Bool
-	uso    bool
+	// What the device has on: see setOffloads.
+	tso, uso bool
 	// The reader's and the writer's call in progress. They stand here, with
 	// their functions made once, so that a call allocates nothing.
 	reading struct {
@@ -158,7 +159,7 @@ func newTUN(name string, file *os.File, o tunOptions) (*tun, error) {
 		if err != nil {
 			return fmt.Errorf("set offloads of %s: %w", name, err)
 		}
-		t.uso = level&unix.TUN_F_USO4 != 0
+		t.tso, t.uso = level&unix.TUN_F_TSO4 != 0, level&unix.TUN_F_USO4 != 0
 		return nil
 	})
 }
@@ -276,8 +277,7 @@ func (all tuns) attached() bool {
 	return err == nil && req.Name() == t.name
 }
 
-// joinsUDP reports whether the device takes joined UDP datagrams.
-func (all tuns) joinsUDP() bool { return all[0].uso }
+func (all tuns) offloads() (tso, uso bool) { return all[0].tso, all[0].uso }
 
 // Close closes all queues. A persistent device stays.
 func (all tuns) Close() error {

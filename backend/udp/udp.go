@@ -84,6 +84,7 @@ type Backend struct {
 	devices *slot
 	world   atomic.Pointer[world]
 	answers answers
+	sockets socketLevel
 	traffic []traffic // by queue
 
 	mu     sync.Mutex // guards what follows
@@ -105,13 +106,15 @@ type tunnel interface {
 	attached() bool
 	// persist makes the device outlive its descriptors.
 	persist() error
-	// joinsUDP reports whether the device takes joined UDP datagrams.
-	joinsUDP() bool
+	// offloads reports whether the device hands over and takes TCP packets, and
+	// UDP packets, that stand for several.
+	offloads() (tso, uso bool)
 }
 
 var (
 	_ backend.Constructor = New
 	_ backend.Runner      = (*Backend)(nil)
+	_ backend.Leveler     = (*Backend)(nil)
 )
 
 // New checks the options.
@@ -132,6 +135,7 @@ func New(p backend.Params) (backend.Backend, error) {
 		devices: newSlot(),
 		router:  backend.Router{Kernel: p.Kernel, Log: p.Logger()},
 	}
+	b.sockets.log = b.log
 	b.traffic = make([]traffic, b.queues)
 	if !p.Uplink.Addr[b.outer].IsValid() {
 		b.outer = subnet.IPv6
@@ -197,7 +201,10 @@ func (b *Backend) Run(ctx context.Context) error {
 		return b.Close()
 	}
 	b.mu.Lock()
-	conns, more, uso := b.conns, b.more, b.tunnel != nil && b.tunnel.joinsUDP()
+	conns, more, uso := b.conns, b.more, false
+	if b.tunnel != nil {
+		_, uso = b.tunnel.offloads()
+	}
 	b.mu.Unlock()
 	if conns == nil {
 		return fmt.Errorf("run tunnel: %w", errGone)

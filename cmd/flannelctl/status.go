@@ -65,7 +65,7 @@ func printStatus(out io.Writer, s status.Status, now time.Time) error {
 	row("network", "%s", known(s.Config.BackendType, "%s, backend %s, config revision %d", strings.Join(s.Config.Networks, ", "), s.Config.BackendType, s.Config.Revision))
 	row("subnet", "%s", leaseLine(s.Lease, now))
 	row("uplink", "%s", known(s.Uplink.Name, "%s, %s, mtu %d", s.Uplink.Name, orDash(strings.Join(s.Uplink.Public, ", ")), s.Uplink.MTU))
-	row("data path", "%s", known(s.Backend.Type, "%s, mtu %d%s", strings.TrimSpace(s.Backend.Type+" "+strings.Join(s.Backend.Devices, ",")), s.Backend.MTU, pathNote(s.Backend)))
+	row("data path", "%s", known(s.Backend.Type, "%s, mtu %d%s", strings.TrimSpace(s.Backend.Type+" "+strings.Join(s.Backend.Devices, ",")), s.Backend.MTU, levelNote(s.Backend)+pathNote(s.Backend)))
 	row("loop", "%d rounds, %d failed; last %s ago in %s", s.Sync.Runs, s.Sync.Failures, age(now, s.Sync.LastRun), time.Duration(s.Sync.LastSeconds*float64(time.Second)).Round(time.Millisecond))
 	for _, f := range s.Files {
 		row("file", "%s", strings.TrimSpace(f.Path+" "+f.State+" "+f.Error))
@@ -84,6 +84,24 @@ func printStatus(out io.Writer, s status.Status, now time.Time) error {
 		return err
 	}
 	return printPeers(out, s.Peers)
+}
+
+// levelNote says what a data path in user space runs with; empty: there is none.
+func levelNote(b status.Backend) string {
+	if b.Queues == 0 {
+		return ""
+	}
+	note := fmt.Sprintf(", queues %d", b.Queues)
+	for _, on := range []bool{true, false} {
+		word := map[bool]string{true: ", offloads", false: ", without"}[on]
+		for _, name := range slices.Sorted(maps.Keys(b.Offloads)) {
+			if b.Offloads[name] == on {
+				note += word + " " + name
+				word = ""
+			}
+		}
+	}
+	return note
 }
 
 // pathNote says when the data path is not what its line promises.

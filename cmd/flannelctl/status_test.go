@@ -45,6 +45,13 @@ func TestStatusScreens(t *testing.T) {
 				Differs: []string{"docker0 has not 10.5.72.1/24, this host's subnet", "docker0 has mtu 1500 and not 1430"}, Hint: "systemctl restart docker",
 			}
 		},
+		"udp": func(s *status.Status) {
+			s.Config.BackendType = "udp"
+			s.Backend = status.Backend{
+				Type: "udp", DataPath: status.PathApplied, Devices: []string{"flannel0"}, MTU: 1472, Port: 8285,
+				Queues: 4, Offloads: map[string]bool{"tso": true, "uso": false, "udp_segment": true, "udp_gro": true},
+			}
+		},
 		"docker_down": func(s *status.Status) {
 			s.Docker = &status.Docker{Network: "flannel"}
 		},

@@ -82,6 +82,12 @@ var metricTable = [...]metric{
 			put(float64(n), event)
 		}
 	}},
+	{"flanneld_data_path_queues", "Queues of a data path in user space (udp); 0: there is none.", prometheus.GaugeValue, "", func(s status.Status, put sample) { put(float64(s.Backend.Queues)) }},
+	{"flanneld_data_path_offload", "1 for each offload of a data path in user space (udp) that is on, 0 for those that are not.", prometheus.GaugeValue, "offload", func(s status.Status, put sample) {
+		for name, on := range s.Backend.Offloads {
+			put(boolean(on), name)
+		}
+	}},
 }
 
 // collector reads the board at every scrape.

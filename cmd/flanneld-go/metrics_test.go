@@ -159,6 +159,7 @@ func TestScrape(t *testing.T) {
 		s.Sync = status.Sync{Runs: 7, Failures: 2, LastSeconds: 0.25, Put: 11, Deleted: 5}
 		s.Dropped = map[string]uint64{"foreign_source": 12}
 		s.Backend.Counters = map[string]uint64{"received_forwarded": 9, "sent_no_peer": 1}
+		s.Backend.Queues, s.Backend.Offloads = 4, map[string]bool{"tso": true, "uso": false}
 	})
 	board.Report(status.Problem{Component: status.ComponentPeers, Message: "2 of 3"})
 	board.Report(status.Problem{Component: status.ComponentDocker, Message: "differs"})
@@ -187,6 +188,9 @@ func TestScrape(t *testing.T) {
 		"flanneld_dropped_packets_total{reason=foreign_source}": 12,
 		"flanneld_data_path_total{event=received_forwarded}":    9,
 		"flanneld_data_path_total{event=sent_no_peer}":          1,
+		"flanneld_data_path_queues":                             4,
+		"flanneld_data_path_offload{offload=tso}":               1,
+		"flanneld_data_path_offload{offload=uso}":               0,
 	}
 	got := scrape(t, board)
 	if diff := cmp.Diff(want, got); diff != "" {

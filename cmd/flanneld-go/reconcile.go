@@ -227,8 +227,13 @@ func (l *loop) round(ctx context.Context, stages []stage) (complete bool, _ erro
 	if c, ok := l.backend.(backend.Counter); ok {
 		counters = c.Counters()
 	}
+	var level backend.Level
+	if v, ok := l.backend.(backend.Leveler); ok {
+		level = v.Level()
+	}
 	l.board.Update(func(s *status.Status) {
 		s.Backend.Counters, s.Backend.DataPath = counters, l.dataPath()
+		s.Backend.Queues, s.Backend.Offloads = level.Queues, level.Offloads
 		s.Sync.Runs++
 		s.Sync.LastRun = l.clock.Now()
 		s.Sync.LastSeconds = took.Seconds()

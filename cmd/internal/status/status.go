@@ -171,6 +171,10 @@ type Backend struct {
 	MTU      int               `json:"mtu"`
 	Port     int               `json:"port"`
 	Counters map[string]uint64 `json:"counters,omitempty"`
+	// Queues and Offloads are those of a data path in user space: how many, and
+	// by name whether it is on.
+	Queues   int             `json:"queues,omitempty"`
+	Offloads map[string]bool `json:"offloads,omitempty"`
 }
 
 // Peer is another host.
