@@ -145,6 +145,9 @@ type Heir interface {
 	// lacks are closed here and must be dropped where they are kept, before the
 	// next Apply: they may be in its way.
 	Descriptors() []Descriptor
+	// Close closes all that is open, where Run was not started; Apply opens it
+	// again.
+	Close() error
 }
 
 // Inheritance is what came of an Inherit.

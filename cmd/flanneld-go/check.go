@@ -42,7 +42,7 @@ func (d *daemon) check(ctx context.Context, out io.Writer) (err error) {
 	if err := l.takeUplink(ctx); err != nil {
 		return err
 	}
-	if l.backend, err = l.newBackend(l.config.current); err != nil {
+	if l.backend, err = l.newBackend(l.config.current, l.uplink); err != nil {
 		return err
 	}
 	if l.attrs, err = l.backend.Attrs(); err != nil {

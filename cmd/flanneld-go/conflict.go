@@ -112,6 +112,7 @@ func (l *loop) takeDown(ctx context.Context) error {
 	}
 	l.path.applied, l.path.steady = false, false
 	errs := []error{l.backend.Cleanup(ctx), l.withdrawFiles(), l.dropDockerNetwork(ctx)}
+	l.keepDescriptors(ctx, l.backend)
 	for _, err := range joined(l.firewall.Cleanup(ctx)) {
 		// Without tools there are no rules of ours.
 		if !errors.Is(err, firewall.ErrNoTools) {

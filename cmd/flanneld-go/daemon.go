@@ -47,8 +47,10 @@ type daemon struct {
 	store    store
 	firewall *firewall.Firewall
 	notify   systemd.Notifier
-	units    units
-	places   dockerPlaces
+	// inherited are the descriptors that systemd kept of an earlier process.
+	inherited []*os.File
+	units     units
+	places    dockerPlaces
 }
 
 // newDaemon builds the graph. It reads files that options name, and touches
@@ -121,6 +123,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		"prefix", d.opts.etcd.Prefix, "docker", d.opts.docker())
 	d.warn()
 
+	d.inherited = append(d.inherited, d.notify.Kept()...)
 	group, ctx := errgroup.WithContext(ctx)
 	l := newLoop(d, host, group)
 	group.Go(func() error { return ls.serve(ctx, health{d.board, l.beat.last, d.clock.Now}, newRegistry(d.board)) })

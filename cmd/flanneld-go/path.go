@@ -50,7 +50,9 @@ func (l *loop) apply(ctx context.Context) error {
 	l.path.steady = l.path.steady && l.path.own == l.lease.own.Subnet && slices.Equal(peers, l.path.peers)
 	l.path.own = l.lease.own.Subnet
 	l.path.peers, l.path.refused, l.path.bad = peers, refused, l.snap.Bad
+	l.keepDescriptors(ctx, l.backend)
 	err := l.backend.Apply(ctx, backend.Desired{Config: l.config.current, Own: l.lease.own, Peers: l.path.peers})
+	l.keepDescriptors(ctx, l.backend)
 	failed, rest := splitPeerErrors(err)
 	l.blameDocker(failed)
 	l.path.steady = err == nil
@@ -60,7 +62,7 @@ func (l *loop) apply(ctx context.Context) error {
 		return rest
 	}
 	l.path.applied = true
-	l.startDataPath(ctx)
+	l.startDataPath(ctx, l.backend)
 	return nil
 }
 
@@ -194,9 +196,9 @@ func joined(err error) []error {
 	return multi.Unwrap()
 }
 
-// startDataPath starts a backend's data path in user space, if it does not run.
-func (l *loop) startDataPath(ctx context.Context) {
-	runner, ok := l.backend.(backend.Runner)
+// startDataPath starts b's data path in user space, if it does not run.
+func (l *loop) startDataPath(ctx context.Context, b any) {
+	runner, ok := b.(backend.Runner)
 	if !ok || l.path.stop != nil {
 		return
 	}

@@ -49,8 +49,8 @@ func TestTakeDownEndsTheDataPath(t *testing.T) {
 		}}
 		l.backend = f
 		for range 2 {
-			l.startDataPath(ctx)
-			l.startDataPath(ctx)
+			l.startDataPath(ctx, l.backend)
+			l.startDataPath(ctx, l.backend)
 			synctest.Wait()
 			if len(f.running) != 1 {
 				t.Fatal("does not run")

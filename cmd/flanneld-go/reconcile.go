@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -72,6 +73,7 @@ type loop struct {
 	neighbours neighbourState
 	files      fileState
 	docker     dockerState
+	heir       heirState
 }
 
 // heartbeat is when the loop last finished a round.
@@ -81,7 +83,7 @@ func (h *heartbeat) set(t time.Time) { h.nanos.Store(t.UnixNano()) }
 func (h *heartbeat) last() time.Time { return time.Unix(0, h.nanos.Load()) }
 
 func newLoop(d *daemon, host kernel.Host, group *errgroup.Group) *loop {
-	l := &loop{daemon: d, host: host, group: group, beat: &heartbeat{}, retry: retryMin}
+	l := &loop{daemon: d, host: host, group: group, beat: &heartbeat{}, retry: retryMin, heir: heirState{kept: map[string]syscall.RawConn{}}}
 	l.beat.set(d.clock.Now())
 	return l
 }
@@ -127,6 +129,7 @@ func (l *loop) run(ctx context.Context) error {
 	if err := l.remember(); err != nil {
 		return err
 	}
+	l.resume(ctx)
 	events, err := l.events(ctx)
 	if err != nil {
 		return err

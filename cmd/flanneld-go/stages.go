@@ -264,11 +264,7 @@ func (l *loop) takeUplink(ctx context.Context) error {
 	if l.uplink.Link.Index != 0 {
 		return l.watchUplink(ctx)
 	}
-	o := l.opts.uplink
-	for f, r := range l.config.current.Ranges {
-		o.Families[f] = r.Network.IsValid()
-	}
-	up, err := uplink.Choose(ctx, l.host, o)
+	up, err := l.chooseUplink(ctx, l.config.current)
 	if err != nil {
 		return err
 	}
@@ -278,6 +274,15 @@ func (l *loop) takeUplink(ctx context.Context) error {
 		s.Uplink = status.Uplink{Name: up.Link.Name, MTU: up.Link.MTU, Addrs: addrs(up.Addr), Public: addrs(up.Public)}
 	})
 	return nil
+}
+
+// chooseUplink looks for the interface that cfg's families need.
+func (l *loop) chooseUplink(ctx context.Context, cfg *subnet.Config) (backend.Uplink, error) {
+	o := l.opts.uplink
+	for f, r := range cfg.Ranges {
+		o.Families[f] = r.Network.IsValid()
+	}
+	return uplink.Choose(ctx, l.host, o)
 }
 
 // watchUplink says when the interface is not what it was chosen for: tunnels and
@@ -312,11 +317,11 @@ func (l *loop) watchUplink(ctx context.Context) error {
 }
 
 // newBackend makes a backend of cfg with the uplink as far as it is known.
-func (l *loop) newBackend(cfg *subnet.Config) (backend.Backend, error) {
+func (l *loop) newBackend(cfg *subnet.Config, up backend.Uplink) (backend.Backend, error) {
 	return catalog.New(backend.Params{
 		Config:    cfg,
 		Node:      l.node,
-		Uplink:    l.uplink,
+		Uplink:    up,
 		Kernel:    l.host,
 		Log:       l.log.With("backend", cfg.BackendType),
 		Blackhole: l.opts.blackholeRoute,
@@ -331,7 +336,10 @@ func (l *loop) takeBackend(ctx context.Context) error {
 	if l.backend != nil {
 		return nil
 	}
-	b, err := l.newBackend(l.config.current)
+	b, err := l.heirOf(ctx, l.config.current, l.uplink)
+	if err == nil && b == nil {
+		b, err = l.newBackend(l.config.current, l.uplink)
+	}
 	if err != nil {
 		return err
 	}
@@ -361,7 +369,7 @@ func (l *loop) removeFormer(ctx context.Context) error {
 	}
 	former := *l.config.current
 	former.BackendType, former.Backend = l.saved.BackendType, l.saved.Backend
-	b, err := l.newBackend(&former)
+	b, err := l.newBackend(&former, l.uplink)
 	if err != nil {
 		l.log.Warn("former backend is unknown, its devices and routes stay", "backend", former.BackendType, "error", err)
 		return nil

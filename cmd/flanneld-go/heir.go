@@ -1,0 +1,179 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/catalog"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// dropTimeout is how long the service manager may take to drop descriptors.
+const dropTimeout = 5 * time.Second
+
+// heirState is the data path as far as it goes on from an earlier process's.
+type heirState struct {
+	// backend is the one that inherited, by config and uplink; nil: none did, or
+	// what it inherited was let go.
+	backend backend.Heir
+	config  *subnet.Config
+	uplink  backend.Uplink
+	// kept is what the service manager has, by name: the same Conn is the same
+	// descriptor, nil is none that is open here.
+	kept map[string]syscall.RawConn
+	// said is the last complaint about the service manager.
+	said string
+}
+
+// resume goes on forwarding from the descriptors that the service manager kept, by
+// what the cache says of config, lease and peers, before etcd is asked: packets wait
+// in them. Nothing is created or deleted in the kernel, and nothing is said of the
+// lease, until the rounds come to that.
+func (l *loop) resume(ctx context.Context) {
+	if len(l.inherited) == 0 {
+		return
+	}
+	for _, f := range l.inherited {
+		l.heir.kept[f.Name()] = nil
+	}
+	in, err := l.inherit(ctx)
+	if err != nil {
+		in.Refused = append(in.Refused, err)
+		for _, f := range l.inherited {
+			in.Refused = append(in.Refused, f.Close())
+		}
+	}
+	l.inherited = nil
+	if err := errors.Join(in.Refused...); err != nil {
+		l.log.Warn("descriptors of the former process are not used", "error", err)
+	}
+	if in.Whole {
+		l.startDataPath(ctx, l.heir.backend)
+		l.log.Info("forwarding goes on from the former process", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers))
+	}
+	if l.heir.backend == nil {
+		l.keepDescriptors(ctx, nil)
+		return
+	}
+	for _, d := range l.heir.backend.Descriptors() {
+		l.heir.kept[d.Name] = d.Conn
+	}
+	l.keepDescriptors(ctx, l.heir.backend)
+}
+
+// inherit gives the descriptors to a backend by the cache. With an error they are
+// the caller's still.
+func (l *loop) inherit(ctx context.Context) (in backend.Inheritance, _ error) {
+	if !l.cachedLease() {
+		return in, errors.New("the cache holds no lease of this host's")
+	}
+	cfg, err := catalog.Parse(l.cache.Config.Text)
+	if err != nil {
+		return in, fmt.Errorf("network config in the cache: %w", err)
+	}
+	if !l.appliedLast(cfg) {
+		return in, errors.New("the backend applied last is not that of the cache")
+	}
+	up, err := l.chooseUplink(ctx, cfg)
+	if err != nil {
+		return in, err
+	}
+	b, err := l.newBackend(cfg, up)
+	if err != nil {
+		return in, err
+	}
+	heir, ok := b.(backend.Heir)
+	if !ok {
+		return in, fmt.Errorf("backend %s forwards in the kernel", cfg.BackendType)
+	}
+	attrs, err := b.Attrs()
+	if err != nil {
+		return in, err
+	}
+	peers, _ := selectPeers(cfg, self{l.node, attrs.PublicIP, l.cache.Own.Subnet}, l.cache.World().Leases)
+	in = heir.Inherit(ctx, backend.Desired{Config: cfg, Own: l.cache.Own, Peers: peers}, l.inherited)
+	l.heir.backend, l.heir.config, l.heir.uplink = heir, cfg, up
+	return in, nil
+}
+
+// heirOf returns the backend that has inherited if it is what config and uplink ask
+// for, and else lets go of what it has; nil: there is none.
+func (l *loop) heirOf(ctx context.Context, cfg *subnet.Config, up backend.Uplink) (backend.Backend, error) {
+	h := l.heir.backend
+	if h == nil {
+		return nil, nil //nolint:nilnil // there is none, which is no error
+	}
+	then := l.heir.uplink
+	same := then.Link.Index == up.Link.Index && then.Link.MTU == up.Link.MTU && then.Addr == up.Addr && then.Public == up.Public
+	if b, ok := h.(backend.Backend); ok && same && len(needsRestart(l.heir.config, cfg)) == 0 {
+		return b, nil
+	}
+	l.log.Info("config or uplink is another than that of the former process, its descriptors are let go")
+	l.heir.backend = nil
+	if l.path.stop != nil {
+		l.path.stop()
+		l.path.stop = nil
+	}
+	err := h.Close()
+	l.keepDescriptors(ctx, nil)
+	return nil, err
+}
+
+// keepDescriptors makes the service manager keep what b has open, and nothing else.
+// A kept one that is closed here would still hold a port, or a queue that nobody
+// reads: so this comes before an Apply as well as after it.
+func (l *loop) keepDescriptors(ctx context.Context, b any) {
+	want := map[string]syscall.RawConn{}
+	if h, ok := b.(backend.Heir); ok {
+		for _, d := range h.Descriptors() {
+			want[d.Name] = d.Conn
+		}
+	}
+	var drop []string
+	for name, conn := range l.heir.kept {
+		if conn == nil || want[name] != conn {
+			drop = append(drop, name)
+		}
+	}
+	var errs []error
+	if len(drop) > 0 {
+		slices.Sort(drop)
+		errs = append(errs, l.dropDescriptors(ctx, drop))
+	}
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		if l.heir.kept[name] == want[name] {
+			continue
+		}
+		err := l.notify.Keep(name, want[name])
+		if err == nil {
+			l.heir.kept[name] = want[name]
+		}
+		errs = append(errs, err)
+	}
+	said := ""
+	if err := errors.Join(errs...); err != nil {
+		if said = err.Error(); said != l.heir.said {
+			l.complain(err)
+		}
+	}
+	l.heir.said = said
+}
+
+// dropDescriptors makes the service manager close what it keeps under names.
+func (l *loop) dropDescriptors(ctx context.Context, names []string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dropTimeout)
+	defer cancel()
+	if err := l.notify.Drop(ctx, names...); err != nil {
+		return err
+	}
+	for _, name := range names {
+		delete(l.heir.kept, name)
+	}
+	return nil
+}
