@@ -1,0 +1,78 @@
+package hosts
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
+)
+
+// TestRestartUnnoticed restarts and kills our daemon on both machines below a ping at
+// 1,000 packets a second: systemd keeps the tunnel's descriptors meanwhile, packets
+// wait in them, and none is lost. A stop gives the device up.
+func TestRestartUnnoticed(t *testing.T) {
+	if !whole() {
+		t.Skip("long matrix: run make hosts")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	o := newOverlay(ctx, t, setup{bookworm(), walks()[0], variants()[0]})
+	if err := o.apps[0].WaitPing(ctx, o.apps[1].addr); err != nil {
+		t.Fatal(err)
+	}
+	for _, how := range []struct{ name, script string }{
+		{"restart", "systemctl restart " + ourService},
+		{"kill", "systemctl kill --signal=KILL --kill-who=main " + ourService},
+	} {
+		t.Run(how.name, func(t *testing.T) {
+			p, err := o.apps[0].StartPing(ctx, lab.PingOptions{To: o.apps[1].addr, Interval: time.Millisecond, Timeout: 5 * time.Second})
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.each(t, func(m *Machine) error { return m.restartBelow(ctx, how.script) })
+			r := p.Stop()
+			t.Logf("%d sent, %d lost, longest outage %s, slowest %s", r.Sent, r.Lost(), r.Gap, r.Max)
+			if r.Sent < 300 || r.Lost() != 0 {
+				t.Errorf("%d of %d packets are lost, want none of at least 300", r.Lost(), r.Sent)
+			}
+		})
+	}
+	for _, m := range o.machines {
+		out, err := m.script(ctx, "journalctl --no-pager -u "+ourService+" | grep -c 'forwarding goes on from the former process'")
+		t.Logf("%s: resumed %s", m.Name, out)
+		if err != nil {
+			t.Errorf("%s never went on from the former process: %v", m.Name, err)
+		}
+	}
+	m := o.machines[0]
+	if err := m.Service(ctx, ourService, "stop"); err != nil {
+		t.Fatal(err)
+	}
+	// A queue that somebody holds gives the device its carrier.
+	if out, err := m.script(ctx, "ip -o link show flannel0"); err != nil || !strings.Contains(out, "NO-CARRIER") {
+		t.Errorf("flannel0 after a stop: %q, %v; want it without a carrier, for nobody holds it", out, err)
+	}
+}
+
+// restartBelow runs script, which ends our daemon, and waits until another process of
+// it knows its peers again.
+func (m *Machine) restartBelow(ctx context.Context, script string) error {
+	const pid = "systemctl show --value --property=MainPID " + ourService
+	before, err := m.script(ctx, pid)
+	if err != nil {
+		return err
+	}
+	if _, err := m.script(ctx, script); err != nil {
+		return err
+	}
+	err = m.poll(ctx, "another process", func() (bool, error) {
+		after, err := m.script(ctx, pid)
+		return err == nil && after != before && after != "0\n", err
+	})
+	if err != nil {
+		return err
+	}
+	return m.waitPeers(ctx, 1)
+}
