@@ -143,7 +143,8 @@ func (p *pings) begin(ctx context.Context, b between, from, to *lab.Container) e
 	return nil
 }
 
-// follow adds up one series after the other until ctx ends.
+// follow adds up one series after the other until ctx ends, or until the container
+// is gone, which retarget comes to know a moment later.
 func (p *pings) follow(ctx context.Context, pair *Pair, series *lab.Pinging, next func() (*lab.Pinging, error)) error {
 	for {
 		change := time.NewTimer(seriesFor)
@@ -157,7 +158,10 @@ func (p *pings) follow(ctx context.Context, pair *Pair, series *lab.Pinging, nex
 		// It sends before the last answers of this one are in.
 		following, err := next()
 		p.count(pair, series)
-		if err != nil {
+		switch {
+		case errors.Is(err, lab.ErrRemoved):
+			return nil
+		case err != nil:
 			return fmt.Errorf("ping %s from %s: %w", pair.To, pair.From, err)
 		}
 		series = following

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -19,9 +20,16 @@ type Node struct {
 	// Name is the namespace's, as `ip netns` lists it where it is the lab's.
 	Name string
 
-	ns    netns.NsHandle
 	links *netlink.Handle
+
+	mu sync.Mutex // guards what follows
+	ns netns.NsHandle
+	// removed: the descriptors are given back.
+	removed bool
 }
+
+// ErrRemoved is what a node returns that was removed or closed.
+var ErrRemoved = errors.New("namespace was removed")
 
 // newNode creates a named namespace with its loopback interface up and marked
 // as the lab's. Nothing is left of it after an error.
@@ -57,6 +65,9 @@ func OpenNode(name, path string) (*Node, error) {
 
 // Close closes a node of OpenNode.
 func (n *Node) Close() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.removed = true
 	n.links.Close()
 	return n.ns.Close()
 }
@@ -87,6 +98,9 @@ func mark(lab string) string { return "flannel-lab " + lab }
 
 // remove gives the node's descriptors back and deletes the namespace's name.
 func (n *Node) remove() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.removed = true
 	if n.links != nil {
 		n.links.Close()
 	}
@@ -117,14 +131,23 @@ func onOwnThread(f func() error) error {
 
 // Do runs f on a thread inside the namespace. Sockets opened and processes
 // started by f itself belong to the namespace for ever; goroutines that f
-// starts do not.
+// starts do not. ErrRemoved: there is no namespace any more.
 func (n *Node) Do(f func() error) error {
 	return onOwnThread(func() error {
-		if err := netns.Set(n.ns); err != nil {
+		if err := n.enter(); err != nil {
 			return fmt.Errorf("enter namespace %s: %w", n.Name, err)
 		}
 		return f()
 	})
+}
+
+func (n *Node) enter() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.removed {
+		return ErrRemoved
+	}
+	return netns.Set(n.ns)
 }
 
 // Links is rtnetlink inside the namespace. It is safe for concurrent use.
