@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -145,17 +146,20 @@ func TestKeeperInAStoreLostAgain(t *testing.T) {
 func TestKeeperAvoidsWhatIsThereNow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		unread := errors.New("routes cannot be read")
-		var why error
+		var broken atomic.Bool
 		h := start(t, newStore(config), func(o *subnet.KeeperOptions) {
 			o.Avoid = func(context.Context) ([]netip.Prefix, error) {
-				return []netip.Prefix{netip.MustParsePrefix("10.5.126.0/23")}, why
+				if broken.Load() {
+					return nil, unread
+				}
+				return []netip.Prefix{netip.MustParsePrefix("10.5.126.0/23")}, nil
 			}
 		})
-		why = unread
+		broken.Store(true)
 		put(t, h.data, home, attrs("b", "198.18.0.2"), 0)
 		after(ttl / 2)
 		h.want(subnet.StateConflict, home, unread.Error())
-		why = nil
+		broken.Store(false)
 		after(time.Minute)
 		h.want(subnet.StateValid, "10.5.128.0-24", "")
 		h.end()
