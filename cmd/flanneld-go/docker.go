@@ -69,6 +69,8 @@ func (systemdUnits) Outcome(ctx context.Context) (state, result string, err erro
 // dockerState is what the loop does to Docker, and what came of it.
 type dockerState struct {
 	seen dockerSeen
+	// problem is what was wrong when it was last looked at.
+	problem error
 	// restart: a key of ours changed and Docker was not restarted since.
 	restart bool
 	// marked: the firewall sets the mark that Docker lets through.
@@ -102,15 +104,17 @@ func (l *loop) keepsDocker() bool {
 }
 
 // writeDocker keeps Docker's keys, by the one channel that was chosen, or its
-// network.
+// network. While Docker is restarted, file and containers are Docker's: what was
+// wrong before stays wrong until somebody has looked.
 func (l *loop) writeDocker(ctx context.Context) error {
 	l.files.stale = false
-	if !l.keepsDocker() {
-		return nil
+	if l.keepsDocker() && !l.docker.restarting.Load() {
+		l.docker.problem = l.keepDocker(ctx)
 	}
-	if l.docker.restarting.Load() {
-		return nil // until it is over, file and containers are Docker's
-	}
+	return l.docker.problem
+}
+
+func (l *loop) keepDocker(ctx context.Context) error {
 	l.keepAttempt()
 	l.lookAtDocker(ctx)
 	if err := l.markNow(ctx); err != nil {
