@@ -29,11 +29,21 @@ type socket struct {
 type mmsghdr struct {
 	unix.Msghdr
 	n uint32 // bytes moved
-	_ [4]byte
 }
 
-// ancillary holds one control message with a number of up to four bytes.
-type ancillary [24]byte
+// ancillary holds one control message with a number of up to four bytes, aligned
+// as struct cmsghdr is.
+type ancillary struct {
+	unix.Cmsghdr
+	data [8]byte
+}
+
+// vector is b as the kernel takes it.
+func vector(b []byte) unix.Iovec {
+	v := unix.Iovec{Base: unsafe.SliceData(b)}
+	v.SetLen(len(b))
+	return v
+}
 
 // incoming is a call of recvmmsg in progress.
 type incoming struct {
@@ -66,12 +76,12 @@ func (s *socket) ReadBatch(batch []Arrival) (int, error) {
 	c.n, c.err, c.most = 0, nil, min(len(batch), arrivalsMost)
 	for i := range c.most {
 		b := batch[i].Data[:cap(batch[i].Data)]
-		c.data[i] = unix.Iovec{Base: &b[0], Len: uint64(len(b))}
+		c.data[i] = vector(b)
 		c.headers[i].Msghdr = unix.Msghdr{
 			Name: (*byte)(unsafe.Pointer(&c.from[i])), Namelen: unix.SizeofSockaddrInet6,
-			Iov: &c.data[i], Iovlen: 1,
-			Control: &c.control[i][0], Controllen: uint64(len(c.control[i])),
+			Iov: &c.data[i], Iovlen: 1, Control: (*byte)(unsafe.Pointer(&c.control[i])),
 		}
+		c.headers[i].SetControllen(int(unsafe.Sizeof(c.control[i])))
 	}
 	if err := s.raw.Read(c.ready); err != nil {
 		return 0, err
@@ -109,9 +119,8 @@ func (s *socket) receive(fd uintptr) bool {
 // groSize is the length of the datagrams that the kernel joined: udp(7), UDP_GRO.
 // Without the control message there is one.
 func groSize(h *mmsghdr, c *ancillary, all int) int {
-	cm := (*unix.Cmsghdr)(unsafe.Pointer(c))
-	if h.Controllen >= uint64(unix.CmsgLen(4)) && cm.Level == unix.SOL_UDP && cm.Type == unix.UDP_GRO {
-		if size := int(binary.NativeEndian.Uint32(c[unix.CmsgLen(0):])); size > 0 {
+	if int(h.Controllen) >= unix.CmsgLen(4) && c.Level == unix.SOL_UDP && c.Type == unix.UDP_GRO { //nolint:gosec // at most what was offered
+		if size := int(binary.NativeEndian.Uint32(c.data[:])); size > 0 {
 			return size
 		}
 	}
@@ -220,20 +229,21 @@ func (c *outgoing) fill(batch []Message, segment bool) {
 func (c *outgoing) add(m *Message, used int) int {
 	parts := c.parts[used : used+len(m.Parts)]
 	for i, b := range m.Parts {
-		parts[i] = unix.Iovec{Base: unsafe.SliceData(b), Len: uint64(len(b))}
+		parts[i] = vector(b)
 	}
 	h := &c.headers[c.n].Msghdr
 	*h = unix.Msghdr{
 		Name: (*byte)(unsafe.Pointer(&c.to[c.n])), Namelen: putAddrPort(&c.to[c.n], m.To),
-		Iov: &parts[0], Iovlen: uint64(len(parts)),
+		Iov: &parts[0],
 	}
+	h.SetIovlen(len(parts))
 	if m.Packets > 1 {
 		ctl := &c.control[c.n]
-		*(*unix.Cmsghdr)(unsafe.Pointer(ctl)) = unix.Cmsghdr{
-			Len: uint64(unix.CmsgLen(2)), Level: unix.SOL_UDP, Type: unix.UDP_SEGMENT,
-		}
-		binary.NativeEndian.PutUint16(ctl[unix.CmsgLen(0):], uint16(m.Size)) //nolint:gosec // at most maxDatagram
-		h.Control, h.Controllen = &ctl[0], uint64(unix.CmsgSpace(2))
+		ctl.Level, ctl.Type = unix.SOL_UDP, unix.UDP_SEGMENT
+		ctl.SetLen(unix.CmsgLen(2))
+		binary.NativeEndian.PutUint16(ctl.data[:], uint16(m.Size)) //nolint:gosec // at most maxDatagram
+		h.Control = (*byte)(unsafe.Pointer(ctl))
+		h.SetControllen(unix.CmsgSpace(2))
 	}
 	c.n++
 	return used + len(parts)

@@ -327,9 +327,9 @@ func (t *tun) read(fd uintptr) bool {
 func (t *tun) Write(packet offload.Joined) error {
 	c := &t.writing
 	packet.Header.Put(c.header[:])
-	c.parts = append(c.all[:0], unix.Iovec{Base: &c.header[0], Len: offload.HeaderSize})
+	c.parts = append(c.all[:0], vector(c.header[:]))
 	for _, b := range packet.Parts {
-		c.parts = append(c.parts, unix.Iovec{Base: unsafe.SliceData(b), Len: uint64(len(b))})
+		c.parts = append(c.parts, vector(b))
 	}
 	c.err = nil
 	return t.outcome(t.raw.Write(c.ready), c.err)
