@@ -34,10 +34,12 @@ const (
 )
 
 // Where base chains stand. Forgeries are dropped before connection tracking
-// remembers them. NAT comes before that of Docker, at 100, and firewalld, at 110.
+// remembers them, and counted before anybody drops them in a raw table, as Docker
+// does from 28 on: of chains of one priority the kernel asks the youngest first.
+// Fragments are whole by then, since -400. NAT comes before that of Docker, at 100, and firewalld, at 110.
 const (
-	priorityRaw = -300
-	priorityNAT = 90
+	priorityDrops = -310
+	priorityNAT   = 90
 )
 
 // compiler collects one family's table.
@@ -97,7 +99,7 @@ func (d *draft) done() bool {
 }
 
 func filterHook(number *nftables.ChainHook) hook {
-	return hook{kind: nftables.ChainTypeFilter, number: *number, priority: priorityRaw}
+	return hook{kind: nftables.ChainTypeFilter, number: *number, priority: priorityDrops}
 }
 
 // prerouting looks at every packet that comes in: at what a tunnel device

@@ -108,7 +108,7 @@ func anyTable() *rapid.Generator[table] {
 		for _, n := range rapid.SliceOfDistinct(name, rapid.ID).Draw(t, "chains") {
 			c := chain{name: n, rules: rapid.SliceOfN(text, 0, 3).Draw(t, "rules")}
 			if rapid.Bool().Draw(t, "base") {
-				c.hook = hook{kind: "filter", priority: priorityRaw}
+				c.hook = hook{kind: "filter", priority: priorityDrops}
 			}
 			out.chains = append(out.chains, c)
 		}
