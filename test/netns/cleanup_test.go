@@ -142,7 +142,11 @@ func look(t *testing.T, h *lab.Host) map[string][]string {
 	t.Helper()
 	state := map[string][]string{}
 	for what, script := range looks() {
-		state[what] = strings.Split(volatile.ReplaceAllString(run(t, h, script), ""), "\n")
+		out := run(t, h, script)
+		for strings.Contains(out, "Dump was interrupted") { // by a change meanwhile, says ip: it may lack something
+			out = run(t, h, script)
+		}
+		state[what] = strings.Split(volatile.ReplaceAllString(out, ""), "\n")
 	}
 	return state
 }
@@ -164,8 +168,12 @@ func wantTouched(t *testing.T, c cleanupCase, before, during map[string][]string
 	slices.Sort(want)
 	var got []string
 	for _, what := range slices.Sorted(maps.Keys(before)) {
-		if !slices.Equal(before[what], during[what]) {
-			got = append(got, what)
+		if slices.Equal(before[what], during[what]) {
+			continue
+		}
+		got = append(got, what)
+		if !slices.Contains(want, what) {
+			t.Errorf("%s (-before +during):\n%s", what, cmp.Diff(before[what], during[what]))
 		}
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
