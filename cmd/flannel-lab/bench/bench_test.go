@@ -19,58 +19,14 @@ import (
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/traffic"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-func TestMedian(t *testing.T) {
-	for name, tc := range map[string]struct {
-		values []float64
-		want   float64
-	}{
-		"one":        {[]float64{3}, 3},
-		"odd":        {[]float64{9, 1, 5}, 5},
-		"even":       {[]float64{4, 1, 3, 2}, 2.5},
-		"an outlier": {[]float64{1, 1, 1, 1, 1e9}, 1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if got := median(tc.values); got != tc.want {
-				t.Errorf("got %v, want %v", got, tc.want)
-			}
-		})
-	}
-	if got := median(nil); !math.IsNaN(got) {
-		t.Errorf("of nothing: got %v", got)
-	}
-}
-
-func TestPercentile(t *testing.T) {
-	hundred := make([]int, 100)
-	for i := range hundred {
-		hundred[i] = i + 1
-	}
-	for _, tc := range []struct {
-		sorted []int
-		p      int
-		want   int
-	}{
-		{[]int{7}, 50, 7},
-		{[]int{7}, 99, 7},
-		{[]int{1, 2}, 50, 1},
-		{[]int{1, 2, 3}, 50, 2},
-		{hundred, 50, 50},
-		{hundred, 99, 99},
-		{hundred[:50], 99, 50},
-		{hundred, 0, 1},
-	} {
-		if got := percentile(tc.sorted, tc.p); got != tc.want {
-			t.Errorf("%d of %d: got %d, want %d", tc.p, len(tc.sorted), got, tc.want)
-		}
-	}
-}
 
 // sentFor is what a sender did that kept a rate for a second.
 func sentFor(rate, arrived float64, lasted time.Duration) trial {
@@ -176,71 +132,11 @@ func TestHighestRateEndsWithAnError(t *testing.T) {
 	}
 }
 
-func TestProc(t *testing.T) {
-	const machine = "cpu  100 20 3 9999 888 4 5 77 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
-	if got, err := machineTime(machine); err != nil || got != 1320*time.Millisecond {
-		t.Errorf("machine: got %s, %v", got, err)
-	}
-	const process = "42 (a (b) c d) S 1 42 42 0 -1 4194304 9 9 9 9 150 50 7 7 20 0 9 0 1 1 1\n"
-	if got, err := processTime(process); err != nil || got != 2*time.Second {
-		t.Errorf("process: got %s, %v", got, err)
-	}
-	if got, err := peakMemory("Name:\tx\nVmHWM:\t   2048 kB\nVmRSS:\t 1 kB\n"); err != nil || got != 2<<20 {
-		t.Errorf("memory: got %d, %v", got, err)
-	}
-	for _, text := range []string{"", "cpu", "cpu 1 2 3 4 5 6", "intr 1 2 3 4 5 6 7 8"} {
-		if _, err := machineTime(text); !errors.Is(err, errProc) {
-			t.Errorf("machineTime(%q): %v", text, err)
-		}
-	}
-	for _, text := range []string{"", "42 (x) S 1", "no parenthesis"} {
-		if _, err := processTime(text); !errors.Is(err, errProc) {
-			t.Errorf("processTime(%q): %v", text, err)
-		}
-	}
-	if _, err := machineTime("cpu 1 x 3 4 5 6 7 8"); err == nil {
-		t.Error("a word is a number")
-	}
-	if _, err := peakMemory("VmRSS: 1 kB\n"); !errors.Is(err, errProc) {
-		t.Errorf("no VmHWM: %v", err)
-	}
-}
-
-func TestCPUModel(t *testing.T) {
-	for text, want := range map[string]string{
-		"processor\t: 0\nmodel name\t: A: B\nmodel name\t: C\n": "A: B",
-		"processor\t: 0\nBogoMIPS\t: 50\n":                      "CPU of unknown model",
-	} {
-		if got := cpuModel(text); got != want {
-			t.Errorf("got %q, want %q", got, want)
-		}
-	}
-}
-
-func TestMinuteLoad(t *testing.T) {
-	if got, err := minuteLoad("0.52 1.25 3.00 2/345 6789\n"); err != nil || got != 0.52 {
-		t.Errorf("got %v, %v", got, err)
-	}
-	if _, err := minuteLoad("busy"); err == nil {
-		t.Error("a word is a load")
-	}
-}
-
-func TestNumber(t *testing.T) {
-	for v, want := range map[float64]string{
-		math.NaN(): "-", 0: "0", 12345.6: "12346", 99.96: "100", 99.94: "99.9", 9.996: "10.0", 1.234: "1.23", 0.9996: "1.00", 0.0567: "0.057",
-	} {
-		if got := number(v); got != want {
-			t.Errorf("%v: got %q, want %q", v, got, want)
-		}
-	}
-}
-
 // known is a report whose figures are easily told apart: three rounds of a machine
 // that slows down, in which ratios stay.
 func known(names ...string) Report {
 	r := Report{
-		Machine: Machine{CPU: "Z80", Cores: 1, Kernel: "6.1", Arch: "z80", Go: "go1", Day: "2026-01-02", Load: 0.25},
+		Machine: machine.Description{CPU: "Z80", Cores: 1, Kernel: "6.1", Arch: "z80", Go: "go1", Day: "2026-01-02", Load: 0.25},
 		Seconds: 0.5,
 	}
 	for _, v := range Variants() {
@@ -307,7 +203,7 @@ func TestRatiosAreOfOneRound(t *testing.T) {
 	r := known()
 	r.Rounds[1][nameUDP][keyStream1] = 1e-9
 	at := point{nameUDP, keyStream1}
-	if got := median(r.toReference(at)); got != 2 {
+	if got := page.Median(r.toReference(at)); got != 2 {
 		t.Errorf("got %v, want 2", got)
 	}
 	delete(r.Rounds[0][nameUDP], keyStream1)
@@ -359,62 +255,23 @@ func TestPlotWithoutFigures(t *testing.T) {
 	}
 }
 
-func TestReplaceSection(t *testing.T) {
-	const begin, end = sectionBegin + "\n", sectionEnd + "\n"
-	for name, tc := range map[string]struct{ page, want string }{
-		"empty":      {"a\n" + begin + end + "b\n", "a\n" + begin + "\nnew\n\n" + end + "b\n"},
-		"an old one": {begin + "\nold\n\n" + end, begin + "\nnew\n\n" + end},
-	} {
-		t.Run(name, func(t *testing.T) {
-			got, err := replaceSection([]byte(tc.page), []byte("new\n"))
-			if err != nil || string(got) != tc.want {
-				t.Errorf("got %q, %v, want %q", got, err, tc.want)
-			}
-		})
-	}
-	for name, page := range map[string]string{"nothing": "a\n", "no end": begin + "a\n", "reversed": end + begin} {
-		t.Run(name, func(t *testing.T) {
-			if _, err := replaceSection([]byte(page), nil); !errors.Is(err, ErrNoSection) {
-				t.Errorf("got %v", err)
-			}
-		})
-	}
-}
-
 func TestWriteDocs(t *testing.T) {
 	folder := t.TempDir()
-	page := filepath.Join(folder, pageName)
-	if err := CheckDocs(folder); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("no page: %v", err)
-	}
-	if err := os.WriteFile(page, []byte("# Title\n\nown words\n"), 0o644); err != nil {
+	path := filepath.Join(folder, section().Page)
+	text := "own words\n<!-- data path: written by make bench -->\n<!-- data path: end -->\nmore words\n"
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	r := known()
-	for _, err := range []error{CheckDocs(folder), r.WriteDocs(folder)} {
-		if !errors.Is(err, ErrNoSection) {
-			t.Errorf("no section: %v", err)
-		}
-	}
-	if _, err := os.Stat(filepath.Join(folder, plotName)); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a plot that no page speaks of: %v", err)
-	}
-	text := "own words\n" + sectionBegin + "\n" + sectionEnd + "\nmore words\n"
-	if err := os.WriteFile(page, []byte(text), 0o644); err != nil {
+	if err := r.WriteDocs(folder); err != nil {
 		t.Fatal(err)
 	}
-	// The second time changes nothing.
-	for range 2 {
-		if err := errors.Join(CheckDocs(folder), r.WriteDocs(folder)); err != nil {
-			t.Fatal(err)
-		}
-		got, err := os.ReadFile(page)
-		if err != nil {
-			t.Fatal(err)
-		}
-		checkGolden(t, "page.md", got)
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
 	}
-	plot, err := os.ReadFile(filepath.Join(folder, plotName))
+	checkGolden(t, "page.md", got)
+	plot, err := os.ReadFile(filepath.Join(folder, section().Picture))
 	if err != nil || !bytes.Equal(plot, r.Plot()) {
 		t.Errorf("the plot beside the page: %d bytes, %v", len(plot), err)
 	}

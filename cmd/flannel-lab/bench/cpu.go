@@ -1,67 +1,10 @@
 package bench
 
 import (
-	"errors"
-	"fmt"
-	"os"
-	"strconv"
-	"strings"
 	"time"
+
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
 )
-
-// ticks is the unit of CPU times in /proc, USER_HZ: 100 on every architecture
-// that Go knows (proc(5)).
-const ticks = time.Second / 100
-
-var errProc = errors.New("not in the form of proc(5)")
-
-// machineTime is how long the machine's cores have been busy: user, nice, system,
-// irq and softirq in the first line of /proc/stat.
-func machineTime(stat string) (time.Duration, error) {
-	line, _, _ := strings.Cut(stat, "\n")
-	fields := strings.Fields(line)
-	if len(fields) < 8 || fields[0] != "cpu" {
-		return 0, fmt.Errorf("read /proc/stat: %q: %w", line, errProc)
-	}
-	return sumTicks(fields[1], fields[2], fields[3], fields[6], fields[7])
-}
-
-// processTime is how long a process and its threads have been busy, from
-// /proc/PID/stat. The program's name, in parentheses, may contain anything.
-func processTime(stat string) (time.Duration, error) {
-	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 13 {
-		return 0, fmt.Errorf("read /proc/PID/stat: %q: %w", stat, errProc)
-	}
-	return sumTicks(fields[11], fields[12])
-}
-
-func sumTicks(fields ...string) (time.Duration, error) {
-	var sum time.Duration
-	for _, f := range fields {
-		n, err := strconv.ParseInt(f, 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("read CPU time: %w", err)
-		}
-		sum += time.Duration(n) * ticks
-	}
-	return sum, nil
-}
-
-// peakMemory is the most that a process was resident, in bytes, from
-// /proc/PID/status.
-func peakMemory(status string) (int64, error) {
-	for line := range strings.Lines(status) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
-			if err != nil {
-				return 0, fmt.Errorf("read VmHWM: %w", err)
-			}
-			return kb << 10, nil
-		}
-	}
-	return 0, fmt.Errorf("read /proc/PID/status: no VmHWM: %w", errProc)
-}
 
 // usage is the CPU time spent so far.
 type usage struct{ machine, daemons time.Duration }
@@ -71,21 +14,12 @@ func (u usage) since(before usage) usage {
 }
 
 // usage reads what the machine, and the pair's daemons, have spent.
-func (p *pair) usage() (usage, error) {
-	var u usage
-	stat, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return u, err
-	}
-	if u.machine, err = machineTime(string(stat)); err != nil {
+func (p *pair) usage() (u usage, err error) {
+	if u.machine, err = machine.Spent(); err != nil {
 		return u, err
 	}
 	for _, d := range p.daemons {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.PID()))
-		if err != nil {
-			return u, err
-		}
-		t, err := processTime(string(stat))
+		t, err := machine.ProcessSpent(d.PID())
 		if err != nil {
 			return u, err
 		}
@@ -98,11 +32,7 @@ func (p *pair) usage() (usage, error) {
 func (p *pair) resident() (int64, error) {
 	var most int64
 	for _, d := range p.daemons {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.PID()))
-		if err != nil {
-			return 0, err
-		}
-		peak, err := peakMemory(string(status))
+		peak, err := machine.PeakMemory(d.PID())
 		if err != nil {
 			return 0, err
 		}

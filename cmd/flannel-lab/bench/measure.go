@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/traffic"
 )
 
@@ -240,8 +241,8 @@ func (p *pair) measurePing(ctx context.Context, window time.Duration, s Sample) 
 		return fmt.Errorf("none of %d was answered", e.Lost)
 	}
 	slices.Sort(e.RTT)
-	s[keyPing] = micros(percentile(e.RTT, 50))
-	s[keyPing99] = micros(percentile(e.RTT, 99))
+	s[keyPing] = micros(page.Percentile(e.RTT, 50))
+	s[keyPing99] = micros(page.Percentile(e.RTT, 99))
 	return nil
 }
 

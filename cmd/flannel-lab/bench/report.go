@@ -1,8 +1,13 @@
 package bench
 
+import (
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page"
+)
+
 // Report is what a run found.
 type Report struct {
-	Machine Machine
+	Machine machine.Description
 	// Seconds is how long one measurement lasted.
 	Seconds  float64
 	Variants []Variant
@@ -68,7 +73,7 @@ func claims() []claim {
 // found is the median of what a claim is about; NaN when it was not measured.
 func (c claim) found(r Report) float64 {
 	if c.by == (point{}) {
-		return median(r.values(c.of))
+		return page.Median(r.values(c.of))
 	}
-	return median(r.ratios(c.of, c.by))
+	return page.Median(r.ratios(c.of, c.by))
 }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
 )
 
 // Options describe a run.
@@ -34,7 +35,7 @@ const upWithin = 60 * time.Second
 func Run(ctx context.Context, l *lab.Lab, o Options) (Report, error) {
 	r := Report{Seconds: o.Window.Seconds(), Variants: o.Variants}
 	var err error
-	if r.Machine, err = thisMachine(); err != nil {
+	if r.Machine, err = machine.Describe(); err != nil {
 		return r, err
 	}
 	pairs := make([]*pair, len(o.Variants))

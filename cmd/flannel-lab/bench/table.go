@@ -6,21 +6,18 @@ import (
 	"io"
 	"math"
 	"strings"
+
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page"
 )
-
-// absent is what a table shows where there is no figure.
-const absent = "-"
-
-// disturbed stands above the figures of a busy machine.
-const disturbed = "**The machine was busy with other programs before the run: these figures and ratios prove nothing.**\n\n"
 
 // Markdown writes what was found as tables for people.
 func (r Report) Markdown(out io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s.\nRounds: %d, with %.3g s for a measurement. A figure is their median, in parentheses the median of its\nratios to %s in the same round.\n\n",
 		r.Machine, len(r.Rounds), r.Seconds, Reference)
-	if r.Machine.busy() {
-		b.WriteString(disturbed)
+	if r.Machine.Busy() {
+		b.WriteString(page.Disturbed)
 	}
 	b.WriteString("| |")
 	for _, v := range r.Variants {
@@ -43,11 +40,11 @@ func (r Report) Markdown(out io.Writer) error {
 
 // cell reads as "12.3 (0.55)".
 func (r Report) cell(at point) string {
-	text := number(median(r.values(at)))
-	if at.variant == Reference || text == absent {
+	text := page.Number(page.Median(r.values(at)))
+	if at.variant == Reference || text == page.Absent {
 		return text
 	}
-	if ratio := number(median(r.toReference(at))); ratio != absent {
+	if ratio := page.Number(page.Median(r.toReference(at))); ratio != page.Absent {
 		text += " (" + ratio + ")"
 	}
 	return text
@@ -57,39 +54,21 @@ func (r Report) cell(at point) string {
 func (r Report) claimLines() string {
 	var b strings.Builder
 	for _, c := range claims() {
-		if found := number(c.found(r)); found != absent {
+		if found := page.Number(c.found(r)); found != page.Absent {
 			fmt.Fprintf(&b, "| %s | %s | %s |\n", c.title, found, c.bound)
 		}
 	}
 	return b.String()
 }
 
-// number shows three digits, or all before the point.
-func number(v float64) string {
-	switch magnitude := math.Abs(v); {
-	case math.IsNaN(v):
-		return absent
-	case v == 0:
-		return "0"
-	case magnitude >= 99.95:
-		return fmt.Sprintf("%.0f", v)
-	case magnitude >= 9.995:
-		return fmt.Sprintf("%.1f", v)
-	case magnitude >= 0.9995:
-		return fmt.Sprintf("%.2f", v)
-	default:
-		return fmt.Sprintf("%.3f", v)
-	}
-}
-
 // The form of JSON.
 type (
 	jsonReport struct {
-		Machine  Machine       `json:"machine"`
-		Rounds   int           `json:"rounds"`
-		Seconds  float64       `json:"seconds"`
-		Variants []jsonVariant `json:"variants"`
-		Claims   []jsonClaim   `json:"claims"`
+		Machine  machine.Description `json:"machine"`
+		Rounds   int                 `json:"rounds"`
+		Seconds  float64             `json:"seconds"`
+		Variants []jsonVariant       `json:"variants"`
+		Claims   []jsonClaim         `json:"claims"`
 	}
 	jsonVariant struct {
 		Name    string       `json:"name"`
@@ -120,8 +99,8 @@ func (r Report) JSON(out io.Writer) error {
 			if len(values) == 0 {
 				continue
 			}
-			figure := jsonFigure{Key: f.Key, Unit: f.Unit, Median: median(values), Rounds: values}
-			if ratio := median(r.toReference(at)); !math.IsNaN(ratio) {
+			figure := jsonFigure{Key: f.Key, Unit: f.Unit, Median: page.Median(values), Rounds: values}
+			if ratio := page.Median(r.toReference(at)); !math.IsNaN(ratio) {
 				figure.Ratio = &ratio
 			}
 			variant.Figures = append(variant.Figures, figure)

@@ -1,4 +1,4 @@
-package bench
+package machine
 
 import (
 	"fmt"
@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Machine is where a run took place, and when.
-type Machine struct {
+// Description is where a run took place, and when.
+type Description struct {
 	CPU    string `json:"cpu"`
 	Cores  int    `json:"cores"`
 	Kernel string `json:"kernel"`
@@ -24,25 +24,25 @@ type Machine struct {
 	Load float64 `json:"load"`
 }
 
-// thisMachine describes the machine that we run on.
-func thisMachine() (Machine, error) {
+// Describe describes the machine that we run on.
+func Describe() (Description, error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
-		return Machine{}, fmt.Errorf("describe machine: %w", err)
+		return Description{}, fmt.Errorf("describe machine: %w", err)
 	}
 	info, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
-		return Machine{}, fmt.Errorf("describe machine: %w", err)
+		return Description{}, fmt.Errorf("describe machine: %w", err)
 	}
 	load, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
-		return Machine{}, fmt.Errorf("describe machine: %w", err)
+		return Description{}, fmt.Errorf("describe machine: %w", err)
 	}
 	lastMinute, err := minuteLoad(string(load))
 	if err != nil {
-		return Machine{}, fmt.Errorf("describe machine: %w", err)
+		return Description{}, fmt.Errorf("describe machine: %w", err)
 	}
-	return Machine{
+	return Description{
 		Load:   lastMinute,
 		CPU:    cpuModel(string(info)),
 		Cores:  runtime.NumCPU(),
@@ -65,8 +65,8 @@ func cpuModel(cpuinfo string) string {
 	return "CPU of unknown model"
 }
 
-// busy reports whether other programs wanted more than half of the cores.
-func (m Machine) busy() bool { return m.Load > float64(m.Cores)/2 }
+// Busy reports whether other programs wanted more than half of the cores.
+func (m Description) Busy() bool { return m.Load > float64(m.Cores)/2 }
 
 // minuteLoad is the first number of /proc/loadavg.
 func minuteLoad(loadavg string) (float64, error) {
@@ -80,6 +80,6 @@ func minuteLoad(loadavg string) (float64, error) {
 
 // String reads as "AMD EPYC, 2 cores, amd64, kernel 6.18.44, go1.26.0, 2026-11-21,
 // load before 0.3".
-func (m Machine) String() string {
+func (m Description) String() string {
 	return fmt.Sprintf("%s, %d cores, %s, kernel %s, %s, %s, load before %.1f", m.CPU, m.Cores, m.Arch, m.Kernel, m.Go, m.Day, m.Load)
 }
