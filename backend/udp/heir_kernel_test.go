@@ -55,20 +55,29 @@ const (
 	deadFor = 300 * time.Millisecond
 )
 
-// numbered sends numbered packets from one container to another, one per millisecond,
-// and returns the numbers that came in their order. It ends when all came, or a
-// second after the last.
-func numbered(t testing.TB, from, to *machine) <-chan []int {
+// numbers are numbered packets from one container to another, a burst of them at a
+// time, one per millisecond in the mean.
+type numbers struct {
+	from, to *machine
+	// size is that of the payload in bytes, at least four; burst how many are sent
+	// at once. Both are raised to what makes sense.
+	size, burst int
+}
+
+// start sends them and returns the numbers of those that came. It ends when all came,
+// or a second after the last.
+func (s numbers) start(t testing.TB) <-chan []int {
 	t.Helper()
+	payload, burst := make([]byte, max(4, s.size)), max(1, s.burst)
 	var in, out *net.UDPConn
-	address := &net.UDPAddr{IP: net.IPv4(10, 5, byte(to.n), 2), Port: 4000}
-	to.container.do(t, func() {
+	address := &net.UDPAddr{IP: net.IPv4(10, 5, byte(s.to.n), 2), Port: 4000}
+	s.to.container.do(t, func() {
 		var err error
 		if in, err = net.ListenUDP("udp4", address); err != nil {
 			t.Error(err)
 		}
 	})
-	from.container.do(t, func() {
+	s.from.container.do(t, func() {
 		var err error
 		if out, err = net.DialUDP("udp4", nil, address); err != nil {
 			t.Error(err)
@@ -82,18 +91,21 @@ func numbered(t testing.TB, from, to *machine) <-chan []int {
 	}
 	go func() {
 		defer out.Close()
-		tick := time.NewTicker(time.Millisecond)
+		tick := time.NewTicker(time.Duration(burst) * time.Millisecond)
 		defer tick.Stop()
 		for i := range streamLength {
-			<-tick.C
-			_, _ = out.Write(binary.BigEndian.AppendUint32(nil, uint32(i)))
+			if i%burst == 0 {
+				<-tick.C
+			}
+			binary.BigEndian.PutUint32(payload, uint32(i))
+			_, _ = out.Write(payload)
 		}
 	}()
 	got := make(chan []int, 1)
 	go func() {
 		defer in.Close()
 		var numbers []int
-		for b := make([]byte, 100); len(numbers) < streamLength; {
+		for b := make([]byte, 2000); len(numbers) < streamLength; {
 			_ = in.SetReadDeadline(time.Now().Add(deadFor + time.Second))
 			if _, err := in.Read(b); err != nil {
 				break
@@ -113,7 +125,7 @@ func TestKernelRestartUnnoticed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a, b := joined(t)
 			mustPing(t, a.container, "10.5.2.2")
-			there, back := numbered(t, a, b), numbered(t, b, a)
+			there, back := numbers{from: a, to: b}.start(t), numbers{from: b, to: a}.start(t)
 			pinged := make(chan string, 1)
 			go func() { pinged <- a.container.ping("-c 150 -w 30 10.5.2.2") }()
 			for _, m := range []*machine{a, b} {

@@ -108,6 +108,7 @@ type machine struct {
 	container netns
 	host      *kernel.Netlink
 	options   string // the config's Backend object
+	address   string // of the uplink; empty: 198.18.0.N
 	ended     chan error
 	cancel    context.CancelFunc
 }
@@ -154,7 +155,7 @@ func (m *machine) config() *subnet.Config {
 
 // lease is what the machine publishes: until it has a backend, a host of flannel's.
 func (m *machine) lease() subnet.Lease {
-	l := lease(fmt.Sprintf("10.5.%d.0/24", m.n), fmt.Sprintf("198.18.0.%d", m.n))
+	l := lease(fmt.Sprintf("10.5.%d.0/24", m.n), m.outer())
 	if m.Backend != nil {
 		l.Attrs, _ = m.Attrs()
 	}
@@ -162,11 +163,14 @@ func (m *machine) lease() subnet.Lease {
 	return l
 }
 
+// outer is the address of the uplink.
+func (m *machine) outer() string { return cmp.Or(m.address, fmt.Sprintf("198.18.0.%d", m.n)) }
+
 // boot makes a new backend, as a new process would.
 func (m *machine) boot(t testing.TB) {
 	t.Helper()
 	made, err := New(backend.Params{
-		Config: m.config(), Kernel: m.host, Uplink: testUplink(fmt.Sprintf("198.18.0.%d", m.n)),
+		Config: m.config(), Kernel: m.host, Uplink: testUplink(m.outer()),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -143,9 +143,10 @@ func (s *socket) WriteBatch(batch []Message) (int, error) {
 		done += c.sent
 		switch {
 		case err == nil:
-		case batch[done].Packets > 1 && (errors.Is(err, unix.EIO) || errors.Is(err, unix.EINVAL)):
-			// EIO: the way out cannot complete sums (udp(7)). EINVAL: its
-			// MTU is smaller; alone, the datagrams are fragmented.
+		case batch[done].Packets > 1 && (errors.Is(err, unix.EIO) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EMSGSIZE)):
+			// EIO: the way out cannot complete sums (udp(7)). EINVAL, and
+			// EMSGSIZE of newer kernels: its MTU is smaller; alone, the
+			// datagrams are fragmented.
 			if errors.Is(err, unix.EIO) {
 				s.level.giveUpSegment(err)
 			}
