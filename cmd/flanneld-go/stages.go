@@ -313,6 +313,11 @@ func (l *loop) watchUplink(ctx context.Context) error {
 			return &untrue{withHint(fmt.Errorf("uplink %s has lost its address %s", name, addr), restart)}
 		}
 	}
+	if link.MTU < l.uplink.Link.MTU {
+		// Traffic goes on; only Docker's restart could make containers send less.
+		return &harmless{withHint(fmt.Errorf("uplink %s has an MTU of %d, less than the %d that this host's was made for: full packets are sent in fragments, or not at all",
+			name, link.MTU, l.uplink.Link.MTU), restart)}
+	}
 	return nil
 }
 
