@@ -61,10 +61,13 @@ FIGURES := TestNoConfigYet|TestBadConfigWaitsForAGoodOne|TestPathsFollowTheStore
 
 # The data path's share of the benchmarks: less than 4 minutes.
 BENCH_FLAGS ?= --rounds 5 --seconds 0.5 --docs docs
+# That of many peers: less than 2 minutes.
+SCALE_FLAGS ?= --rounds 3 --docs docs
 
 .PHONY: bench
-bench: deps build ## benchmarks: the data path into docs/, batches to the kernel, diffs, whole hosts
+bench: deps build ## benchmarks: the data path and many peers into docs/, batches to the kernel, diffs, whole hosts
 	bin/flannel-lab bench $(BENCH_FLAGS)
+	bin/flannel-lab scale $(SCALE_FLAGS)
 	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./subnet ./backend/...
 	$(GO) test -count=1 -v -run '$(FIGURES)' ./test/netns | grep -E '^ +[a-z_]+_test.go|^(---|    ---|ok|FAIL)'
 

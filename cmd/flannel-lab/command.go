@@ -21,6 +21,7 @@ const usage = `usage: flannel-lab COMMAND [FLAGS]
 
   demo    hosts in network namespaces, containers that talk, each backend in turn
   bench   what each way to join two hosts carries, and what it costs
+  scale   what thousands of peers cost a host, and how soon one more is reached
 
 flannel-lab COMMAND --help lists the command's flags.
 `
@@ -43,6 +44,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return err
 		}
 		return runBench(ctx, o, stdout, stderr)
+	case "scale":
+		o, err := parseScale(rest, stdout)
+		if err != nil {
+			return err
+		}
+		return runScale(ctx, o, stdout, stderr)
 	case lab.EtcdCommand:
 		return runEtcd(ctx, rest, stderr)
 	case bench.TrafficCommand:

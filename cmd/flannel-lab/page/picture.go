@@ -38,6 +38,24 @@ func (p *Picture) Rect(x, y, width, height int, colour string) {
 	fmt.Fprintf(&p.b, `<rect x="%d" y="%d" width="%d" height="%d" fill="%s"/>`+"\n", x, y, width, height, colour)
 }
 
+// Point is one of a picture, in pixels from its upper left corner.
+type Point struct{ X, Y int }
+
+// Line joins points, each with a dot on it.
+func (p *Picture) Line(points []Point, colour string) {
+	fmt.Fprintf(&p.b, `<polyline fill="none" stroke="%s" stroke-width="2" points="`, colour)
+	for i, at := range points {
+		if i > 0 {
+			p.b.WriteByte(' ')
+		}
+		fmt.Fprintf(&p.b, "%d,%d", at.X, at.Y)
+	}
+	p.b.WriteString("\"/>\n")
+	for _, at := range points {
+		fmt.Fprintf(&p.b, `<circle cx="%d" cy="%d" r="3" fill="%s"/>`+"\n", at.X, at.Y, colour)
+	}
+}
+
 // Text writes a line of text at its base line.
 func (p *Picture) Text(x, y int, anchor Anchor, text string) {
 	fmt.Fprintf(&p.b, `<text x="%d" y="%d" text-anchor="%s">`, x, y, anchor)

@@ -87,6 +87,7 @@ func TestPictureIsXML(t *testing.T) {
 	p.Title(1, 2, `<a & "b">`)
 	p.Text(3, 4, Middle, "µ")
 	p.Rect(5, 6, 7, 8, "#123456")
+	p.Line([]Point{{1, 2}, {3, 4}}, "#abc")
 	for d := xml.NewDecoder(bytes.NewReader(p.Bytes())); ; {
 		if _, err := d.Token(); errors.Is(err, io.EOF) {
 			break

@@ -1,0 +1,189 @@
+package scale
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// Whatever two peers have must differ: the kernel would take them for one.
+func TestPeersAreDistinct(t *testing.T) {
+	subnets, publics, macs := map[netip.Prefix]bool{}, map[netip.Addr]bool{}, map[kernel.MAC]bool{}
+	network, shared := netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10")
+	for n := range MaxPeers {
+		for moved := range 3 {
+			p := peer{number: n, moved: moved}
+			if publics[p.public()] || !shared.Contains(p.public()) {
+				t.Fatalf("peer %d, moved %d: address %s", n, moved, p.public())
+			}
+			publics[p.public()] = true
+		}
+		p := peer{number: n}
+		if subnets[p.subnet()] || macs[p.mac()] || p.subnet() != p.subnet().Masked() || !network.Contains(p.subnet().Addr()) {
+			t.Fatalf("peer %d: subnet %s, MAC %s", n, p.subnet(), p.mac())
+		}
+		subnets[p.subnet()], macs[p.mac()] = true, true
+	}
+}
+
+// A key reads as a lease that a daemon makes a path to.
+func TestKeyIsALease(t *testing.T) {
+	p := peer{number: 300, moved: 2}
+	value, err := p.value()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := subnet.ParseSubnet(p.key()[strings.LastIndex(p.key(), "/")+1:])
+	if err != nil || s[subnet.IPv4] != p.subnet() {
+		t.Errorf("key %s: %s, %v", p.key(), s, err)
+	}
+	var attrs subnet.Attrs
+	if err := json.Unmarshal([]byte(value), &attrs); err != nil || attrs.PublicIP[subnet.IPv4] != p.public() || attrs.BackendType != "vxlan" || attrs.Owner == "" {
+		t.Errorf("value %s: %+v, %v", value, attrs, err)
+	}
+}
+
+func TestCompare(t *testing.T) {
+	if err := compare("numbers", []int{1, 2}, []int{3, 2, 1}); err != nil {
+		t.Error(err)
+	}
+	if err := compare("numbers", []int{1, 2, 3}, []int{3}); err == nil || err.Error() != "2 of 3 numbers lack, the first: 1" {
+		t.Errorf("got %v", err)
+	}
+}
+
+// known is a report whose figures are easily told apart.
+func known() Report {
+	r := Report{
+		Machine: machine.Description{CPU: "Z80", Cores: 1, Kernel: "6.1", Arch: "z80", Go: "go1", Day: "2026-01-02", Load: 0.25},
+		Options: Options{Sizes: []int{1000, 10_000, 50_000}, Rounds: 3, ChangesAt: 10_000},
+		Changes: Sample{},
+	}
+	for i, size := range r.Options.Sizes {
+		var samples []Sample
+		for round := range r.Options.Rounds {
+			s := Sample{}
+			for j, f := range startFigures() {
+				if f.key != keyFallback || size <= fallbackMost {
+					s[f.key] = float64(size*(j+1)) / 10_000 * float64(round+i+1)
+				}
+			}
+			samples = append(samples, s)
+		}
+		r.Rounds = append(r.Rounds, samples)
+	}
+	for i, f := range changeFigures() {
+		r.Changes[f.key] = float64(i + 1)
+	}
+	return r
+}
+
+// checkGolden compares with a file that -update writes.
+func checkGolden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", path, diff)
+	}
+}
+
+func TestMarkdown(t *testing.T) {
+	small := known()
+	small.Options.Sizes, small.Rounds, small.Changes = small.Options.Sizes[:1], small.Rounds[:1], nil
+	small.Machine.Load = 0.51
+	for name, r := range map[string]Report{"all.md": known(), "small-busy.md": small} {
+		t.Run(name, func(t *testing.T) {
+			var out bytes.Buffer
+			if err := r.Markdown(&out); err != nil {
+				t.Fatal(err)
+			}
+			checkGolden(t, name, out.Bytes())
+		})
+	}
+}
+
+func TestJSON(t *testing.T) {
+	var out bytes.Buffer
+	if err := known().JSON(&out); err != nil {
+		t.Fatal(err)
+	}
+	var got jsonReport
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Starts) != 3 || len(got.Claims) != len(claims()) || got.Changes == nil || got.Changes.Peers != 10_000 {
+		t.Errorf("got %+v", got)
+	}
+	if v, ok := got.Starts[1].Medians[keyStart]; !ok || v != 3 {
+		t.Errorf("10,000 peers start in %v, want the median 3", v)
+	}
+	if _, ok := got.Starts[2].Medians[keyFallback]; ok {
+		t.Error("a figure that was not measured is there")
+	}
+}
+
+func TestPlot(t *testing.T) { checkGolden(t, "plot.svg", known().Plot()) }
+
+// A run that found nothing has a plot without lines, and it is whole.
+func TestPlotWithoutFigures(t *testing.T) {
+	r := known()
+	r.Rounds = nil
+	if plot := string(r.Plot()); strings.Contains(plot, "NaN") || !strings.HasSuffix(plot, "</svg>\n") {
+		t.Errorf("got:\n%s", plot)
+	}
+}
+
+// The page of this project has the place that make bench writes to.
+func TestOwnPage(t *testing.T) {
+	if err := CheckDocs("../../../docs"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Keys are what tables, plots and claims find figures by.
+func TestKeysAreDistinct(t *testing.T) {
+	seen := map[string]bool{}
+	for _, f := range append(startFigures(), changeFigures()...) {
+		if seen[f.key] || f.title == "" || f.unit == "" {
+			t.Errorf("figure %q", f.key)
+		}
+		seen[f.key] = true
+	}
+	for _, c := range claims() {
+		if !seen[c.key] {
+			t.Errorf("%s: of unknown %q", c.title, c.key)
+		}
+	}
+	for _, p := range panels() {
+		for _, l := range p.lines {
+			if !seen[l.key] {
+				t.Errorf("%s: of unknown %q", p.title, l.key)
+			}
+		}
+	}
+}

@@ -1,0 +1,106 @@
+package scale
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page"
+)
+
+// Markdown writes what was found as tables for people.
+func (r Report) Markdown(out io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s.\nRounds: %d; a figure is their median.\n\n", r.Machine, r.Options.Rounds)
+	if r.Machine.Busy() {
+		b.WriteString(page.Disturbed)
+	}
+	b.WriteString("| peers |")
+	for _, size := range r.Options.Sizes {
+		fmt.Fprintf(&b, " %d |", size)
+	}
+	b.WriteString("\n|---|" + strings.Repeat("---|", len(r.Options.Sizes)) + "\n")
+	for _, f := range startFigures() {
+		fmt.Fprintf(&b, "| %s, %s |", f.title, f.unit)
+		for _, size := range r.Options.Sizes {
+			fmt.Fprintf(&b, " %s |", page.Number(page.Median(r.values(size, f.key))))
+		}
+		b.WriteString("\n")
+	}
+	if r.Changes != nil {
+		fmt.Fprintf(&b, "\n| changes among %d peers | |\n|---|---|\n", r.Options.ChangesAt)
+		for _, f := range changeFigures() {
+			fmt.Fprintf(&b, "| %s, %s | %s |\n", f.title, f.unit, page.Number(r.Changes[f.key]))
+		}
+	}
+	if lines := r.claimLines(); lines != "" {
+		b.WriteString("\n| what is wanted | found | under |\n|---|---|---|\n" + lines)
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+// claimLines are the rows of what was measured of the claims.
+func (r Report) claimLines() string {
+	var b strings.Builder
+	for _, c := range claims() {
+		if found := page.Number(page.Median(r.values(c.peers, c.key))); found != page.Absent {
+			fmt.Fprintf(&b, "| %s | %s %s | %s %s |\n", c.title, found, c.unit, page.Number(c.below), c.unit)
+		}
+	}
+	return b.String()
+}
+
+// The form of JSON.
+type (
+	jsonReport struct {
+		Machine machine.Description `json:"machine"`
+		Rounds  int                 `json:"rounds"`
+		Starts  []jsonStart         `json:"starts"`
+		Changes *jsonChanges        `json:"changes,omitempty"`
+		Claims  []jsonClaim         `json:"claims"`
+	}
+	jsonStart struct {
+		Peers int `json:"peers"`
+		// Medians are by the keys of figures, Rounds what they are of.
+		Medians map[string]float64 `json:"medians"`
+		Rounds  []Sample           `json:"rounds"`
+	}
+	jsonChanges struct {
+		Peers   int    `json:"peers"`
+		Figures Sample `json:"figures"`
+	}
+	jsonClaim struct {
+		Title string  `json:"title"`
+		Found float64 `json:"found"`
+		Below float64 `json:"below"`
+	}
+)
+
+// JSON writes everything that was found, for programs.
+func (r Report) JSON(out io.Writer) error {
+	j := jsonReport{Machine: r.Machine, Rounds: r.Options.Rounds, Claims: []jsonClaim{}}
+	for i, size := range r.Options.Sizes {
+		start := jsonStart{Peers: size, Medians: map[string]float64{}, Rounds: r.Rounds[i]}
+		for _, f := range startFigures() {
+			if v := page.Median(r.values(size, f.key)); !math.IsNaN(v) {
+				start.Medians[f.key] = v
+			}
+		}
+		j.Starts = append(j.Starts, start)
+	}
+	if r.Changes != nil {
+		j.Changes = &jsonChanges{r.Options.ChangesAt, r.Changes}
+	}
+	for _, c := range claims() {
+		if v := page.Median(r.values(c.peers, c.key)); !math.IsNaN(v) {
+			j.Claims = append(j.Claims, jsonClaim{c.title, v, c.below})
+		}
+	}
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	return e.Encode(j)
+}
