@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/flanneld-go/flanneld-go/backend/udp/offload"
+	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 // TestKernelDoesNotAllocate is the kernel's half of
@@ -115,7 +116,7 @@ func TestKernelTUNContract(t *testing.T) {
 // BenchmarkTunnelTCP is one TCP stream between two hosts.
 func BenchmarkTunnelTCP(b *testing.B) {
 	from, to := joined(b)
-	client, server := stream(b, from, to)
+	client, server := stream(b, from, to, subnet.IPv4)
 	defer server.Close()
 	done := make(chan struct{})
 	go func() {
