@@ -2,12 +2,8 @@ package robustness
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -42,31 +38,6 @@ type control struct {
 	failed error
 }
 
-// softnet has a line per CPU, in hexadecimal: packets received, and dropped since
-// more than net.core.netdev_max_backlog were waiting (net/core/net-procfs.c). It
-// is the same in every namespace.
-const softnet = "/proc/net/softnet_stat"
-
-// softnetDrops returns the sum of all CPUs' dropped packets in the text of softnet.
-func softnetDrops(text string) (uint64, error) {
-	var sum uint64
-	for line := range strings.Lines(text) {
-		fields := strings.Fields(line)
-		if len(fields) < 2 {
-			return 0, fmt.Errorf("%s: %q: want at least two columns", softnet, line)
-		}
-		n, err := strconv.ParseUint(fields[1], 16, 64)
-		if err != nil {
-			return 0, fmt.Errorf("%s: %w", softnet, err)
-		}
-		sum += n
-	}
-	if text == "" {
-		return 0, errors.New(softnet + " is empty")
-	}
-	return sum, nil
-}
-
 // count notes when the machine's count of drops grows, until ctx ends.
 func (c *control) count(ctx context.Context) {
 	ticker := time.NewTicker(controlEvery)
@@ -75,14 +46,9 @@ func (c *control) count(ctx context.Context) {
 	var then time.Time
 	for {
 		now := time.Now()
-		text, err := os.ReadFile(softnet)
+		drops, err := lab.MachineDrops()
 		if err != nil {
-			c.failed = fmt.Errorf("count the machine's drops: %w", err)
-			return
-		}
-		drops, err := softnetDrops(string(text))
-		if err != nil {
-			c.failed = fmt.Errorf("count the machine's drops: %w", err)
+			c.failed = err
 			return
 		}
 		if !then.IsZero() && drops != before {

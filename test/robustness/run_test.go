@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -191,33 +190,5 @@ func TestBlipsExcuseNothingLater(t *testing.T) {
 		if len(found) != tc.want {
 			t.Errorf("%s: %d violations, want %d: %v", name, len(found), tc.want, found)
 		}
-	}
-}
-
-func TestSoftnetDrops(t *testing.T) {
-	tests := []struct {
-		name, text string
-		want       uint64
-		fails      bool
-	}{
-		{name: "two CPUs", text: "06169a20 00000007 0000000f 00000000\n058bb121 0000001a 00000016 00000000\n", want: 33},
-		{name: "empty", fails: true},
-		{name: "one column", text: "06169a20\n", fails: true},
-		{name: "no number", text: "06169a20 x\n", fails: true},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			got, err := softnetDrops(tt.text)
-			if got != tt.want || (err != nil) != tt.fails {
-				t.Errorf("softnetDrops = %d, %v; want %d, an error: %t", got, err, tt.want, tt.fails)
-			}
-		})
-	}
-	text, err := os.ReadFile(softnet)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := softnetDrops(string(text)); err != nil {
-		t.Errorf("this kernel's: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -64,20 +65,24 @@ func (h *Host) StartDaemon(args ...string) error {
 	if h.Daemon != nil && h.Daemon.Running() {
 		return fmt.Errorf("start daemon on %s: it is running", h.Name)
 	}
-	return h.launch(append(h.DaemonArgs(), args...))
+	return h.launch(h.lab.opts.Daemon, append(h.DaemonArgs(), args...))
 }
 
 // RelaunchDaemon starts the daemon again as it was started last, once it has
 // ended.
-func (h *Host) RelaunchDaemon() error {
+func (h *Host) RelaunchDaemon() error { return h.ReplaceDaemon("") }
+
+// ReplaceDaemon is RelaunchDaemon with another build of the daemon; empty: the
+// same.
+func (h *Host) ReplaceDaemon(path string) error {
 	if h.Daemon == nil || h.Daemon.Running() {
 		return fmt.Errorf("relaunch daemon on %s: it has not ended", h.Name)
 	}
-	return h.launch(h.Daemon.Spec.Args)
+	return h.launch(cmp.Or(path, h.Daemon.Spec.Path), h.Daemon.Spec.Args)
 }
 
-func (h *Host) launch(args []string) error {
-	p, err := h.lab.Start(h.Node, Spec{Path: h.lab.opts.Daemon, Args: args, Env: h.Env, Log: filepath.Join(h.Dir, "flanneld-go.log")})
+func (h *Host) launch(path string, args []string) error {
+	p, err := h.lab.Start(h.Node, Spec{Path: path, Args: args, Env: h.Env, Log: filepath.Join(h.Dir, "flanneld-go.log")})
 	if err != nil {
 		return err
 	}

@@ -88,7 +88,7 @@ func (n *Node) Ping(ctx context.Context, o PingOptions) (PingResult, error) {
 		return PingResult{}, err
 	}
 	<-p.done
-	return p.result(), ctx.Err()
+	return p.Since(time.Time{}), ctx.Err()
 }
 
 // StartPing begins a series that lasts until its count, Stop or the end of ctx.
@@ -153,7 +153,7 @@ func holdAnswers(conn *net.IPConn) error {
 func (p *Pinging) Stop() PingResult {
 	p.stop()
 	<-p.done
-	return p.result()
+	return p.Since(time.Time{})
 }
 
 // LostAt returns when the requests were sent that were not answered. It is called
@@ -284,14 +284,20 @@ func (p *Pinging) await(answered <-chan struct{}) {
 	}
 }
 
-func (p *Pinging) result() PingResult {
+// Since is what became of the requests sent at or after a time, and of none before
+// them: a gap begins there at the earliest. It is called after Stop.
+func (p *Pinging) Since(from time.Time) PingResult {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	r := PingResult{Sent: len(p.sent), Received: p.got}
+	var r PingResult
 	var answered []time.Duration
-	var last time.Time // when the last answered request was sent
-	lost := false      // since last
+	last := from  // when the last answered request was sent
+	lost := false // since last
 	for i, rtt := range p.rtt {
+		if p.sent[i].Before(from) {
+			continue
+		}
+		r.Sent++
 		if last.IsZero() {
 			last = p.sent[i]
 		}
@@ -306,6 +312,7 @@ func (p *Pinging) result() PingResult {
 		answered = append(answered, rtt)
 		last, lost = p.sent[i], false
 	}
+	r.Received = len(answered)
 	if len(answered) > 0 {
 		slices.Sort(answered)
 		r.Min, r.Median, r.Max = answered[0], answered[len(answered)/2], answered[len(answered)-1]

@@ -43,7 +43,37 @@ func TestPingResult(t *testing.T) {
 			for _, a := range tc.answers {
 				p.record(p.reply(a.n), began.Add(time.Duration(a.n)*10*ms+a.rtt))
 			}
-			if diff := cmp.Diff(tc.want, p.result()); diff != "" {
+			if diff := cmp.Diff(tc.want, p.Since(time.Time{})); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestPingsSince(t *testing.T) {
+	const ms = time.Millisecond
+	p := &Pinging{proto: icmpFor(netip.MustParseAddr("192.0.2.1")), nonce: 7}
+	began := time.Now()
+	for i := range 10 {
+		p.sent = append(p.sent, began.Add(time.Duration(i)*10*ms))
+		p.rtt = append(p.rtt, 0)
+	}
+	// Requests 1, 2, 4, 5 and 6 are lost.
+	for _, n := range []uint64{0, 3, 7, 8, 9} {
+		p.record(p.reply(n), p.sent[n].Add(time.Duration(n+1)*ms))
+	}
+	for _, tc := range []struct {
+		name string
+		from time.Duration
+		want PingResult
+	}{
+		{"all", 0, PingResult{Sent: 10, Received: 5, Min: 1 * ms, Median: 8 * ms, Max: 10 * ms, Gap: 40 * ms}},
+		{"amid a loss", 45 * ms, PingResult{Sent: 5, Received: 3, Min: 8 * ms, Median: 9 * ms, Max: 10 * ms, Gap: 25 * ms}},
+		{"the first is answered", 65 * ms, PingResult{Sent: 3, Received: 3, Min: 8 * ms, Median: 9 * ms, Max: 10 * ms}},
+		{"none", time.Hour, PingResult{}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if diff := cmp.Diff(tc.want, p.Since(began.Add(tc.from))); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
