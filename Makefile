@@ -71,6 +71,13 @@ bench: deps build ## benchmarks: the data path and many peers into docs/, batche
 	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./subnet ./backend/...
 	$(GO) test -count=1 -v -run '$(FIGURES)' ./test/netns | grep -E '^ +[a-z_]+_test.go|^(---|    ---|ok|FAIL)'
 
+# Three rounds and a minute without etcd: 7 minutes.
+FAULTS_FLAGS ?= --rounds 3 --docs docs
+
+.PHONY: faults
+faults: deps build ## break a host in every way, into docs/: what is lost (PREVIOUS=path of an older daemon)
+	bin/flannel-lab faults $(FAULTS_FLAGS) $(if $(PREVIOUS),--previous $(PREVIOUS))
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf bin dist coverage.out

@@ -7,9 +7,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/faults"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
 )
@@ -50,6 +52,63 @@ func TestParseDemo(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestParseFaults(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := func(change func(*faultsOptions)) faultsOptions {
+		o := faultsOptions{
+			name: "faults", rounds: 3, outage: time.Minute, output: "table", backends: faults.Backends(),
+			self: self, daemon: filepath.Join(filepath.Dir(self), "flanneld-go"),
+		}
+		change(&o)
+		return o
+	}
+	for _, tc := range []struct {
+		name string
+		args []string
+		want faultsOptions
+	}{
+		{"nothing", nil, with(func(*faultsOptions) {})},
+		{"some", []string{"--only=kill,restart", "--backend=udp"}, with(func(o *faultsOptions) {
+			o.only, o.backends = []string{"kill", "restart"}, []string{"udp"}
+		})},
+		{
+			"everything",
+			[]string{
+				"--only=kill", "--backend=vxlan", "--rounds=1", "--outage=5s", "--output=json", "--docs=/p", "--daemon=/d", "--previous=/q",
+				"--name=x", "--replace",
+			},
+			faultsOptions{
+				name: "x", replace: true, daemon: "/d", previous: "/q", self: self, only: []string{"kill"}, backends: []string{"vxlan"},
+				rounds: 1, outage: 5 * time.Second, output: "json", docs: "/p",
+			},
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := parseFaults(tc.args, &bytes.Buffer{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(faultsOptions{})); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+	some, err := parseFaults([]string{"--only=kill,restart"}, &bytes.Buffer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, f := range some.faults() {
+		names = append(names, f.Name)
+	}
+	if diff := cmp.Diff([]string{"restart", "kill"}, names); diff != "" {
+		t.Errorf("faults, in the order of tables (-want +got):\n%s", diff)
 	}
 }
 
@@ -130,6 +189,14 @@ func TestUsageErrors(t *testing.T) {
 		"no rate":          {[]string{"scale", "--rate=0"}, "--rate: 0: must be at least 1"},
 		"scale: no time":   {[]string{"scale", "--seconds=NaN"}, "--seconds: NaN: must be"},
 		"scale: form":      {[]string{"scale", "--output=xml"}, `--output: "xml": must be one of table, json`},
+		"faults: flag":     {[]string{"faults", "--colour"}, "--colour"},
+		"faults: argument": {[]string{"faults", "udp"}, `"udp": takes flags only`},
+		"faults: rounds":   {[]string{"faults", "--rounds=1001"}, "--rounds: 1001: must be between 1 and 1000"},
+		"faults: outage":   {[]string{"faults", "--outage=2h"}, "--outage: 2h0m0s: must be between 0 and 1h0m0s"},
+		"faults: form":     {[]string{"faults", "--output=xml"}, `--output: "xml": must be one of table, json`},
+		"faults: none":     {[]string{"faults", "--backend="}, "--backend: must be of vxlan, host-gw, udp"},
+		"faults: backend":  {[]string{"faults", "--backend=pigeon"}, `--backend: "pigeon": must be of vxlan, host-gw, udp`},
+		"faults: unknown":  {[]string{"faults", "--only=rain"}, `--only: "rain": must be of restart, kill`},
 		"traffic nowhere":  {[]string{"traffic", "--addr=10.0.0.1"}, "--socket"},
 		"traffic at IPv6":  {[]string{"traffic", "--socket=/s", "--addr=::1"}, "IPv4 --addr"},
 		"forward nowhere":  {[]string{"forward", "--from=10.0.0.1"}, "--to"},
@@ -147,7 +214,7 @@ func TestUsageErrors(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, args := range [][]string{{"help"}, {"--help"}, {"demo", "--help"}, {"bench", "--help"}} {
+	for _, args := range [][]string{{"help"}, {"--help"}, {"demo", "--help"}, {"bench", "--help"}, {"faults", "--help"}} {
 		var out bytes.Buffer
 		if err := run(t.Context(), args, &out, &out); err != nil && !errors.Is(err, cli.ErrHelp) {
 			t.Errorf("%s: %v", args, err)
@@ -188,6 +255,33 @@ func TestBenchSaysWhatIsMissing(t *testing.T) {
 				tc.want, tc.says = lab.ErrNotRoot, "sudo make bench"
 			}
 			err := runBench(t.Context(), tc.o, &bytes.Buffer{}, &bytes.Buffer{})
+			if !errors.Is(err, tc.want) || !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("got %v, want %v with %q", err, tc.want, tc.says)
+			}
+		})
+	}
+}
+
+func TestFaultsSaysWhatIsMissing(t *testing.T) {
+	daemon := filepath.Join(t.TempDir(), "flanneld-go")
+	if err := os.WriteFile(daemon, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name string
+		o    faultsOptions
+		want error
+		says string
+	}{
+		{"no daemon", faultsOptions{daemon: "/nonexistent/flanneld-go"}, lab.ErrNoBinary, "make build"},
+		{"no previous one", faultsOptions{daemon: daemon, previous: "/nonexistent/flanneld-go"}, lab.ErrNoBinary, "--previous"},
+		{"no page", faultsOptions{daemon: daemon, docs: t.TempDir()}, os.ErrNotExist, "--docs"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if os.Geteuid() != 0 {
+				tc.want, tc.says = lab.ErrNotRoot, "sudo make faults"
+			}
+			err := runFaults(t.Context(), tc.o, &bytes.Buffer{}, &bytes.Buffer{})
 			if !errors.Is(err, tc.want) || !strings.Contains(err.Error(), tc.says) {
 				t.Errorf("got %v, want %v with %q", err, tc.want, tc.says)
 			}

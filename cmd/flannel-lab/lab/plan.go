@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 // MaxHosts is how many ports a Linux bridge has, less a few to spare.
@@ -72,6 +74,10 @@ func (p plan) member(number int) []netip.Prefix {
 	}
 	return addrs
 }
+
+// Gateway is the switch's own address of a family, through which the hosts' default
+// routes lead: there is nothing behind it.
+func (l *Lab) Gateway(f subnet.Family) netip.Prefix { return l.plan.gateways[f] }
 
 // labName is what every name of a lab begins with: short enough for socket
 // paths below /run.

@@ -2,6 +2,7 @@ package page
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -23,13 +24,17 @@ type Section struct {
 	Page string
 	// Name is what the lines around the section begin with.
 	Name string
+	// By is the command that writes it; empty: make bench.
+	By string
 	// Picture is the file's name of the picture beside the page, and Caption what
 	// it shows; empty: there is none.
 	Picture, Caption string
 }
 
-func (s Section) begin() string { return "<!-- " + s.Name + ": written by make bench -->\n" }
-func (s Section) end() string   { return "<!-- " + s.Name + ": end -->\n" }
+func (s Section) begin() string {
+	return "<!-- " + s.Name + ": written by " + cmp.Or(s.By, "make bench") + " -->\n"
+}
+func (s Section) end() string { return "<!-- " + s.Name + ": end -->\n" }
 
 // Write puts text into the section, and the picture beside the page, whole or not
 // at all.

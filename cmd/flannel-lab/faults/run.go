@@ -1,0 +1,111 @@
+package faults
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
+)
+
+// Options describe a run.
+type Options struct {
+	Backends []string
+	Faults   []Fault
+	Rounds   int
+	// Outage is how long etcd is down.
+	Outage time.Duration
+	// Previous is the path of the daemon that is upgraded from, Current of the
+	// one that the lab runs.
+	Previous, Current string
+	// Progress is told of every sample.
+	Progress io.Writer
+}
+
+// upWithin bounds the start of everything.
+const upWithin = 60 * time.Second
+
+// Run breaks the hosts of a lab on which nothing runs yet. What it starts is the
+// lab's to end.
+func Run(ctx context.Context, l *lab.Lab, o Options) (r Report, err error) {
+	r = Report{Backends: o.Backends, Faults: o.Faults, Rounds: o.Rounds, Outage: o.Outage, samples: map[cell]Sample{}}
+	if r.Machine, err = machine.Describe(); err != nil {
+		return r, err
+	}
+	nets := make([]*network, len(o.Backends))
+	for i, backend := range o.Backends {
+		nets[i] = &network{
+			backend: backend, lab: l, hosts: l.Hosts[hostsEach*i : hostsEach*(i+1)],
+			previous: cmp.Or(o.Previous, o.Current), current: o.Current, outage: o.Outage,
+		}
+	}
+	defer func() {
+		for _, n := range nets {
+			n.close()
+		}
+	}()
+	if err := bringUp(ctx, l, nets); err != nil {
+		return r, err
+	}
+	for round := range o.Rounds {
+		for i := range o.Faults {
+			f := &o.Faults[i]
+			if f.common && round < o.Rounds-1 {
+				continue
+			}
+			if err := r.round(ctx, f, nets, o.Progress); err != nil {
+				return r, fmt.Errorf("round %d: %s: %w", round+1, f.Name, err)
+			}
+		}
+	}
+	return r, nil
+}
+
+func bringUp(ctx context.Context, l *lab.Lab, nets []*network) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, upWithin, fmt.Errorf("not within %s", upWithin))
+	defer cancel()
+	if err := l.StartEtcd(ctx); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, n := range nets {
+		g.Go(func() error {
+			if err := n.up(ctx); err != nil {
+				return fmt.Errorf("%s: %w", n.backend, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// round does a fault to each network that can have it: one after the other, or all
+// at once what is common.
+func (r *Report) round(ctx context.Context, f *Fault, nets []*network, progress io.Writer) error {
+	var groups [][]*network
+	for _, n := range nets {
+		switch {
+		case f.Absent(n.backend) != "":
+		case f.common && len(groups) > 0:
+			groups[0] = append(groups[0], n)
+		default:
+			groups = append(groups, []*network{n})
+		}
+	}
+	for _, group := range groups {
+		samples, err := measure(ctx, f, group)
+		if err != nil {
+			return fmt.Errorf("%s: %w", group[0].backend, err)
+		}
+		for i, n := range group {
+			r.add(cell{f.Name, n.backend}, samples[i])
+			fmt.Fprintf(progress, "%s: %s: %s\n", f.Name, n.backend, samples[i])
+		}
+	}
+	return nil
+}
