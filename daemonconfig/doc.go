@@ -22,8 +22,9 @@
 //     does not understand whole. [Memory] is the proof of what is ours: a value
 //     is taken away or put back only while it is still the one that we wrote.
 //     Inside of an object of the administrator's that holds for our value alone.
-//   - [DockerConfig.Revert] undoes the last Commit, after dockerd would not start
-//     with it. Which dockerd knows which key, package dockerd says.
+//   - An [Undo] is the way back from a change with which dockerd would not start,
+//     and is kept before the change is made: the process that finds out may be
+//     another one. Which dockerd knows which key, package dockerd says.
 //   - Memory is saved before daemon.json is, so that a crash in between leaves
 //     a memory of something not done, which proves nothing and does no harm.
 //   - The package imports the standard library and renameio only, and knows

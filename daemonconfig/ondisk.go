@@ -77,31 +77,6 @@ func (c DockerConfig) Commit(p Plan) error {
 	return saveMemory(c.MemoryPath, p.Memory)
 }
 
-// Revert undoes a Commit of p after dockerd would not start with it: the file's
-// former text and memory come back. [ErrChanged]: somebody else has written the
-// file since, and it stays as it is. What stood in another file before, as the
-// memory of p had it, stays withdrawn.
-func (c DockerConfig) Revert(p Plan) error {
-	if now, err := c.read(); err != nil {
-		return err
-	} else if !sameText(now, p.Text) {
-		return fmt.Errorf("docker config %s: %w", c.Path, ErrChanged)
-	}
-	before := p.before
-	if before.Path != c.Path {
-		before = Memory{}
-	}
-	// Nothing is checked: dockerd ran with it.
-	c.Options.Check = nil
-	if err := saveMemory(c.MemoryPath, p.Memory.join(before)); err != nil {
-		return err
-	}
-	if err := c.put(p.Old); err != nil {
-		return err
-	}
-	return saveMemory(c.MemoryPath, before)
-}
-
 // Get returns the JSON text of a key of the file; empty: there is no such key, or
 // no file.
 func (c DockerConfig) Get(key string) (string, error) {

@@ -1,6 +1,7 @@
 package daemonconfig_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -39,12 +40,25 @@ func stories() []struct {
 	}{
 		{"first lease", commit(everything())},
 		{"renumbered", commit(moved)},
-		{"renumbered and reverted", func(c daemonconfig.DockerConfig) error {
+		{"renumbered, with the way back", func(c daemonconfig.DockerConfig) error {
 			p, err := c.Plan(everything())
+			if err != nil || len(p.Changes) == 0 {
+				return err
+			}
+			text, err := json.Marshal(c.Undo(p))
 			if err != nil {
 				return err
 			}
-			return errors.Join(c.Commit(p), c.Revert(p))
+			_, err = daemonconfig.Write(c.Path+".undo", text, daemonconfig.WriteOptions{})
+			return errors.Join(err, c.Commit(p))
+		}},
+		{"reverted", func(c daemonconfig.DockerConfig) error {
+			text, err := os.ReadFile(c.Path + ".undo")
+			if err != nil {
+				return err
+			}
+			var u daemonconfig.Undo
+			return errors.Join(json.Unmarshal(text, &u), u.Revert())
 		}},
 		{"withdrawn", func(c daemonconfig.DockerConfig) error {
 			_, err := daemonconfig.Withdraw(c.MemoryPath)

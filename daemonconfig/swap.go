@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// Swap is a change of a file that is ours as a whole, and the way back.
+// Swap is a change of a file that is ours as a whole.
 type Swap struct {
 	Path string
 	// Old is the present text, Text the one that it is to have; nil: no file.
@@ -25,19 +25,6 @@ func (s Swap) Changes() bool { return !sameText(s.Old, s.Text) }
 
 // Commit writes the text.
 func (s Swap) Commit() error { return putText(s.Path, s.Text, s.Options) }
-
-// Revert puts the former text back. [ErrChanged]: somebody else has written the
-// file since, and it stays as it is.
-func (s Swap) Revert() error {
-	now, err := readText(s.Path)
-	if err != nil {
-		return err
-	}
-	if !sameText(now, s.Text) {
-		return fmt.Errorf("%s: %w", s.Path, ErrChanged)
-	}
-	return putText(s.Path, s.Old, s.Options)
-}
 
 // sameText tells an empty file from none.
 func sameText(a, b []byte) bool { return bytes.Equal(a, b) && (a == nil) == (b == nil) }
