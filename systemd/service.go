@@ -2,6 +2,7 @@ package systemd
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 )
 
@@ -23,6 +24,9 @@ type Service struct {
 	// Result is how the last start or run ended: "success", "exit-code",
 	// [StartLimitHit] and others.
 	Result string
+	// Invocation stands for the last start, as systemd.exec(5) has it in
+	// $INVOCATION_ID; empty: there was none since the boot.
+	Invocation string
 }
 
 // StartLimitHit is the Result of a service that systemd refused to start, since it
@@ -48,6 +52,9 @@ func InspectService(ctx context.Context, unit string) (Service, error) {
 		return s, nil
 	}
 	s.State, _ = general["ActiveState"].(string)
+	if id, ok := general["InvocationID"].([]byte); ok {
+		s.Invocation = hex.EncodeToString(id)
+	}
 	if file, ok := general["FragmentPath"].(string); ok && file != "" {
 		s.Files = append(s.Files, file)
 	}

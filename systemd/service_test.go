@@ -113,7 +113,7 @@ func TestInspectService(t *testing.T) {
 			properties{
 				unit: {
 					"LoadState": dbus.MakeVariant("loaded"), "FragmentPath": dbus.MakeVariant("/lib/systemd/system/docker.service"),
-					"ActiveState": dbus.MakeVariant("failed"),
+					"ActiveState": dbus.MakeVariant("failed"), "InvocationID": dbus.MakeVariant([]byte{0x0a, 0xff}),
 					"DropInPaths": dbus.MakeVariant([]string{"/etc/systemd/system/docker.service.d/a.conf"}),
 				},
 				service: {
@@ -127,13 +127,13 @@ func TestInspectService(t *testing.T) {
 				Loaded: true, Argv: []string{"/usr/sbin/dockerd", "-H", "fd://", "$DOCKER_OPTS"}, Environment: []string{"A=b c"},
 				EnvironmentFiles: []string{"/etc/default/docker", "/run/x"},
 				Files:            []string{"/lib/systemd/system/docker.service", "/etc/systemd/system/docker.service.d/a.conf"},
-				State:            "failed", Result: systemd.StartLimitHit,
+				State:            "failed", Result: systemd.StartLimitHit, Invocation: "0aff",
 			},
 		},
 		{
 			"bare",
 			properties{
-				unit:    {"LoadState": dbus.MakeVariant("loaded"), "FragmentPath": dbus.MakeVariant(""), "DropInPaths": dbus.MakeVariant([]string{})},
+				unit:    {"LoadState": dbus.MakeVariant("loaded"), "InvocationID": dbus.MakeVariant([]byte{}), "FragmentPath": dbus.MakeVariant(""), "DropInPaths": dbus.MakeVariant([]string{})},
 				service: {"ExecStart": dbus.MakeVariant([]command{}), "Environment": dbus.MakeVariant([]string{}), "EnvironmentFiles": dbus.MakeVariant([]envFile{})},
 			},
 			systemd.Service{Loaded: true, Environment: []string{}},
