@@ -3,6 +3,8 @@
 //
 //	cache.json  config, own lease and peers as last seen in etcd
 //	host.json   what the daemon changed on this host, for the cleanup
+//	docker-change.json  the way back from a change of Docker's file, until
+//	            Docker has started with it
 //
 // # Contract
 //
@@ -89,6 +91,20 @@ type DockerAttempt struct {
 	Hint    string `json:"hint,omitempty"`
 }
 
+// DockerChange is a change of Docker's file with which Docker has not started yet.
+type DockerChange struct {
+	Undo daemonconfig.Undo `json:"undo"`
+	// Changes are what of it is new, in words.
+	Changes string `json:"changes"`
+	// Start is the last start of Docker before the change, as
+	// [systemd.Service] names it.
+	Start string `json:"start,omitempty"`
+	// Asked: a restart is being asked for, on account of the change.
+	Asked bool `json:"asked,omitempty"`
+	// Failed is why the change is being taken back; empty: it is not.
+	Failed string `json:"failed,omitempty"`
+}
+
 // Remember adds sysctls to h. One that is known keeps its first value.
 func (h *Host) Remember(changed []firewall.SysctlChange) {
 	for _, c := range changed {
@@ -109,6 +125,21 @@ func (d Dir) LoadHost() (Host, error) { return load[Host](d, "host.json") }
 
 // SaveHost replaces host.json.
 func (d Dir) SaveHost(h Host) error { return save(d, "host.json", h) }
+
+// dockerChange is the name of the file that is there for a moment only.
+const dockerChange = "docker-change.json"
+
+// LoadDockerChange reads docker-change.json; nil: there is none.
+func (d Dir) LoadDockerChange() (*DockerChange, error) { return load[*DockerChange](d, dockerChange) }
+
+// SaveDockerChange replaces docker-change.json.
+func (d Dir) SaveDockerChange(c DockerChange) error { return save(d, dockerChange, c) }
+
+// DropDockerChange removes docker-change.json, if it is there.
+func (d Dir) DropDockerChange() error {
+	_, err := daemonconfig.Remove(filepath.Join(string(d), dockerChange))
+	return err
+}
 
 func load[T any](d Dir, name string) (T, error) {
 	var v T

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/flanneld-go/flanneld-go/backend/firewall"
+	"github.com/flanneld-go/flanneld-go/daemonconfig"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -101,6 +102,35 @@ func TestHostRoundTrip(t *testing.T) {
 	got.Backend = subnet.RawJSON(compact.String())
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestDockerChangeRoundTrip(t *testing.T) {
+	d := Dir(t.TempDir())
+	if got, err := d.LoadDockerChange(); got != nil || err != nil {
+		t.Errorf("without a file: %+v, %v", got, err)
+	}
+	want := DockerChange{
+		Undo:    daemonconfig.Undo{Path: "/etc/docker/daemon.json", New: []byte{}, MemoryPath: "/m", After: daemonconfig.Memory{Path: "/etc/docker/daemon.json"}},
+		Changes: `"mtu": absent -> 1450`, Start: "0aff", Asked: true, Failed: "failed",
+	}
+	if err := d.SaveDockerChange(want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := d.LoadDockerChange()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&want, got); diff != "" {
+		t.Errorf("no file and an empty one are two things (-want +got):\n%s", diff)
+	}
+	for range 2 {
+		if err := d.DropDockerChange(); err != nil {
+			t.Error(err)
+		}
+	}
+	if list, err := os.ReadDir(string(d)); err != nil || len(list) != 0 {
+		t.Errorf("left: %v, %v", list, err)
 	}
 }
 
