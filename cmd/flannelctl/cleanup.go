@@ -105,6 +105,11 @@ func planCleanup(dir statedir.Dir, saved statedir.Host, docker string, host kern
 			return err
 		}})
 	}
+	if c, err := dir.LoadDockerChange(); err != nil || c != nil {
+		steps = append(steps, cleanup{"forget our last change of Docker's file, with which Docker has not started", func(context.Context) error {
+			return dir.DropDockerChange()
+		}})
+	}
 	files := slices.DeleteFunc([]string{
 		saved.SubnetFile, saved.DockerOptions, filepath.Join(string(dir), "cache.json"), filepath.Join(string(dir), "host.json"),
 	}, func(path string) bool { return path == "" })

@@ -52,6 +52,9 @@ func filled(t *testing.T) (dir string) {
 	if err == nil {
 		err = docker.Commit(plan)
 	}
+	if err == nil {
+		err = state.SaveDockerChange(statedir.DockerChange{Undo: docker.Undo(plan)})
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,6 +69,7 @@ func steps(dir string) []string {
 		"set sysctl net/ipv6/conf/all/forwarding to 0, as it was",
 		"set sysctl net/ipv4/ip_forward to 0, as it was",
 		"take our keys back from " + dir + "/daemon.json",
+		"forget our last change of Docker's file, with which Docker has not started",
 		"remove " + dir + "/subnet.env",
 		"remove " + dir + "/state/cache.json",
 		"remove " + dir + "/state/host.json",
@@ -84,7 +88,7 @@ func TestCleanupPlan(t *testing.T) {
 	dir := filled(t)
 	s := newShell(t)
 	s.want("flannelctl cleanup --yes would:\n  "+strings.Join(steps(dir), "\n  ")+"\n", "cleanup", "--state-dir="+dir+"/state")
-	for _, name := range []string{"subnet.env", "state/cache.json", "state/host.json", "state/docker.json"} {
+	for _, name := range []string{"subnet.env", "state/cache.json", "state/host.json", "state/docker.json", "state/docker-change.json"} {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 			t.Errorf("the plan alone removed something: %v", err)
 		}

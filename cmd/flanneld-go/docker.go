@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 	"github.com/flanneld-go/flanneld-go/daemonconfig"
 	"github.com/flanneld-go/flanneld-go/daemonconfig/dockerd"
 	"github.com/flanneld-go/flanneld-go/subnet"
@@ -41,8 +42,8 @@ type units interface {
 	Stop(ctx context.Context) error
 	// Unit says how a start would be made; without such a unit it is zero.
 	Unit(ctx context.Context) (dockerd.Unit, error)
-	// Outcome says how it stands, and how it ended: both in systemd's words.
-	Outcome(ctx context.Context) (state, result string, err error)
+	// Outcome says how it stands, and how it ended, in systemd's words.
+	Outcome(ctx context.Context) (systemd.Service, error)
 }
 
 // systemdUnits asks systemd.
@@ -61,9 +62,8 @@ func (systemdUnits) Unit(ctx context.Context) (dockerd.Unit, error) {
 	return dockerd.Unit{Argv: s.Argv, Environment: s.Environment, EnvironmentFiles: s.EnvironmentFiles, Files: s.Files}, err
 }
 
-func (systemdUnits) Outcome(ctx context.Context) (state, result string, err error) {
-	s, err := systemd.InspectService(ctx, dockerUnit)
-	return s.State, s.Result, err
+func (systemdUnits) Outcome(ctx context.Context) (systemd.Service, error) {
+	return systemd.InspectService(ctx, dockerUnit)
 }
 
 // dockerState is what the loop does to Docker, and what came of it.
@@ -79,9 +79,9 @@ type dockerState struct {
 	told daemonconfig.Env
 	// withdrawn: keys of an earlier --docker-config were taken back.
 	withdrawn bool
-	// written is the last change of Docker's file by this process that no
-	// restart has proved yet.
-	written *writtenFile
+	// change is the last one of Docker's file with which Docker has not started
+	// yet. While something is done beside the loop, it is that one's.
+	change *statedir.DockerChange
 	// warned are what was said of the administrator's own keys.
 	warned []string
 
@@ -116,6 +116,9 @@ func (l *loop) writeDocker(ctx context.Context) error {
 
 func (l *loop) keepDocker(ctx context.Context) error {
 	l.keepAttempt()
+	if busy := l.settleChange(ctx); busy {
+		return l.docker.problem
+	}
 	l.lookAtDocker(ctx)
 	if err := l.markNow(ctx); err != nil {
 		return err
@@ -158,16 +161,16 @@ func (l *loop) writeDockerOptions(ctx context.Context) error {
 
 // commitOptions does what was planned, unless dockerd did not start with it.
 func (l *loop) commitOptions(ctx context.Context, swap daemonconfig.Swap) error {
-	if err := l.docker.refusedBefore(swap.Old, swap.Text); err != nil {
+	if err := l.docker.refusedBefore(swap.Undo()); err != nil {
 		return err
 	}
+	unkept := l.noteChange(ctx, swap.Undo(), "now "+lastLine(swap.Text))
 	if err := swap.Commit(); err != nil {
-		return err
+		return errors.Join(unkept, err)
 	}
 	l.log.Info("docker options written", "path", swap.Path)
-	l.docker.wrote(writtenFile{path: swap.Path, changes: "now " + lastLine(swap.Text), old: swap.Old, text: swap.Text, revert: swap.Revert})
-	l.wantRestart(ctx)
-	return nil
+	l.wrote(ctx)
+	return unkept
 }
 
 // lastLine of the options file has all of them.
@@ -202,27 +205,26 @@ func (l *loop) keepConfig(ctx context.Context) error {
 
 // commitDocker does what was planned, unless dockerd would not start with it.
 func (l *loop) commitDocker(ctx context.Context, c daemonconfig.DockerConfig, plan daemonconfig.Plan) error {
-	if err := l.docker.refusedBefore(plan.Old, plan.Text); err != nil {
+	if err := l.docker.refusedBefore(c.Undo(plan)); err != nil {
 		return err
 	}
 	if err := l.givenTwice(ctx); err != nil {
 		return err
 	}
-	c.Options.Check = l.judgedByDockerd(ctx, c, plan)
-	if err := c.Commit(plan); err != nil {
-		return err
-	}
 	var changes []string
 	for _, change := range plan.Changes {
-		l.log.Info("docker config written", "path", c.Path, "change", change.String())
 		changes = append(changes, change.String())
 	}
-	l.docker.wrote(writtenFile{
-		path: c.Path, changes: strings.Join(changes, ", "), old: plan.Old, text: plan.Text,
-		revert: func() error { return c.Revert(plan) },
-	})
-	l.wantRestart(ctx)
-	return nil
+	unkept := l.noteChange(ctx, c.Undo(plan), strings.Join(changes, ", "))
+	c.Options.Check = l.judgedByDockerd(ctx, c, plan)
+	if err := c.Commit(plan); err != nil {
+		return errors.Join(unkept, err)
+	}
+	for _, change := range changes {
+		l.log.Info("docker config written", "path", c.Path, "change", change)
+	}
+	l.wrote(ctx)
+	return unkept
 }
 
 // judgedByDockerd returns a check of the new file by the program itself; nil:
@@ -289,6 +291,15 @@ func (l *loop) givenTwice(ctx context.Context) error {
 	}
 	return withHint(fmt.Errorf("dockerd is given %s: it would not start with the same key in %s, so nothing is written there", strings.Join(named, " and "), l.opts.dockerConfig),
 		"remove the flag, systemctl daemon-reload && systemctl restart docker; or run with --docker-config=none")
+}
+
+// wrote takes in a change of Docker's file. After one that Docker did not start
+// with, somebody has changed the file since: worth another restart.
+func (l *loop) wrote(ctx context.Context) {
+	if l.docker.refused.Swap(nil) != nil {
+		l.docker.attempt.Store(nil)
+	}
+	l.wantRestart(ctx)
 }
 
 // wantRestart takes in that Docker's file changed. A file that is back after it

@@ -21,6 +21,7 @@ import (
 	"github.com/flanneld-go/flanneld-go/daemonconfig"
 	"github.com/flanneld-go/flanneld-go/daemonconfig/dockerd"
 	"github.com/flanneld-go/flanneld-go/daemonconfig/dockerd/dockerdtest"
+	"github.com/flanneld-go/flanneld-go/systemd"
 )
 
 // fakeUnits is a service manager with docker.service.
@@ -34,8 +35,13 @@ type fakeUnits struct {
 	jobs           []string
 	// hangs: a restart does not end, and state is how Docker stands meanwhile.
 	hangs bool
-	// state and result are systemd's words.
+	// state and result are systemd's words; empty: as the jobs left it.
 	state, result string
+	// failed: the last start did; starts counts them.
+	failed bool
+	starts int
+	// unknown: systemd does not answer for it.
+	unknown bool
 }
 
 func (u *fakeUnits) Active(context.Context) (bool, error) {
@@ -48,10 +54,15 @@ func (u *fakeUnits) job(name string, f func() error) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.jobs = append(u.jobs, name)
-	if f == nil {
-		return nil
+	var err error
+	if f != nil {
+		err = f()
 	}
-	return f()
+	if name != "stop" {
+		u.starts++
+		u.failed = isFailure(err)
+	}
+	return err
 }
 
 func (u *fakeUnits) Restart(ctx context.Context) error {
@@ -66,10 +77,23 @@ func (u *fakeUnits) Restart(ctx context.Context) error {
 func (u *fakeUnits) Start(context.Context) error { return u.job("start", u.start) }
 func (u *fakeUnits) Stop(context.Context) error  { return u.job("stop", nil) }
 
-func (u *fakeUnits) Outcome(context.Context) (state, result string, err error) {
+func (u *fakeUnits) Outcome(context.Context) (systemd.Service, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.state, u.result, nil
+	if u.unknown {
+		return systemd.Service{}, systemd.ErrNoSystemd
+	}
+	s := systemd.Service{Loaded: true, State: u.state, Result: u.result, Invocation: fmt.Sprintf("start %d", u.starts)}
+	switch {
+	case u.state != "":
+	case u.failed:
+		s.State = "failed"
+	case u.active:
+		s.State = "active"
+	default:
+		s.State = "inactive"
+	}
+	return s, nil
 }
 
 func (u *fakeUnits) Unit(context.Context) (dockerd.Unit, error) { return u.unit, nil }

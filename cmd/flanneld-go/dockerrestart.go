@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,44 +10,6 @@ import (
 	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 	"github.com/flanneld-go/flanneld-go/systemd"
 )
-
-// writtenFile is a change of Docker's file, and the way back.
-type writtenFile struct {
-	path string
-	// changes are what of it is new, in words.
-	changes string
-	// old is the former text, text the new one; nil: no file.
-	old, text []byte
-	revert    func() error
-}
-
-// refusedFile is a change that was taken back.
-type refusedFile struct {
-	change string
-	err    error
-}
-
-// changeID stands for a change of a file from old to text.
-func changeID(old, text []byte) string {
-	return fmt.Sprintf("%x %x", sha256.Sum256(old), sha256.Sum256(text))
-}
-
-// refusedBefore returns why a change was taken back; nil: it never was.
-func (s *dockerState) refusedBefore(old, text []byte) error {
-	if r := s.refused.Load(); r != nil && r.change == changeID(old, text) {
-		return r.err
-	}
-	return nil
-}
-
-// wrote takes in a change of Docker's file. After one that Docker did not start
-// with, somebody has changed the file since: worth another restart.
-func (s *dockerState) wrote(w writtenFile) {
-	s.written = &w
-	if s.refused.Swap(nil) != nil {
-		s.attempt.Store(nil)
-	}
-}
 
 // restartReason is what a restart of Docker is for.
 func (l *loop) restartReason() string { return fmt.Sprintf("%+v, mark %s", l.env(), l.wantMark()) }
@@ -169,9 +130,6 @@ func (l *loop) holdsBack(differs []string) bool {
 }
 
 // startRestart restarts a Docker that runs.
-//
-// The restart runs beside the loop: docker.service is ordered behind ours, so
-// its start waits until we are ready, which the loop has yet to say.
 func (l *loop) startRestart(ctx context.Context, problem error) error {
 	// Asked before we say that we are ready: a Docker that waits for us to be
 	// is not up yet and reads the file when it starts.
@@ -190,63 +148,73 @@ func (l *loop) startRestart(ctx context.Context, problem error) error {
 	if !active {
 		return problem
 	}
-	why, written := l.restartReason(), l.docker.written
-	l.docker.written = nil
-	l.docker.attempt.Store(&dockerAttempt{reason: why})
+	change := l.docker.change
+	if change != nil {
+		change.Asked = true
+		l.keepChange(change)
+	}
+	l.docker.attempt.Store(&dockerAttempt{reason: l.restartReason()})
 	l.keepAttempt()
-	l.docker.restarting.Store(true)
-	l.group.Go(func() error {
-		defer l.docker.restarting.Store(false)
-		l.log.Info("restarting docker: what its file says changed", "unit", dockerUnit)
-		err := l.restartUnit(ctx, written)
-		if ctx.Err() != nil {
-			return nil // we end, and the job goes on without us
-		}
-		l.docker.attempt.Store(&dockerAttempt{why, err}) // the next round reports it
-		return nil
-	})
+	l.log.Info("restarting docker: what its file says changed", "unit", dockerUnit)
+	l.beside(ctx, func() error { return l.restartUnit(ctx, change, l.units.Restart) })
 	return nil
 }
 
 const journalOfDocker = "journalctl -u docker -n 50"
 
-// restartUnit restarts Docker, and puts its file back if it does not start with
-// what was written into it.
-func (l *loop) restartUnit(ctx context.Context, written *writtenFile) error {
-	err := patiently(ctx, l.units.Restart)
+// restartUnit starts Docker by a job, and puts its file back if it does not start
+// with our last change of that; nil: there was none.
+func (l *loop) restartUnit(ctx context.Context, change *statedir.DockerChange, job func(context.Context) error) error {
+	err := l.restartPatiently(ctx, change, job)
+	if ctx.Err() != nil || change == nil {
+		return err
+	}
+	if err == nil {
+		l.forgetChange()
+		return nil
+	}
+	if change.Asked = false; change.Failed == "" {
+		l.keepChange(change)
+	}
+	return err
+}
+
+// restartPatiently is restartUnit, but for what is kept of the change.
+func (l *loop) restartPatiently(ctx context.Context, change *statedir.DockerChange, job func(context.Context) error) error {
+	err := patiently(ctx, job)
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	state, result := l.outcome(ctx)
-	if isFailure(err) && result == systemd.StartLimitHit {
+	unit := l.outcome(ctx)
+	if isFailure(err) && unit.Result == systemd.StartLimitHit {
 		// Systemd has stopped it for us and does not start it, because others
 		// restarted it just before: that limit is for loops, and this is none.
 		l.log.Warn("docker was restarted too often in a short time for systemd, starting it all the same", "unit", dockerUnit, "error", err)
 		if err = patiently(ctx, l.units.Start); err == nil || ctx.Err() != nil {
 			return err
 		}
-		if state, result = l.outcome(ctx); isFailure(err) && result == systemd.StartLimitHit {
-			return withHint(fmt.Errorf("docker is down: systemd does not start it, since it is restarted again and again, and not by us (%s): %w", result, err),
+		if unit = l.outcome(ctx); isFailure(err) && unit.Result == systemd.StartLimitHit {
+			return withHint(fmt.Errorf("docker is down: systemd does not start it, since it is restarted again and again, and not by us (%s): %w", unit.Result, err),
 				"%s says who restarts it; then systemctl reset-failed docker && systemctl start docker", journalOfDocker)
 		}
 	}
 	hangs := errors.Is(err, context.DeadlineExceeded)
 	switch {
-	case hangs && state == "deactivating":
+	case hangs && unit.State == "deactivating":
 		return withHint(fmt.Errorf("docker has not stopped its containers within %s, and starts when it has: %w", dockerStart, err), journalOfDocker)
-	case hangs && state == "activating":
+	case hangs && unit.State == "activating":
 		err = fmt.Errorf("docker has not started within %s: %w", dockerStart, err)
-		if written == nil {
+		if change == nil {
 			return withHint(err, journalOfDocker)
 		}
 		// Else the job of the new start would be one with that which hangs.
 		if stop := patiently(ctx, l.units.Stop); stop != nil {
 			err = fmt.Errorf("%w; it cannot be stopped: %w", err, stop)
 		}
-	case !isFailure(err) || written == nil:
+	case !isFailure(err) || change == nil:
 		return withHint(err, journalOfDocker)
 	}
-	return l.rollBack(ctx, *written, err)
+	return l.rollBack(ctx, change, err)
 }
 
 // isFailure reports that a start ended badly; not that somebody cancelled it, or
@@ -263,32 +231,13 @@ func patiently(ctx context.Context, job func(context.Context) error) error {
 	return job(ctx)
 }
 
-// outcome is how Docker stands and ended; empty: systemd does not say.
-func (l *loop) outcome(ctx context.Context) (state, result string) {
+// outcome is how Docker stands and ended; zero: systemd does not say.
+func (l *loop) outcome(ctx context.Context) systemd.Service {
 	ctx, cancel := context.WithTimeout(ctx, dockerAnswer)
 	defer cancel()
-	state, result, err := l.units.Outcome(ctx)
+	unit, err := l.units.Outcome(ctx)
 	if err != nil {
 		l.log.Debug("outcome of docker's start is not known", "error", err)
 	}
-	return state, result
-}
-
-// rollBack puts back the file that Docker ran with and starts it once more. why
-// is how it failed; what comes back says what stands now. The same change is not
-// tried again as long as the file is what it was.
-func (l *loop) rollBack(ctx context.Context, w writtenFile, why error) error {
-	what := fmt.Errorf("docker does not start with our change of %s (%s): %w", w.path, w.changes, why)
-	if err := w.revert(); err != nil {
-		return withHint(fmt.Errorf("%w; the former file could not be put back: %w", what, err), journalOfDocker)
-	}
-	l.log.Warn("docker config put back: docker did not start", "path", w.path, "error", why)
-	err := patiently(ctx, l.units.Start)
-	if err != nil {
-		what = fmt.Errorf("%w; the former file is back, and docker does not start with that either: %w", what, err)
-	} else {
-		what = fmt.Errorf("%w; the former file is back, and docker runs by it: its containers have other addresses than this host's subnet", what)
-	}
-	l.docker.refused.Store(&refusedFile{changeID(w.old, w.text), withHint(what, "%s; after a change of %s it is tried again", journalOfDocker, w.path)})
-	return withHint(what, journalOfDocker)
+	return unit
 }

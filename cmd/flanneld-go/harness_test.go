@@ -135,7 +135,7 @@ func newHost(t *testing.T) *testHost {
 // newHostOn is one more host on the same data, at another address.
 func newHostOn(t *testing.T, data *memstore.Store, addr string) *testHost {
 	t.Helper()
-	h := &testHost{t: t, data: data, dir: t.TempDir(), node: "me", instance: "i1", tools: noTools{}, table: noTable{}}
+	h := &testHost{t: t, data: data, dir: t.TempDir(), node: "me", instance: "i1", tools: noTools{}, table: noTable{}, units: &fakeUnits{}}
 	h.store = h.data.Open(memstore.Options{})
 	h.kernel, h.eth0 = h.newKernel(addr)
 	h.opts = options{

@@ -301,6 +301,9 @@ func (l *loop) remember() error {
 	}
 	l.lease.cached, l.lease.former = l.cache, l.cache.Former
 	l.docker.recallAttempt(l.saved.DockerAttempt)
+	if l.docker.change, err = l.dir.LoadDockerChange(); err != nil {
+		l.log.Warn("change of docker's file is unreadable, going on without the way back", "error", err)
+	}
 	return nil
 }
 
