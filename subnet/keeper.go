@@ -48,7 +48,8 @@ type KeeperOptions struct {
 	Margin     time.Duration
 	OnConflict OnConflict
 	// View, when set, is watched for changes of our own key, so that they are
-	// noticed at once and not at the next renewal.
+	// noticed at once and not at the next renewal. It is told when the store
+	// answered us.
 	View *View
 	// Avoid, when set, returns what [Claim.Avoid] is by now, for the lease of
 	// another subnet.
@@ -203,11 +204,15 @@ func (k *Keeper) release(ctx context.Context, l Lease) error {
 // *[SupersededError] or *[ForeignInstanceError] ends it too. It runs once.
 func (k *Keeper) Run(ctx context.Context) error {
 	for k.m.do != doStop {
+		did := k.m.do
 		ev := k.perform(ctx)
 		if ev.kind == evFailed && ctx.Err() != nil {
 			ev = stopped()
 		}
 		k.m = k.m.step(input{event: ev, now: k.o.Clock.Uptime(), random: k.o.Random()})
+		if did != doWait && did != doLook && ev.kind != evFailed {
+			k.answered()
+		}
 		k.publish(ctx)
 	}
 	if ctx.Err() != nil {
@@ -252,6 +257,14 @@ func (k *Keeper) perform(ctx context.Context) event {
 	}
 	ev.sent = sent
 	return ev
+}
+
+// answered tells the view that the store answered, to a lease of seconds more often
+// than its watch does. A reservation is proven as often as a lease is renewed.
+func (k *Keeper) answered() {
+	if k.o.View != nil {
+		k.o.View.hearing.answered(k.o.Clock.Uptime(), k.m.ttlOr()/3)
+	}
 }
 
 // patience is how long the next deed may take. A request that hangs, as one to a

@@ -110,7 +110,7 @@ func TestOverlapIndex(t *testing.T) {
 func BenchmarkProjectionPut(b *testing.B) {
 	for _, n := range []int{100, 10000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			p := newProjection("", defaultHold, DefaultTTL)
+			p := newProjection("", defaultHold, newHearing(DefaultTTL, 0))
 			w := World{Identity: "x", Revision: 1, Config: Document{Text: "{}"}}
 			for i := range n {
 				w.Leases = append(w.Leases, Lease{Subnet: numbered(i, 24)})

@@ -172,7 +172,11 @@ func (k *Keeper) look(ctx context.Context) event {
 // write, compares. Later looks are at what may be newer than the view.
 func (k *Keeper) read(ctx context.Context) (World, error) {
 	if k.o.View == nil || k.m.confirmed || k.world.Revision > 0 {
-		return k.o.Store.Load(ctx)
+		w, err := k.o.Store.Load(ctx)
+		if err == nil {
+			k.answered()
+		}
+		return w, err
 	}
 	s := k.o.View.Snapshot()
 	if !s.Synced {

@@ -97,7 +97,7 @@ func TestContradictsRandomWalk(t *testing.T) {
 			return batches
 		}
 		grow(rapid.IntRange(0, 10).Draw(t, "first"))
-		p := newProjection("", 2*time.Second, time.Hour)
+		p := newProjection("", 2*time.Second, newHearing(time.Hour, 0))
 		p.load(store.now(), 0)
 		for _, b := range grow(rapid.IntRange(0, 10).Draw(t, "followed")) {
 			p.apply(b, time.Second)
@@ -108,7 +108,7 @@ func TestContradictsRandomWalk(t *testing.T) {
 		fromFile := rapid.SampledFrom(store).Draw(t, "in use")
 		fromFile.Revision, fromFile.Bad = known.Revision, nil
 		fromFile.Leases = slices.DeleteFunc(slices.Clone(fromFile.Leases), func(Lease) bool { return rapid.Bool().Draw(t, "refused") })
-		cached := newProjection("", 2*time.Second, time.Hour)
+		cached := newProjection("", 2*time.Second, newHearing(time.Hour, 0))
 		cached.load(fromFile, 0)
 		cached.partial = true
 
@@ -169,7 +169,7 @@ func TestContradicts(t *testing.T) {
 		{"readable since, created since", spoilt(5), lease(7, 11, 12), false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p := newProjection("", 2*time.Second, time.Hour)
+			p := newProjection("", 2*time.Second, newHearing(time.Hour, 0))
 			tt.then.Revision = 10
 			p.load(tt.then, 0)
 			if got := p.contradicts(tt.now); got != tt.want {

@@ -111,6 +111,7 @@ func (s *Snapshot) blocker(x Subnet) blocker {
 type projection struct {
 	hold, ttl time.Duration
 	node      NodeID
+	hearing   *hearing
 
 	revision Revision
 	// freed is when a key was deleted last, or may have been.
@@ -135,9 +136,9 @@ type projection struct {
 	partial bool
 }
 
-func newProjection(node NodeID, hold, ttl time.Duration) projection {
+func newProjection(node NodeID, hold time.Duration, h *hearing) projection {
 	return projection{
-		node: node, hold: hold, ttl: ttl, index: newOverlapIndex(),
+		node: node, hold: hold, ttl: h.ttl, hearing: h, index: newOverlapIndex(),
 		bad: map[string]BadKey{}, kin: map[Subnet]bool{}, held: map[Subnet]time.Duration{},
 	}
 }
@@ -148,8 +149,10 @@ func (p *projection) distrust() { p.distrusted = true }
 // patience is how long a lease that is deleted now stays in effect. A store that
 // lost its past, or has no config, has lost leases that live on: their
 // owners will create them again. Those that are held when that happens get as long.
-func (p *projection) patience() time.Duration {
-	if p.distrusted || p.config.Text == "" {
+// One that was silent may delete those of hosts that could not renew: it may take
+// them a while to find that out, in a store that has just come round.
+func (p *projection) patience(now time.Duration) time.Duration {
+	if p.distrusted || p.config.Text == "" || p.hearing.wary(now) {
 		return p.ttl
 	}
 	return p.hold
@@ -167,7 +170,7 @@ func (p *projection) load(w World, now time.Duration) bool {
 	}
 	disaster := p.distrusted || p.loses(w.Config)
 	p.revision, p.freed, p.identity, p.config = w.Revision, w.Revision, w.Identity, w.Config
-	patience := p.patience()
+	patience := p.patience(now)
 	p.distrusted, p.partial = false, false
 
 	entries := make(map[Subnet]*entry, max(p.leases.len, len(w.Leases)))
@@ -343,7 +346,7 @@ func (p *projection) delete(key string, now time.Duration) {
 			return
 		}
 	}
-	until := now + p.patience()
+	until := now + p.patience(now)
 	p.keep(s, until)
 	p.leases = p.leases.put(&entry{lease: e.lease, gone: true, until: until})
 }
@@ -361,7 +364,7 @@ func (p *projection) brief(left time.Duration) bool { return left <= p.hold }
 func (p *projection) extend(now time.Duration) {
 	for s, until := range p.held {
 		if p.brief(until - now) {
-			until = now + p.patience()
+			until = now + p.patience(now)
 			p.leases = p.leases.put(&entry{lease: p.leases.get(s).lease, gone: true, until: until})
 			p.held[s] = until
 		}

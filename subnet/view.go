@@ -50,7 +50,8 @@ type ViewOptions struct {
 	// another machine has its node id.
 	Node NodeID
 	// TTL is how long deletions are held back after the store lost its past,
-	// and while there is no config; zero: [DefaultTTL].
+	// while there is no config, and when the store was silent for so long that
+	// leases of hosts that live ran out; zero: [DefaultTTL].
 	TTL time.Duration
 	// Hold is how long other deletions are; zero: 2 s.
 	Hold time.Duration
@@ -78,6 +79,8 @@ type ViewOptions struct {
 type View struct {
 	o       ViewOptions
 	current atomic.Pointer[Snapshot]
+	// hearing is also told by the keeper.
+	hearing *hearing
 
 	// What follows belongs to Run.
 
@@ -97,7 +100,8 @@ func NewView(o ViewOptions) *View {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	v := &View{o: o, p: newProjection(o.Node, o.Hold, o.TTL)}
+	h := newHearing(o.TTL, o.Clock.Uptime())
+	v := &View{o: o, hearing: h, p: newProjection(o.Node, o.Hold, h)}
 	s := &Snapshot{Since: o.Clock.Now(), Err: errUnread, changed: make(chan struct{})}
 	if o.World.Identity != "" {
 		if o.Former.Identity != "" && !o.Cached {
@@ -151,7 +155,9 @@ func (v *View) load(ctx context.Context) error {
 	if err != nil {
 		return err // it says that this was the load
 	}
-	v.publish(volumeOf(v.p.load(w, v.o.Clock.Uptime())))
+	now := v.o.Clock.Uptime()
+	v.hearing.heard(now)
+	v.publish(volumeOf(v.p.load(w, now)))
 	return nil
 }
 
@@ -217,10 +223,15 @@ func (v *View) watch(ctx context.Context, after Revision, to chan<- Batch) error
 	return errors.New("watch leases: the stream ended without a reason")
 }
 
-// take shows what a batch changed.
+// take shows what a batch changed. One that only deletes is no word of a store that
+// answers: it deletes what ran out even if it has no time for anybody.
 func (v *View) take(b Batch) {
 	v.failures = 0
-	v.publish(volumeOf(v.p.apply(b, v.o.Clock.Uptime())))
+	now := v.o.Clock.Uptime()
+	if len(b.Deleted) == 0 || len(b.Put)+len(b.Bad) > 0 || b.Config != nil {
+		v.hearing.heard(now)
+	}
+	v.publish(volumeOf(v.p.apply(b, now)))
 }
 
 // wake is the earlier of at and the end of the next held lease.

@@ -18,6 +18,8 @@ type machine struct {
 	claim  subnet.Claim
 	policy subnet.OnConflict
 	clock  *bubbleClock
+	// random is what all jitter of the host is made of.
+	random float64
 	mem    *memstore.Store
 	store  subnet.Store
 	// lose is how many answers get lost, delay how many writes are sent late,
@@ -46,7 +48,7 @@ type cached struct {
 }
 
 func newMachine(w *walker, name, ip string, policy subnet.OnConflict) *machine {
-	h := &machine{w: w, name: name, claim: claim(name, ip), policy: policy, clock: newClock()}
+	h := &machine{w: w, name: name, claim: claim(name, ip), policy: policy, clock: newClock(), random: 0.5}
 	h.claim.TTL, h.claim.Clock = walkTTL, h.clock
 	h.mem = w.data.Open(memstore.Options{Before: func(method string) error {
 		if w.full.Load() && (method == "Create" || method == "Update") {
@@ -118,7 +120,7 @@ func (h *machine) move(ip string) {
 }
 
 func (h *machine) run(ctx context.Context, c subnet.Claim) {
-	o := subnet.KeeperOptions{Store: h.store, Clock: h.clock, Claim: c, OnConflict: h.policy, Random: func() float64 { return 0.5 }}
+	o := subnet.KeeperOptions{Store: h.store, Clock: h.clock, Claim: c, OnConflict: h.policy, Random: func() float64 { return h.random }}
 	vo := subnet.ViewOptions{Store: h.store, Clock: h.clock, Node: c.Node, TTL: walkTTL, Random: o.Random}
 	if err := h.acquire(ctx, &o, &vo); err != nil {
 		return

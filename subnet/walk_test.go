@@ -286,6 +286,10 @@ func (w *walker) comparePeers(h *machine) {
 			}
 		}
 	}
+	// What runs out does so within one TTL, and is held for another at the most.
+	if now.Config.Text != "" && len(now.Bad) == 0 && time.Since(w.disturbed) > 2*walkTTL+settled && snap.Len() > len(now.Leases) {
+		w.audit.report("%s holds on to %+v, of which %+v are left", h.name, snap.Leases(), now.Leases)
+	}
 }
 
 // heal ends all faults and demands that every host has a subnet of its own soon.

@@ -1,0 +1,78 @@
+package subnet
+
+import (
+	"sync"
+	"time"
+)
+
+const (
+	// spokenEvery is how often a watch in which nothing happens says so.
+	spokenEvery = 10 * time.Second
+	// aftermath is for how long a store may take at the most, after it was silent,
+	// to delete what ran out meanwhile: etcd revokes 1,000 leases a second and more.
+	aftermath = time.Minute
+)
+
+// hearing is when the store was heard last: when it answered this host, or told of
+// what it answered others. A store that answers nobody keeps no lease alive, and
+// sooner or later deletes those of hosts that live.
+//
+//	heard      heard                          heard
+//	  |----------|------------------------------|--------------|------>
+//	             |<------ silence or more ----->|<- aftermath ->|
+//	                          |<------------ wary ------------>|
+//
+// One that is quiet and well speaks so often that it never counts as silent: a
+// watch says something every 10 s, and a lease of seconds is renewed more often.
+type hearing struct {
+	ttl time.Duration
+
+	mu sync.Mutex
+	// The fields below are guarded by mu.
+
+	// every is how often the store is heard while nothing is wrong.
+	every time.Duration
+	// last is when it was, until the end of the time after a silence.
+	last, until time.Duration
+}
+
+func newHearing(ttl, now time.Duration) *hearing {
+	return &hearing{ttl: ttl, every: spokenEvery, last: now}
+}
+
+// silence is how long a store must not have been heard to count as silent: half as
+// long again as one that is well takes to speak, and half of a TTL. A lease was
+// renewed a third of its TTL before at the most, and its owner asks again a sixth of
+// it after at the latest. What the store was silent for less cannot make it run out.
+func (h *hearing) silence() time.Duration { return max(h.ttl/2, h.every+h.every/2) }
+
+// answered notes that the store answered who asks it so often. The watch speaks
+// however seldom that is.
+func (h *hearing) answered(now, every time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.note(now)
+	h.every = min(every, spokenEvery)
+}
+
+// heard notes that the store was heard.
+func (h *hearing) heard(now time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.note(now)
+}
+
+func (h *hearing) note(now time.Duration) {
+	if now-h.last >= h.silence() {
+		h.until = now + min(h.ttl, aftermath)
+	}
+	h.last = now
+}
+
+// wary reports whether what is deleted now may belong to hosts that live, and
+// could not say so: the store is silent, or was until a moment ago.
+func (h *hearing) wary(now time.Duration) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return now < h.until || now-h.last >= h.silence()
+}
