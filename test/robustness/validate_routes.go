@@ -26,9 +26,13 @@ func (h *holding) mac() string {
 }
 
 // patience is how long a host may still route to a lease that is gone: Hold, or
-// a TTL if the store lost its past or its config not long ago. One that has become
-// able not long ago may notice only now what happened since it was so before.
+// a TTL if the store lost its past or its config not long ago, or this host had not
+// heard of it for long. One that has become able not long ago may notice only now
+// what happened since it was so before.
 func (e *evidence) patience(s Sample) time.Duration {
+	if e.deafened(s) {
+		return e.bounds.TTL
+	}
 	since := s.From - e.bounds.TTL - e.bounds.Heal
 	if able, ok := e.ableSince(s.Host, s.From); ok && able > since {
 		before := able
@@ -46,6 +50,33 @@ func (e *evidence) patience(s Sample) time.Duration {
 		}
 	}
 	return e.bounds.Hold
+}
+
+// deafened reports whether a host may have held on for a TTL, in s or not long
+// before, to what etcd deleted when the host had not heard of it for half of one, or
+// right afterwards.
+func (e *evidence) deafened(s Sample) bool {
+	// It hears of etcd within Heal, holds on to what is deleted in another minute or
+	// TTL, and lets go within React of the end of that.
+	since := s.From - e.bounds.Heal - min(e.bounds.TTL, time.Minute) - e.bounds.TTL - e.bounds.React
+	run, ok := e.run(s.Host, s.From)
+	if !ok {
+		return false
+	}
+	heard := run.From // A start is with etcd, or what follows is not able.
+	for _, a := range e.able[s.Host] {
+		if a.from < run.From || a.from > s.From {
+			continue
+		}
+		// Before that it may have heard nothing for the time between two renewals.
+		if a.from >= since && a.from-heard >= e.bounds.TTL/2-e.bounds.TTL/3 {
+			return true
+		}
+		if a.until-a.from >= e.bounds.Heal { // Otherwise it may not have got through.
+			heard = a.until
+		}
+	}
+	return e.jumped(s.Host, since, s.Until)
 }
 
 // configured reports whether there was a valid config all the time: a host that
