@@ -13,9 +13,10 @@ import (
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
-// Uplink is the interface and the addresses that carry encapsulated traffic.
+// Uplink is the interface and the addresses that carry encapsulated traffic. It may
+// become another while a backend is in use.
 type Uplink struct {
-	// Link is the interface as it was when the uplink was chosen.
+	// Link is the interface as it was when the uplink was last looked at.
 	Link kernel.Link
 	// Addr is our own address on it, per family; invalid where it has none.
 	Addr subnet.ByFamily[netip.Addr]
@@ -39,11 +40,19 @@ func (u Uplink) OnSegment(a netip.Addr) bool {
 // Desired is the state that a host should be in.
 type Desired struct {
 	Config *subnet.Config
+	// Uplink is what packets are sent by.
+	Uplink Uplink
+	// Also are addresses of ours beside Uplink's by which peers may send to us: while
+	// one uplink replaces another that is still there, some send to either.
+	Also subnet.ByFamily[netip.Addr]
 	// Own is this host's lease.
 	Own subnet.Lease
 	// Peers are the other hosts' leases, sorted by subnet, all of them inside
 	// the network and none overlapping another or Own.
 	Peers []subnet.Lease
+	// Former are leases of Peers as they were a moment ago, with other addresses:
+	// what comes from those is theirs, too.
+	Former []subnet.Lease
 }
 
 // Tunnel is what the firewall must know of a backend.
@@ -78,7 +87,6 @@ const (
 type Params struct {
 	Config *subnet.Config
 	Node   subnet.NodeID
-	Uplink Uplink
 	Kernel kernel.Host
 	Log    *slog.Logger
 	// Blackhole asks for a route of last resort that drops packets to
@@ -99,14 +107,16 @@ type Constructor func(Params) (Backend, error)
 
 // Backend joins this host to its peers with one encapsulation.
 type Backend interface {
-	// Attrs returns what peers must know: BackendType, BackendData and
-	// PublicIP, without Owner and Instance.
-	Attrs() (subnet.Attrs, error)
+	// Attrs returns what peers must know of a host with uplink u: BackendType,
+	// BackendData and PublicIP, without Owner and Instance. An error says why u
+	// cannot carry this backend; it must not be desired then.
+	Attrs(u Uplink) (subnet.Attrs, error)
 	// Apply makes the host match d. It is idempotent, keeps going past single
-	// failures, and joins them.
+	// failures, and joins them. Where d has another uplink than before, the data
+	// path moves there: paths to peers stay whole where the kernel can do that.
 	Apply(ctx context.Context, d Desired) error
-	// MTU is the largest packet in bytes that a container may send.
-	MTU() int
+	// MTU is the largest packet in bytes that a container may send by u.
+	MTU(u Uplink) int
 	// Tunnel says what the firewall must let through.
 	Tunnel() Tunnel
 	// Cleanup removes everything that Apply may have left in the kernel, from

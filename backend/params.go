@@ -52,21 +52,21 @@ func (p Params) WarnUnknown(keys []string) {
 
 // CheckUplink returns an error unless the uplink has an address of each family
 // that the config has.
-func (p Params) CheckUplink() error {
+func (p Params) CheckUplink(u Uplink) error {
 	var errs []error
 	for _, f := range p.Families() {
-		if !p.Uplink.Addr[f].IsValid() {
-			errs = append(errs, fmt.Errorf("uplink %s has no %s address, which the %s network needs", p.Uplink.Link.Name, f, f))
+		if !u.Addr[f].IsValid() {
+			errs = append(errs, fmt.Errorf("uplink %s has no %s address, which the %s network needs", u.Link.Name, f, f))
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // Attrs returns attributes with the public addresses of the config's families.
-func (p Params) Attrs(backendType string) subnet.Attrs {
+func (p Params) Attrs(backendType string, u Uplink) subnet.Attrs {
 	attrs := subnet.Attrs{BackendType: backendType}
 	for _, f := range p.Families() {
-		attrs.PublicIP[f] = p.Uplink.Public[f]
+		attrs.PublicIP[f] = u.Public[f]
 	}
 	return attrs
 }
@@ -75,9 +75,9 @@ func (p Params) Attrs(backendType string) subnet.Attrs {
 // for a while when the config's Backend is changed.
 var ErrOtherBackend = errors.New("its backend is another")
 
-// CheckPeer says why a peer cannot be sent to in a family, whatever the backend
-// of that type makes of it.
-func (p Params) CheckPeer(backendType string, f subnet.Family, peer subnet.Attrs) error {
+// CheckPeer says why a peer cannot be sent to by the uplink in a family, whatever
+// the backend of that type makes of it.
+func (u Uplink) CheckPeer(backendType string, f subnet.Family, peer subnet.Attrs) error {
 	public := peer.PublicIP[f]
 	switch {
 	case peer.BackendType != backendType:
@@ -86,7 +86,7 @@ func (p Params) CheckPeer(backendType string, f subnet.Family, peer subnet.Attrs
 		return fmt.Errorf("it has no public %s address", f)
 	case public.IsUnspecified() || public.IsLoopback() || public.IsMulticast():
 		return fmt.Errorf("its public address %s is no host's", public)
-	case public == p.Uplink.Addr[f] || public == p.Uplink.Public[f]:
+	case public == u.Addr[f] || public == u.Public[f]:
 		return fmt.Errorf("its public address %s is this host's own", public)
 	}
 	return nil

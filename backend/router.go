@@ -52,9 +52,6 @@ type RoutePlan struct {
 	Routes []PeerRoute
 	// Devices are the indexes of the tunnel devices that are ours.
 	Devices []int
-	// Uplink is the index of the interface whose plain routes of flannel's
-	// are taken over.
-	Uplink int
 	// Keep are the families whose device is not there: no route of theirs is
 	// deleted for not being planned.
 	Keep subnet.ByFamily[bool]
@@ -206,7 +203,7 @@ func (p *RoutePlan) proof(links *describer) func(kernel.Route) bool {
 			return false
 		case r.Blackhole: // flannel's --ip-blackhole-route
 			return p.Blackhole && slices.Contains(p.Desired.Own.Subnet[:], r.Dst)
-		case r.Link == p.Uplink:
+		case r.Link == p.Desired.Uplink.Link.Index:
 			return r.Link != 0 && isListed(r.Gateway)
 		}
 		return IsTunnel(links.find(r.Link))

@@ -353,7 +353,7 @@ func TestDocumentedMTU(t *testing.T) {
 				got = append(got, "refused")
 				continue
 			}
-			got = append(got, strconv.Itoa(b.backend.MTU()))
+			got = append(got, strconv.Itoa(b.mtu))
 		}
 		if want := strings.TrimSpace(row[2]); strings.Join(got, " | ") != want {
 			t.Errorf("uplink %d: page %s, code %s", mtu, want, strings.Join(got, " | "))
@@ -375,13 +375,17 @@ func failing(t *testing.T, options string, peer subnet.Attrs, disturb func(*kern
 	}
 	up := uplinkOf(1500, ours[0])
 	up.Link, up.Segments = eth0, []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
-	b, err := backends[c.BackendType](backend.Params{Config: c, Node: "node", Uplink: up, Kernel: h})
+	b, err := backends[c.BackendType](backend.Params{Config: c, Node: "node", Kernel: h})
+	if err == nil {
+		_, err = b.Attrs(up)
+	}
 	if err != nil {
 		return err
 	}
 	peer.PublicIP[subnet.IPv4] = netip.MustParseAddr("192.0.2.9")
 	return b.Apply(t.Context(), backend.Desired{
 		Config: c,
+		Uplink: up,
 		Own:    subnet.Lease{Subnet: subnet.Subnet{netip.MustParsePrefix("10.5.72.0/24")}},
 		Peers:  []subnet.Lease{{Subnet: subnet.Subnet{netip.MustParsePrefix("10.5.9.0/24")}, Attrs: peer}},
 	})
@@ -445,11 +449,11 @@ func portTaken(t *testing.T) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := udp.New(backend.Params{Config: config, Uplink: uplinkOf(1500, "127.0.0.1"), Kernel: kerneltest.New()})
+	b, err := udp.New(backend.Params{Config: config, Kernel: kerneltest.New()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = b.Apply(t.Context(), backend.Desired{Config: config, Own: subnet.Lease{Subnet: subnet.Subnet{netip.MustParsePrefix("10.5.72.0/24")}}})
+	err = b.Apply(t.Context(), backend.Desired{Config: config, Uplink: uplinkOf(1500, "127.0.0.1"), Own: subnet.Lease{Subnet: subnet.Subnet{netip.MustParsePrefix("10.5.72.0/24")}}})
 	if err == nil {
 		return nil
 	}

@@ -96,7 +96,7 @@ type fact struct {
 }
 
 func facts(c checked) fact {
-	f := fact{Config: *c.config, Options: optionsOf(c.config), MTU: c.backend.MTU()}
+	f := fact{Config: *c.config, Options: optionsOf(c.config), MTU: c.mtu}
 	f.Config.Backend = "" // the text; its meaning is in Options
 	return f
 }
@@ -109,8 +109,8 @@ func TestWalkthroughConfigs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got.config.BackendType != name || got.backend.MTU() != mtu || len(got.unknown) > 0 {
-			t.Errorf("%s: backend %s, mtu %d, unknown %v", name, got.config.BackendType, got.backend.MTU(), got.unknown)
+		if got.config.BackendType != name || got.mtu != mtu || len(got.unknown) > 0 {
+			t.Errorf("%s: backend %s, mtu %d, unknown %v", name, got.config.BackendType, got.mtu, got.unknown)
 		}
 	}
 	if want := "1472 with udp, 1450 with vxlan and 1500 with host-gw"; !strings.Contains(readme, want) {

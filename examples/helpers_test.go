@@ -24,6 +24,7 @@ import (
 	"github.com/flanneld-go/flanneld-go/backend/alloc"
 	"github.com/flanneld-go/flanneld-go/backend/hostgw"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
 	"github.com/flanneld-go/flanneld-go/backend/udp"
 	"github.com/flanneld-go/flanneld-go/backend/vxlan"
 	"github.com/flanneld-go/flanneld-go/subnet"
@@ -76,7 +77,7 @@ var backends = map[string]backend.Constructor{
 // checked is what the parser and the backend make of a network config.
 type checked struct {
 	config  *subnet.Config
-	backend backend.Backend
+	mtu     int
 	unknown []string
 }
 
@@ -101,11 +102,14 @@ func check(text string, uplink backend.Uplink) (checked, error) {
 		return checked{}, fmt.Errorf("Backend.Type: %q: no such backend", c.BackendType)
 	}
 	seen := &unknownKeys{}
-	b, err := construct(backend.Params{Config: c, Node: "node", Uplink: uplink, Log: slog.New(seen)})
+	b, err := construct(backend.Params{Config: c, Node: "node", Kernel: kerneltest.New(), Log: slog.New(seen)})
+	if err == nil {
+		_, err = b.Attrs(uplink)
+	}
 	if err != nil {
 		return checked{}, err
 	}
-	return checked{c, b, slices.Concat(c.Unknown, seen.keys)}, nil
+	return checked{c, b.MTU(uplink), slices.Concat(c.Unknown, seen.keys)}, nil
 }
 
 // unknownKeys collects the keys that a backend warns of.

@@ -96,6 +96,9 @@ type KeeperOptions struct {
 type Keeper struct {
 	o      KeeperOptions
 	status atomic.Pointer[KeeperStatus]
+	// wanted are attributes that Run has not taken in yet, and news says so.
+	wanted atomic.Pointer[Attrs]
+	news   chan struct{}
 
 	// What follows belongs to Run.
 
@@ -155,7 +158,7 @@ func NewKeeper(o KeeperOptions) *Keeper {
 	if o.Cached {
 		m.state, m.confirmed, m.do, m.why = StateUnproven, false, doLook, errors.New("the lease comes from the cache")
 	}
-	k := &Keeper{o: o, m: m, silent: map[Subnet]Revision{}, world: World{Identity: o.Identity}}
+	k := &Keeper{o: o, m: m, news: make(chan struct{}, 1), silent: map[Subnet]Revision{}, world: World{Identity: o.Identity}}
 	if o.View != nil {
 		k.lives = o.View.Snapshot().lives
 	}
@@ -168,6 +171,17 @@ func (k *Keeper) Status() *KeeperStatus { return k.status.Load() }
 
 // Lease is the lease as it stands.
 func (k *Keeper) Lease() Lease { return k.Status().Lease }
+
+// Publish makes attrs what the key says of this host from now on, in place of the
+// claim's, by a write that keeps the lease. It returns at once and may be called at
+// any time: [KeeperStatus.Lease] has them when they are written.
+func (k *Keeper) Publish(attrs Attrs) {
+	k.wanted.Store(&attrs)
+	select {
+	case k.news <- struct{}{}:
+	default:
+	}
+}
 
 // Release gives the lease up; it must not be called before Run has returned. A
 // reservation stays, which is no error. [ErrLeaseLost]: the lease is not ours any
@@ -304,6 +318,10 @@ func (k *Keeper) wait(ctx context.Context) event {
 	timer := k.o.Clock.Timer(k.m.wake() - k.o.Clock.Uptime())
 	defer timer.Stop()
 	for {
+		if attrs := k.wanted.Swap(nil); attrs != nil {
+			k.o.Claim.Attrs = *attrs
+			return event{kind: evWant, lease: Lease{Attrs: k.o.Claim.attrs()}}
+		}
 		var changed <-chan struct{}
 		if k.o.View != nil {
 			s := k.o.View.Snapshot()
@@ -320,6 +338,7 @@ func (k *Keeper) wait(ctx context.Context) event {
 			return stopped()
 		case <-timer.C:
 			return event{kind: evTick}
+		case <-k.news:
 		case <-changed:
 		}
 	}

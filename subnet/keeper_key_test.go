@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/memstore"
 )
 
 // What is done to the key, noticed at the next renewal and undone.
@@ -100,6 +101,75 @@ func TestKeeperTakesItsKeyBack(t *testing.T) {
 
 // A host that has another key takes that in a conflict, and renews it at once:
 // nobody knows how much time it has left.
+// A host that gets another address says so in its key, and keeps key and lease,
+// whatever the store and others do meanwhile.
+func TestKeeperPublishes(t *testing.T) {
+	moved := claim("me", "198.18.0.7").Attrs
+	for _, tt := range []struct {
+		name    string
+		disturb func(*host)
+		// updates are the writes that it takes at most.
+		updates int64
+	}{
+		{"at once", func(h *host) { h.keeper.Publish(moved) }, 1},
+		{"the last of many", func(h *host) {
+			for _, a := range []string{"198.18.0.5", "198.18.0.6"} {
+				h.keeper.Publish(claim("me", a).Attrs)
+			}
+			h.keeper.Publish(moved)
+		}, 2},
+		{"there and back", func(h *host) {
+			h.keeper.Publish(claim("me", "198.18.0.5").Attrs)
+			synctest.Wait()
+			h.keeper.Publish(claim("me", "198.18.0.1").Attrs)
+			synctest.Wait()
+			h.keeper.Publish(moved)
+		}, 3},
+		{"after a while without writes", func(h *host) {
+			err := errors.New("no space")
+			h.fail.Store(&err)
+			h.keeper.Publish(moved)
+			after(time.Minute)
+			h.want(subnet.StateDegraded, home, "no space")
+			h.fail.Store(nil)
+			after(time.Minute)
+		}, 100},
+		{"while the key is gone", func(h *host) {
+			h.data.DeleteKey(home)
+			h.keeper.Publish(moved)
+			after(time.Minute)
+		}, 100},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				data := newStore(config)
+				h, w := viewed(t, data, claim("me", "198.18.0.1"))
+				id, updates := h.keeper.Lease().ID, h.requests["Update"].Load()
+				tt.disturb(h)
+				synctest.Wait()
+				h.want(subnet.StateValid, home, "")
+				l, _ := stored(t, data.Open(memstore.Options{}), home)
+				if l.Attrs.PublicIP != moved.PublicIP || h.keeper.Lease().Attrs.PublicIP != moved.PublicIP {
+					t.Errorf("the store has %s, the keeper %s", l.Attrs.PublicIP, h.keeper.Lease().Attrs.PublicIP)
+				}
+				if tt.name != "while the key is gone" && l.ID != id {
+					t.Errorf("hangs on lease %d, was %d", l.ID, id)
+				}
+				if n := h.requests["Update"].Load() - updates; n > tt.updates {
+					t.Errorf("%d writes, want at most %d", n, tt.updates)
+				}
+				// It is the keeper's own from now on: it is defended.
+				put(t, data, home, attrs("me", "198.18.0.1"), 0)
+				after(time.Minute)
+				if l, _ := stored(t, data.Open(memstore.Options{}), home); l.Attrs.PublicIP != moved.PublicIP {
+					t.Errorf("after a disturbance the store has %s", l.Attrs.PublicIP)
+				}
+				h.end(w)
+			})
+		})
+	}
+}
+
 func TestKeeperRenumbersToAnotherKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := start(t, newStore(config), nil)

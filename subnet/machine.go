@@ -89,7 +89,7 @@ func ParseOnConflict(s string) (OnConflict, error) {
 type deed uint8
 
 const (
-	// doWait until machine.wake; ends in evTick, evNudge, evOurs, evLost,
+	// doWait until machine.wake; ends in evTick, evNudge, evWant, evOurs, evLost,
 	// evDouble or evStop.
 	doWait deed = iota
 	// doRenew by Store.Renew; ends in evRenewed, evLost or evFailed.
@@ -123,6 +123,9 @@ const (
 	evTick eventKind = iota
 	// evNudge: the view shows something that concerns us.
 	evNudge
+	// evWant: the key shall have other attributes, those of the lease that comes
+	// with it.
+	evWant
 	// evStop: the context ended.
 	evStop
 	// evRenewed: the key is as it was and its time begins anew.
@@ -235,6 +238,8 @@ func (m machine) step(in input) machine {
 		return m.woken(in)
 	case evTick, evNudge:
 		return m.woken(in)
+	case evWant:
+		return m.wants(in)
 	case evRenewed, evCreated, evUpdated:
 		return m.holds(in)
 	case evFailed:
@@ -244,6 +249,20 @@ func (m machine) step(in input) machine {
 	default:
 		return m.looked(in)
 	}
+}
+
+// wants takes in that the key shall have other attributes. While we are without it
+// they wait until it is ours again.
+func (m machine) wants(in input) machine {
+	in.kind = evTick
+	if m.want != in.lease.Attrs {
+		m.want, in.kind = in.lease.Attrs, evNudge
+	}
+	m = m.woken(in)
+	if m.do == doRenew && m.lease.Attrs != m.want {
+		m.do = doUpdate // it proves as much
+	}
+	return m
 }
 
 // woken decides what a wake-up is for.

@@ -14,7 +14,7 @@ import (
 func TestMachineRandomWalk(t *testing.T) {
 	const ttl = time.Minute
 	answers := map[deed][]eventKind{
-		doWait:      {evTick, evNudge, evOurs, evLost, evDouble},
+		doWait:      {evTick, evNudge, evWant, evOurs, evLost, evDouble},
 		doRenew:     {evRenewed, evLost, evFailed},
 		doLook:      {evAbsent, evOurs, evDisputed, evTaken, evBlocked, evFailed},
 		doCreate:    {evCreated, evLost, evFailed},

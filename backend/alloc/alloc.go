@@ -29,10 +29,10 @@ func New(p backend.Params) (backend.Backend, error) {
 }
 
 // Attrs has the public addresses only.
-func (b *Backend) Attrs() (subnet.Attrs, error) { return b.params.Attrs(""), nil }
+func (b *Backend) Attrs(u backend.Uplink) (subnet.Attrs, error) { return b.params.Attrs("", u), nil }
 
 // MTU is the uplink's.
-func (b *Backend) MTU() int { return b.params.Uplink.Link.MTU }
+func (b *Backend) MTU(u backend.Uplink) int { return u.Link.MTU }
 
 // Tunnel is empty: nothing of ours carries packets.
 func (b *Backend) Tunnel() backend.Tunnel { return backend.Tunnel{} }

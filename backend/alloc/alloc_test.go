@@ -24,19 +24,19 @@ func TestLeaseWithoutDataPath(t *testing.T) {
 	public := subnet.ByFamily[netip.Addr]{netip.MustParseAddr("198.18.0.1"), netip.MustParseAddr("fd00:198:18::1")}
 	var result reconcile.Result
 	be, err := alloc.New(backend.Params{
-		Config: config, Kernel: h, Uplink: backend.Uplink{Link: eth0, Addr: public, Public: public},
-		Blackhole: true, Observe: func(r reconcile.Result) { result = r },
+		Config: config, Kernel: h, Blackhole: true, Observe: func(r reconcile.Result) { result = r },
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	// As flannel's: no BackendType, and no address of a family that is off.
-	attrs, err := be.Attrs()
+	up := backend.Uplink{Link: eth0, Addr: public, Public: public}
+	attrs, err := be.Attrs(up)
 	if want := (subnet.Attrs{PublicIP: subnet.ByFamily[netip.Addr]{public[0]}}); err != nil || attrs != want {
 		t.Errorf("Attrs() = %+v, %v, want %+v", attrs, err, want)
 	}
-	if be.MTU() != 9000 {
-		t.Errorf("MTU() = %d, want the uplink's 9000", be.MTU())
+	if be.MTU(up) != 9000 {
+		t.Errorf("MTU() = %d, want the uplink's 9000", be.MTU(up))
 	}
 	if diff := cmp.Diff(backend.Tunnel{}, be.Tunnel()); diff != "" {
 		t.Errorf("Tunnel() (-want +got)\n%s", diff)
@@ -50,6 +50,7 @@ func TestLeaseWithoutDataPath(t *testing.T) {
 	h.ResetOps()
 	d := backend.Desired{
 		Config: config,
+		Uplink: up,
 		Own:    subnet.Lease{Subnet: subnet.Subnet{netip.MustParsePrefix("10.5.54.0/24")}},
 		Peers:  []subnet.Lease{{Subnet: subnet.Subnet{netip.MustParsePrefix("10.5.3.0/24")}, Attrs: attrs}},
 	}

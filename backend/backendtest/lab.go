@@ -30,6 +30,8 @@ type Lab struct {
 type Host struct {
 	*kerneltest.Namespace
 	Backend backend.Backend
+	// Uplink is what the next Apply sends by.
+	Uplink backend.Uplink
 	// Result is what the last Apply had to change.
 	Result reconcile.Result
 	// Lease is what the others are told.
@@ -150,27 +152,35 @@ func (h *Host) addr(f subnet.Family) netip.Addr {
 // Restart makes a new backend, as a new process would, with an uplink of the
 // given IPv4 address, and asks it what to tell the others.
 func (h *Host) Restart(v4 netip.Addr) {
+	h.lab.t.Helper()
+	var err error
+	h.Backend, err = h.lab.make(backend.Params{
+		Config: h.lab.config, Node: subnet.NodeID(fmt.Sprintf("h%d", h.n)), Kernel: h.Netlink,
+		Observe: func(r reconcile.Result) { h.Result = r },
+	})
+	if err != nil {
+		h.lab.t.Fatal(err)
+	}
+	h.Move("eth0", v4)
+}
+
+// Move makes a link, with the given IPv4 address, the uplink, and asks the backend
+// what to tell the others.
+func (h *Host) Move(link string, v4 netip.Addr) {
 	t := h.lab.t
 	t.Helper()
-	eth0, err := h.LinkByName(t.Context(), "eth0")
+	up, err := h.LinkByName(t.Context(), link)
 	if err != nil {
 		t.Fatal(err)
 	}
 	own := subnet.ByFamily[netip.Addr]{v4, h.addr(subnet.IPv6)}
-	h.Backend, err = h.lab.make(backend.Params{
-		Config: h.lab.config, Node: subnet.NodeID(fmt.Sprintf("h%d", h.n)), Kernel: h.Netlink,
-		Uplink: backend.Uplink{
-			Link: eth0, Addr: own, Public: own,
-			Segments: []netip.Prefix{
-				netip.PrefixFrom(h.addr(subnet.IPv4), 24).Masked(), netip.PrefixFrom(h.addr(subnet.IPv6), 64).Masked(),
-			},
+	h.Uplink = backend.Uplink{
+		Link: up, Addr: own, Public: own,
+		Segments: []netip.Prefix{
+			netip.PrefixFrom(h.addr(subnet.IPv4), 24).Masked(), netip.PrefixFrom(h.addr(subnet.IPv6), 64).Masked(),
 		},
-		Observe: func(r reconcile.Result) { h.Result = r },
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
-	if h.Lease.Attrs, err = h.Backend.Attrs(); err != nil {
+	if h.Lease.Attrs, err = h.Backend.Attrs(h.Uplink); err != nil {
 		t.Fatal(err)
 	}
 	h.Lease.Subnet = subnet.Subnet{netip.MustParsePrefix(fmt.Sprintf("10.5.%d.0/24", h.n))}
@@ -181,7 +191,7 @@ func (h *Host) Restart(v4 netip.Addr) {
 
 // Desired is what the leases of all hosts mean for this one.
 func (h *Host) Desired() backend.Desired {
-	d := backend.Desired{Config: h.lab.config, Own: h.Lease}
+	d := backend.Desired{Config: h.lab.config, Uplink: h.Uplink, Own: h.Lease}
 	for _, other := range h.lab.Hosts {
 		if other != h {
 			d.Peers = append(d.Peers, other.Lease)
@@ -230,7 +240,7 @@ func (l *Lab) ping(f subnet.Family, from, to *Host) {
 	if f == subnet.IPv6 {
 		dst, headers = fmt.Sprintf("fd05:0:0:%d::2", to.n), 40+8
 	}
-	size := min(from.Backend.MTU(), 1500) - headers
+	size := min(from.Backend.MTU(from.Uplink), 1500) - headers
 	args := []string{"-n", "-q", "-c", "2", "-i", "0.01", "-W", "5", "-M", "do", "-s", fmt.Sprint(size), dst}
 	for where, ns := range map[string]*kerneltest.Namespace{"container of ": from.inside, "": from.Namespace} {
 		out := ns.Run(l.t, "ping", args...)

@@ -32,27 +32,30 @@ var (
 
 // New checks that there are no options; host-gw has none.
 func New(p backend.Params) (backend.Backend, error) {
-	if err := errors.Join(p.NoOptions(), p.CheckUplink()); err != nil {
+	if err := p.NoOptions(); err != nil {
 		return nil, err
 	}
 	return &Backend{params: p, router: backend.Router{Kernel: p.Kernel, Log: p.Logger()}}, nil
 }
 
 // Attrs has no backend data.
-func (b *Backend) Attrs() (subnet.Attrs, error) { return b.params.Attrs(Type), nil }
+func (b *Backend) Attrs(u backend.Uplink) (subnet.Attrs, error) {
+	if err := b.params.CheckUplink(u); err != nil {
+		return subnet.Attrs{}, err
+	}
+	return b.params.Attrs(Type, u), nil
+}
 
 // MTU is the uplink's: nothing is added to a packet.
-func (b *Backend) MTU() int { return b.params.Uplink.Link.MTU }
+func (b *Backend) MTU(u backend.Uplink) int { return u.Link.MTU }
 
 // Tunnel says that peers' packets come in plainly.
 func (b *Backend) Tunnel() backend.Tunnel { return backend.Tunnel{Direct: true} }
 
 // Apply makes the main table hold one route per peer.
 func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
-	routes, skipped := b.project(d.Peers)
-	step, blocked := b.router.Step(ctx, backend.RoutePlan{
-		Desired: d, Routes: routes, Uplink: b.params.Uplink.Link.Index, Blackhole: b.params.Blackhole,
-	})
+	routes, skipped := b.project(d)
+	step, blocked := b.router.Step(ctx, backend.RoutePlan{Desired: d, Routes: routes, Blackhole: b.params.Blackhole})
 	r, err := b.params.ApplyAndSweep(ctx, nil, step)
 	if b.params.Observe != nil {
 		b.params.Observe(r)
@@ -72,7 +75,8 @@ func (b *Backend) Recall(ctx context.Context) ([]subnet.Lease, error) {
 
 // project maps peers to routes. Peers that cannot be mapped are left out, each
 // with a PeerError in the joined error.
-func (b *Backend) project(peers []subnet.Lease) ([]backend.PeerRoute, error) {
+func (b *Backend) project(d backend.Desired) ([]backend.PeerRoute, error) {
+	peers := d.Peers
 	routes := make([]backend.PeerRoute, 0, len(peers))
 	var errs []error
 	for _, f := range b.params.Families() {
@@ -80,13 +84,13 @@ func (b *Backend) project(peers []subnet.Lease) ([]backend.PeerRoute, error) {
 			if !peers[i].Subnet[f].IsValid() {
 				continue
 			}
-			if err := b.check(f, peers[i].Attrs); err != nil {
+			if err := check(d.Uplink, f, peers[i].Attrs); err != nil {
 				errs = append(errs, backend.NewPeerError(&peers[i], f, err))
 				continue
 			}
 			routes = append(routes, backend.PeerRoute{Peer: &peers[i], Route: kernel.Route{
 				Dst: peers[i].Subnet[f], Gateway: peers[i].Attrs.PublicIP[f],
-				Link: b.params.Uplink.Link.Index, Protocol: kernel.Protocol,
+				Link: d.Uplink.Link.Index, Protocol: kernel.Protocol,
 			}})
 		}
 	}
@@ -94,11 +98,11 @@ func (b *Backend) project(peers []subnet.Lease) ([]backend.PeerRoute, error) {
 }
 
 // check says why a peer cannot be a gateway.
-func (b *Backend) check(f subnet.Family, peer subnet.Attrs) error {
-	if err := b.params.CheckPeer(Type, f, peer); err != nil {
+func check(up backend.Uplink, f subnet.Family, peer subnet.Attrs) error {
+	if err := up.CheckPeer(Type, f, peer); err != nil {
 		return err
 	}
-	if up := b.params.Uplink; !up.OnSegment(peer.PublicIP[f]) {
+	if !up.OnSegment(peer.PublicIP[f]) {
 		return fmt.Errorf("%w of %s (%s): host-gw needs all hosts on one layer-2 segment; "+
 			"use vxlan with DirectRouting where they are not", ErrNotOnSegment, up.Link.Name, segments(up.Segments, f))
 	}

@@ -28,6 +28,7 @@ type host struct {
 	*kerneltest.Fake
 	t      *testing.T
 	params backend.Params
+	uplink backend.Uplink
 	be     backend.Backend
 	result reconcile.Result
 }
@@ -42,12 +43,10 @@ func newHost(t *testing.T, config string) *host {
 		t.Fatal(err)
 	}
 	own := subnet.ByFamily[netip.Addr]{netip.MustParseAddr("198.18.0.1"), netip.MustParseAddr("fd00:198:18::1")}
-	h.params = backend.Params{
-		Config: c, Kernel: h.Fake, Observe: func(r reconcile.Result) { h.result = r },
-		Uplink: backend.Uplink{
-			Link: eth0, Addr: own, Public: own,
-			Segments: []netip.Prefix{netip.MustParsePrefix("198.18.0.0/24"), netip.MustParsePrefix("fd00:198:18::/64")},
-		},
+	h.params = backend.Params{Config: c, Kernel: h.Fake, Observe: func(r reconcile.Result) { h.result = r }}
+	h.uplink = backend.Uplink{
+		Link: eth0, Addr: own, Public: own,
+		Segments: []netip.Prefix{netip.MustParsePrefix("198.18.0.0/24"), netip.MustParsePrefix("fd00:198:18::/64")},
 	}
 	if h.be, err = hostgw.New(h.params); err != nil {
 		t.Fatal(err)
@@ -72,7 +71,7 @@ func lease(key, public4, public6 string) subnet.Lease {
 
 func (h *host) apply(peers ...subnet.Lease) error {
 	return h.be.Apply(h.t.Context(), backend.Desired{
-		Config: h.params.Config, Own: lease("10.5.89.0-24", "198.18.0.1", ""), Peers: peers,
+		Config: h.params.Config, Uplink: h.uplink, Own: lease("10.5.89.0-24", "198.18.0.1", ""), Peers: peers,
 	})
 }
 
@@ -126,8 +125,8 @@ func TestRecall(t *testing.T) {
 	}
 	gateway := netip.MustParseAddr("198.18.0.9")
 	foreign := []kernel.Route{
-		{Dst: netip.MustParsePrefix("10.5.34.0/24"), Gateway: gateway, Link: h.params.Uplink.Link.Index, Protocol: 3},
-		{Dst: netip.MustParsePrefix("10.6.35.0/24"), Gateway: gateway, Link: h.params.Uplink.Link.Index, Protocol: kernel.Protocol},
+		{Dst: netip.MustParsePrefix("10.5.34.0/24"), Gateway: gateway, Link: h.uplink.Link.Index, Protocol: 3},
+		{Dst: netip.MustParsePrefix("10.6.35.0/24"), Gateway: gateway, Link: h.uplink.Link.Index, Protocol: kernel.Protocol},
 		{Dst: netip.MustParsePrefix("10.5.89.0/24"), Blackhole: true, Metric: 1 << 20, Protocol: kernel.Protocol},
 	}
 	if err := h.Routes().Put(t.Context(), foreign); err != nil {
@@ -156,13 +155,13 @@ func TestRecall(t *testing.T) {
 
 func TestAttrs(t *testing.T) {
 	h := newHost(t, `{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`)
-	attrs, err := h.be.Attrs()
+	attrs, err := h.be.Attrs(h.uplink)
 	want := subnet.Attrs{PublicIP: subnet.ByFamily[netip.Addr]{netip.MustParseAddr("198.18.0.1")}, BackendType: "host-gw"}
 	if err != nil || attrs != want {
 		t.Errorf("Attrs() = %+v, %v, want %+v", attrs, err, want)
 	}
-	if h.be.MTU() != 1500 {
-		t.Errorf("MTU() = %d, want the uplink's 1500", h.be.MTU())
+	if h.be.MTU(h.uplink) != 1500 {
+		t.Errorf("MTU() = %d, want the uplink's 1500", h.be.MTU(h.uplink))
 	}
 	if diff := cmp.Diff(backend.Tunnel{Direct: true}, h.be.Tunnel()); diff != "" {
 		t.Errorf("Tunnel() (-want +got)\n%s", diff)
@@ -280,11 +279,11 @@ func TestTunnelOfEarlierConfigGoes(t *testing.T) {
 	h.expectOps("put route 10.5.33.0/24 via 198.18.0.2 dev eth0", "delete link flannel.1")
 }
 
-func TestOptions(t *testing.T) {
+func TestUplinkThatWillNotDo(t *testing.T) {
 	h := newHost(t, dual)
-	h.params.Uplink.Addr[subnet.IPv6] = netip.Addr{}
-	if _, err := hostgw.New(h.params); err == nil || err.Error() != "uplink eth0 has no IPv6 address, which the IPv6 network needs" {
-		t.Errorf("New error %v", err)
+	h.uplink.Addr[subnet.IPv6] = netip.Addr{}
+	if _, err := h.be.Attrs(h.uplink); err == nil || err.Error() != "uplink eth0 has no IPv6 address, which the IPv6 network needs" {
+		t.Errorf("Attrs error %v", err)
 	}
 }
 

@@ -35,12 +35,12 @@ func TestHostLooksLikeFlannels(t *testing.T) {
 				t.Fatal(err)
 			}
 			var result reconcile.Result
-			be, err := hostgw.New(backend.Params{Config: c, Kernel: ns, Uplink: up, Observe: func(r reconcile.Result) { result = r }})
+			be, err := hostgw.New(backend.Params{Config: c, Kernel: ns, Observe: func(r reconcile.Result) { result = r }})
 			if err != nil {
 				t.Fatal(err)
 			}
 			d := backend.Desired{
-				Config: c, Own: lease("10.5.89.0-24", "198.18.0.1", ""), Peers: []subnet.Lease{lease("10.5.33.0-24", "198.18.0.2", "")},
+				Config: c, Uplink: up, Own: lease("10.5.89.0-24", "198.18.0.1", ""), Peers: []subnet.Lease{lease("10.5.33.0-24", "198.18.0.2", "")},
 			}
 			if err := be.Apply(t.Context(), d); err != nil {
 				t.Fatal(err)

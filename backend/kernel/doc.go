@@ -28,6 +28,7 @@
 //   - A link that goes down loses its routes and neighbours without an event of
 //     their own; one that loses its last IPv4 address loses its classic IPv4
 //     routes and its neighbours likewise.
+//   - A VXLAN link is deleted together with the link that carries it.
 //   - To delete an IPv4 route through a gateway, or a blackhole, the kernel
 //     does not compare OnLink, nor Src unless given, and takes a metric of 0
 //     for any.

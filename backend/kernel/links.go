@@ -145,15 +145,7 @@ func encodeNewLink(e *encoder, l Link) {
 func encodeVXLAN(e *encoder, v VXLAN) {
 	data := e.nest(unix.IFLA_INFO_DATA)
 	e.u32(unix.IFLA_VXLAN_ID, v.VNI)
-	if v.Uplink != 0 {
-		e.u32(unix.IFLA_VXLAN_LINK, v.Uplink)
-	}
-	switch {
-	case v.Local.Is4():
-		e.addr(unix.IFLA_VXLAN_LOCAL, v.Local)
-	case v.Local.Is6():
-		e.addr(unix.IFLA_VXLAN_LOCAL6, v.Local)
-	}
+	encodeOuter(e, v.Local, v.Uplink)
 	learning := uint8(0)
 	if v.Learning {
 		learning = 1
@@ -168,6 +160,19 @@ func encodeVXLAN(e *encoder, v VXLAN) {
 	e.endNest(data)
 }
 
+// encodeOuter says where a VXLAN link sends from; zero: not said.
+func encodeOuter(e *encoder, local netip.Addr, uplink int) {
+	if uplink != 0 {
+		e.u32(unix.IFLA_VXLAN_LINK, uplink)
+	}
+	switch {
+	case local.Is4():
+		e.addr(unix.IFLA_VXLAN_LOCAL, local)
+	case local.Is6():
+		e.addr(unix.IFLA_VXLAN_LOCAL6, local)
+	}
+}
+
 // SetLink implements Host.
 func (n *Netlink) SetLink(ctx context.Context, index int, change LinkChange) error {
 	err := n.use(ctx, func(c *conn) error { return setLink(ctx, c, index, change) })
@@ -178,6 +183,25 @@ func (n *Netlink) SetLink(ctx context.Context, index int, change LinkChange) err
 }
 
 func setLink(ctx context.Context, c *conn, index int, change LinkChange) error {
+	if change.Local.IsValid() || change.Uplink != 0 {
+		// RTM_SETLINK does not look at what is inside of IFLA_LINKINFO.
+		err := c.one(ctx, func(e *encoder) {
+			e.beginLink(unix.RTM_NEWLINK, 0, index, 0, 0)
+			info := e.nest(unix.IFLA_LINKINFO)
+			e.str(unix.IFLA_INFO_KIND, "vxlan")
+			data := e.nest(unix.IFLA_INFO_DATA)
+			encodeOuter(e, change.Local, change.Uplink)
+			e.endNest(data)
+			e.endNest(info)
+		}, nil)
+		if err != nil {
+			return err
+		}
+		change.Local, change.Uplink = netip.Addr{}, 0
+		if change == (LinkChange{}) {
+			return nil
+		}
+	}
 	return c.one(ctx, func(e *encoder) {
 		var flags, mask uint32
 		if change.Up != nil {

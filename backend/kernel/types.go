@@ -49,7 +49,8 @@ type Link struct {
 	Tun Tun
 }
 
-// VXLAN are the attributes of a VXLAN link that cannot be changed later.
+// VXLAN are the attributes of a VXLAN link that cannot be changed later, but for
+// Local and Uplink.
 type VXLAN struct {
 	VNI  int
 	Port int
@@ -77,6 +78,10 @@ type LinkChange struct {
 	MAC        MAC
 	Alias      string
 	TxQueueLen int
+	// Local and Uplink are those of a VXLAN link. All its entries stay. An address
+	// of the other family is refused.
+	Local  netip.Addr
+	Uplink int
 	// Up, when set, brings the link up or down.
 	Up *bool
 }

@@ -25,12 +25,16 @@ const linkType = "tun"
 func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err := b.openSockets(ctx); err != nil {
+	if err := b.check(d.Uplink); err != nil {
 		return err
 	}
+	if err := b.openSockets(ctx, d); err != nil {
+		return err
+	}
+	b.mtu.Store(int64(b.MTU(d.Uplink)))
 	peers, own, unfit := b.project(d)
 	b.setPeers(peers, own)
-	link, linkErr := b.ensureDevice(ctx)
+	link, linkErr := b.ensureDevice(ctx, b.MTU(d.Uplink))
 	if link.Index == 0 {
 		return errors.Join(linkErr, unfit)
 	}
@@ -47,17 +51,34 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 	return errors.Join(linkErr, addrErr, upErr, routeErr, unfit)
 }
 
-// openSockets opens what is not open yet.
-func (b *Backend) openSockets(ctx context.Context) error {
-	if b.conns == nil {
-		conns, err := openSockets(ctx, b.bindTo(), b.socketOptions())
-		if err != nil {
+// openSockets opens what is not open yet, and closes those of addresses that we have
+// left. The new ones come first: there is no moment without any.
+func (b *Backend) openSockets(ctx context.Context, d backend.Desired) error {
+	f := outer(d.Uplink)
+	have := b.outlets.load().sets
+	sets := make([]*outletSet, 0, 2)
+	for i, addr := range [...]netip.Addr{d.Uplink.Addr[f], d.Also[f]} {
+		if !addr.IsValid() || i > 0 && addr == d.Uplink.Addr[f] {
+			continue
+		}
+		at := netip.AddrPortFrom(addr, b.port)
+		if n := slices.IndexFunc(have, func(s *outletSet) bool { return s.at == at }); n >= 0 {
+			sets = append(sets, have[n])
+			continue
+		}
+		set, err := b.openSet(ctx, at)
+		switch {
+		case err == nil:
+			sets = append(sets, set)
+		case i == 0:
 			return err
+		default:
+			// Then nothing comes there, and what we send by does not suffer.
+			b.log.Warn("not receiving at another address of ours", "address", addr, "error", err)
 		}
-		b.conns = conns
-		if !b.fixed {
-			b.openMore(ctx)
-		}
+	}
+	if err := b.outlets.put(sets...); err != nil {
+		return err
 	}
 	if b.raw == nil {
 		raw, err := openRaw(ctx, b.params.Families())
@@ -70,31 +91,44 @@ func (b *Backend) openSockets(ctx context.Context) error {
 	return nil
 }
 
-// openMore opens the sockets by which flows leave from ports of their own. Without
-// them everything passes, too.
-func (b *Backend) openMore(ctx context.Context) {
-	for range b.queues {
-		senders, err := openSenders(ctx, b.params.Uplink.Addr[b.outer], max(1, sourcesMost/b.queues), b.socketOptions())
-		if err != nil {
-			err = errors.Join(err, closeSenders(slices.Concat(b.more...)))
-			b.more = nil
-			b.log.Warn("sending from our own port only", "error", err)
-			return
-		}
-		b.more = append(b.more, senders)
+// openSet opens all sockets at an address.
+func (b *Backend) openSet(ctx context.Context, at netip.AddrPort) (*outletSet, error) {
+	conns, err := openSockets(ctx, at, b.socketOptions())
+	if err != nil {
+		return nil, err
 	}
+	return newOutletSet(at, conns, b.openMore(ctx, at.Addr())), nil
+}
+
+// openMore opens the sockets by which flows leave from ports of their own, for each
+// queue. Without them everything passes, too.
+func (b *Backend) openMore(ctx context.Context, at netip.Addr) [][]Sender {
+	if b.fixed {
+		return nil
+	}
+	var more [][]Sender
+	for range b.queues {
+		senders, err := openSenders(ctx, at, max(1, sourcesMost/b.queues), b.socketOptions())
+		if err != nil {
+			err = errors.Join(err, closeSenders(slices.Concat(more...)))
+			b.log.Warn("sending from our own port only", "error", err)
+			return nil
+		}
+		more = append(more, senders)
+	}
+	return more
 }
 
 // ensureDevice attaches to the device where we have not, or where it was deleted
 // since, and sets what it carries in itself. The link is zero when there is none
 // to go on with.
-func (b *Backend) ensureDevice(ctx context.Context) (kernel.Link, error) {
+func (b *Backend) ensureDevice(ctx context.Context, mtu int) (kernel.Link, error) {
 	if b.tunnel != nil && b.tunnel.attached() {
 		link, err := b.params.Kernel.LinkByName(ctx, device)
 		if err != nil {
 			return kernel.Link{}, fmt.Errorf("find device %s: %w", device, err)
 		}
-		return link, b.tune(ctx, link)
+		return link, b.tune(ctx, link, mtu)
 	}
 	if b.tunnel != nil {
 		b.devices.put()
@@ -109,7 +143,7 @@ func (b *Backend) ensureDevice(ctx context.Context) (kernel.Link, error) {
 	}
 	link, err := b.params.Kernel.LinkByName(ctx, device)
 	if err == nil {
-		err = b.tune(ctx, link)
+		err = b.tune(ctx, link, mtu)
 	}
 	if err == nil {
 		// Last: until here a failure leaves no device that nobody marked.
@@ -121,7 +155,7 @@ func (b *Backend) ensureDevice(ctx context.Context) (kernel.Link, error) {
 	b.tunnel = opened
 	b.devices.put(opened.queues()...)
 	level := b.level(opened)
-	b.log.Info("attached to tunnel device", "device", device, "mtu", b.MTU(),
+	b.log.Info("attached to tunnel device", "device", device, "mtu", mtu,
 		"queues", level.Queues, "offloads", listOn(level.Offloads))
 	return link, nil
 }
@@ -165,13 +199,13 @@ func (b *Backend) remove(ctx context.Context, link kernel.Link) error {
 }
 
 // tune sets mark, MTU and queue length where they differ.
-func (b *Backend) tune(ctx context.Context, link kernel.Link) error {
+func (b *Backend) tune(ctx context.Context, link kernel.Link, mtu int) error {
 	var c kernel.LinkChange
 	if link.Alias != kernel.Alias {
 		c.Alias = kernel.Alias
 	}
-	if link.MTU != b.MTU() {
-		c.MTU = b.MTU()
+	if link.MTU != mtu {
+		c.MTU = mtu
 	}
 	if link.TxQueueLen < queueLen {
 		c.TxQueueLen = queueLen
@@ -216,7 +250,6 @@ func (b *Backend) applyRoutes(ctx context.Context, link kernel.Link, d backend.D
 	plan := backend.RoutePlan{
 		Desired:   d,
 		Devices:   []int{link.Index},
-		Uplink:    b.params.Uplink.Link.Index,
 		Blackhole: b.params.Blackhole,
 	}
 	for f, r := range d.Config.Ranges {
@@ -244,13 +277,15 @@ func (b *Backend) project(d backend.Desired) ([]peer, subnet.ByFamily[netip.Addr
 			own[f] = p.Masked().Addr()
 		}
 	}
+	former := b.former(d)
 	for i := range d.Peers {
 		lease := &d.Peers[i]
-		to, err := b.endpoint(d.Config, lease.Attrs)
+		to, err := b.endpoint(d, lease.Attrs)
 		if err != nil {
-			errs = append(errs, backend.NewPeerError(lease, b.outer, err))
+			errs = append(errs, backend.NewPeerError(lease, outer(d.Uplink), err))
 			continue
 		}
+		to.former = former[lease.Subnet]
 		for _, p := range lease.Subnet {
 			if p.IsValid() {
 				peers = append(peers, peer{prefix: p.Masked(), endpoint: to})
@@ -260,16 +295,26 @@ func (b *Backend) project(d backend.Desired) ([]peer, subnet.ByFamily[netip.Addr
 	return peers, own, errors.Join(errs...)
 }
 
+// former are the addresses that peers had a moment ago.
+func (b *Backend) former(d backend.Desired) map[subnet.Subnet]netip.Addr {
+	addrs := make(map[subnet.Subnet]netip.Addr, len(d.Former))
+	for i := range d.Former {
+		addrs[d.Former[i].Subnet] = d.Former[i].Attrs.PublicIP[outer(d.Uplink)].Unmap()
+	}
+	return addrs
+}
+
 // endpoint returns where a peer receives datagrams.
-func (b *Backend) endpoint(c *subnet.Config, a subnet.Attrs) (endpoint, error) {
-	if err := b.params.CheckPeer("", b.outer, a); err != nil {
+func (b *Backend) endpoint(d backend.Desired, a subnet.Attrs) (endpoint, error) {
+	f := outer(d.Uplink)
+	if err := d.Uplink.CheckPeer("", f, a); err != nil {
 		return endpoint{}, err
 	}
-	addr := a.PublicIP[b.outer].Unmap()
-	if n := c.Ranges[b.outer].Network; n.IsValid() && n.Contains(addr) {
+	addr := a.PublicIP[f].Unmap()
+	if n := d.Config.Ranges[f].Network; n.IsValid() && n.Contains(addr) {
 		return endpoint{}, fmt.Errorf("its public address is inside the network %s, which the tunnel itself carries", n)
 	}
-	port, published, err := b.peerPort(a.BackendData[b.outer])
+	port, published, err := b.peerPort(a.BackendData[f])
 	if err != nil {
 		return endpoint{}, err
 	}

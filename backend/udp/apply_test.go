@@ -51,7 +51,6 @@ func newHost(t *testing.T) *host {
 	made, err := New(backend.Params{
 		Config: testConfig(fmt.Sprintf(`{"Port":%d,"Queues":2}`, freePort(t))),
 		Kernel: h.fake,
-		Uplink: testUplink("127.0.0.1"),
 		Observe: func(r reconcile.Result) {
 			h.made = append(h.made, r)
 		},
@@ -107,7 +106,7 @@ func lease(prefix, public string) subnet.Lease {
 }
 
 func desired(c *subnet.Config, own string, peers ...subnet.Lease) backend.Desired {
-	return backend.Desired{Config: c, Own: lease(own, "127.0.0.1"), Peers: peers}
+	return backend.Desired{Config: c, Uplink: testUplink("127.0.0.1"), Own: lease(own, "127.0.0.1"), Peers: peers}
 }
 
 func (h *host) desired() backend.Desired {

@@ -24,19 +24,25 @@ const (
 // closed by us, or deleted by somebody else.
 var errGone = errors.New("tun device is gone")
 
-// Device is one queue of a TUN device. The kernel keeps a flow on one queue. One goroutine may read while another
-// writes; any may close.
+// Device is one queue of a TUN device. The kernel keeps a flow on one queue. One goroutine may read while others
+// write; any may close.
 type Device interface {
 	// Read blocks until there is a packet, then takes what is there without
 	// blocking again, as long as f has room. It returns without an error
 	// only if f has at least one frame. errGone is final, all other errors
 	// may pass.
 	Read(f *Frames) error
+	// Writer returns one more way to write to the device.
+	Writer() Writer
+	// Close ends pending calls with errGone. It is idempotent.
+	Close() error
+}
+
+// Writer writes to one queue of a TUN device, for one goroutine.
+type Writer interface {
 	// Write hands a packet to the kernel, one of the wire or several joined.
 	// It does not block. errGone is final.
 	Write(packet offload.Joined) error
-	// Close ends pending calls with errGone. It is idempotent.
-	Close() error
 }
 
 // Conn is one UDP socket, bound to our outer address and port. One goroutine may

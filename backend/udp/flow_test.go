@@ -69,7 +69,7 @@ func TestFlowHash(t *testing.T) {
 // half and twice its share.
 func TestFlowsSpread(t *testing.T) {
 	const sockets, flows = 8, 800
-	s := &sender{path: &path{senders: make([]Sender, 1+sockets)}}
+	s := &sender{by: make([]Sender, 1+sockets)}
 	to := &endpoint{vary: true}
 	for name, make := range map[string]func(i int) flow{
 		"source ports":      func(i int) flow { return out("10.5.2.9", 0).withPorts(uint16(32768+i), 80) },
@@ -102,9 +102,7 @@ func TestFlowsKeepTheirSocket(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab()
 		more := []*pipe{newMemoryConn(), newMemoryConn(), newMemoryConn()}
-		for _, q := range more {
-			l.senders = append(l.senders, q)
-		}
+		l.sendBy(l.conn, more[0], more[1], more[2])
 		l.start(t)
 		const flows, packets = 20, 30
 		var feed [][]byte

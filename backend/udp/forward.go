@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -16,19 +17,16 @@ import (
 )
 
 // path moves packets between one queue of the TUN device and one socket, with
-// one goroutine per direction. It keeps no lock and allocates nothing per
-// packet.
+// one goroutine per direction, and one more for each further address that peers
+// send to. It keeps no lock and allocates nothing per packet.
 type path struct {
 	// queue is the number of the device's queue.
 	queue   int
 	devices *slot
-	conn    Conn
-	// senders are the sockets that we send from, by Message.Source: first conn,
-	// then those whose ports nobody knows beforehand.
-	senders []Sender
+	outlets *outlets
 	world   *atomic.Pointer[world]
 	answers *answers
-	mtu     int
+	mtu     *atomic.Int64
 	out, in *counters
 	log     *slog.Logger
 	// uso: the device takes joined UDP datagrams.
@@ -89,7 +87,9 @@ type sender struct {
 	*path
 	frames *Frames
 	packer *packer
-	count  Direction // of the present batch
+	// by are the sockets, and count what became, of the present batch.
+	by    []Sender
+	count Direction
 }
 
 func newSender(p *path) *sender {
@@ -121,7 +121,11 @@ func (s *sender) sendFrom(ctx context.Context, device Device) error {
 
 // forward decides on the frames and writes what passes to the socket.
 func (s *sender) forward() {
-	w := s.world.Load()
+	w, mtu := s.world.Load(), int(s.mtu.Load())
+	s.by = nil
+	if o := s.outlets.load().out(s.queue); o != nil {
+		s.by = o.senders
+	}
 	for i := range s.frames.List {
 		f := &s.frames.List[i]
 		cut, err := offload.Plan(f.Header, f.Data)
@@ -129,10 +133,10 @@ func (s *sender) forward() {
 			s.count.drop(Malformed, 1)
 			continue
 		}
-		to, h, v := w.outbound(f.Data, cut.WireSize(), s.mtu)
+		to, h, v := w.outbound(f.Data, cut.WireSize(), mtu)
 		if v != Forwarded {
 			s.count.drop(v, cut.Count)
-			s.answers.tell(f.Data, h, v, s.mtu, w.own[h.family])
+			s.answers.tell(f.Data, h, v, mtu, w.own[h.family])
 			continue
 		}
 		s.packer.add(i, to, s.source(to, f.Data, h), cut)
@@ -144,7 +148,7 @@ func (s *sender) forward() {
 // source chooses the socket that b leaves by: always the same for one flow, so that
 // it keeps its order.
 func (s *sender) source(to *endpoint, b []byte, h header) int {
-	more := uint64(len(s.senders) - 1)
+	more := uint64(max(len(s.by), 1) - 1)
 	if !to.vary || more == 0 {
 		return 0
 	}
@@ -158,16 +162,19 @@ func (s *sender) write(messages []Message) {
 		for n < len(messages) && messages[n].Source == source {
 			n++
 		}
-		s.writeTo(s.senders[source], messages[:n])
+		s.writeTo(source, messages[:n])
 		messages = messages[n:]
 	}
 }
 
 // writeTo sends messages by one socket. One that fails is given up and the others go
 // on: networks lose packets, and whoever needs them sends them again.
-func (s *sender) writeTo(out Sender, messages []Message) {
+func (s *sender) writeTo(source int, messages []Message) {
 	for len(messages) > 0 {
-		n, err := out.WriteBatch(messages)
+		n, err := 0, net.ErrClosed
+		if source < len(s.by) {
+			n, err = s.by[source].WriteBatch(messages)
+		}
 		for i := range messages[:n] {
 			s.count.pass(messages[i].Packets, messages[i].Bytes)
 		}
@@ -179,18 +186,43 @@ func (s *sender) writeTo(out Sender, messages []Message) {
 	}
 }
 
-// receiveLoop takes datagrams from the socket until it is closed.
+// receiveLoop takes datagrams from all sockets that Apply opens.
 func (p *path) receiveLoop(ctx context.Context) error {
+	g, inner := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		for read := []*outlet(nil); ; {
+			list := p.outlets.load()
+			open := list.in(p.queue)
+			for _, o := range open {
+				if !slices.Contains(read, o) {
+					g.Go(func() error { return p.receiveFrom(inner, o) })
+				}
+			}
+			read = open
+			select {
+			case <-list.replaced:
+			case <-inner.Done():
+				return context.Cause(inner)
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// receiveFrom takes datagrams from a socket until Apply closes it, which is no error.
+func (p *path) receiveFrom(ctx context.Context, o *outlet) error {
 	var (
 		tries patience
 		batch = newArrivals(arrivalsMost)
 		r     = newReceiver(p)
 	)
 	for {
-		n, err := p.conn.ReadBatch(batch)
+		n, err := o.conn.ReadBatch(batch)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return context.Cause(ctx)
+		case err != nil && !slices.Contains(p.outlets.load().in(p.queue), o):
+			return nil
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("read tunnel socket: %w", err)
 		case err != nil:
@@ -210,6 +242,9 @@ const arrivalsMost = 32
 // receiver is the way in: socket to device.
 type receiver struct {
 	*path
+	// to writes to device, the current one.
+	device Device
+	to     Writer
 	merger *offload.Merger
 	count  Direction // of the present batch
 }
@@ -221,13 +256,13 @@ func newReceiver(p *path) *receiver {
 // forward decides on the datagrams of batch and writes those that pass to the
 // current device; without one they are lost.
 func (r *receiver) forward(batch []Arrival) {
-	w := r.world.Load()
+	w, mtu := r.world.Load(), int(r.mtu.Load())
 	for i := range batch {
 		a := &batch[i]
 		for left := a.Data; ; {
 			b := left[:min(a.Size, len(left))]
 			left = left[len(b):]
-			r.decide(w, b, a.From.Addr())
+			r.decide(w, b, a.From.Addr(), mtu)
 			if len(left) == 0 {
 				break
 			}
@@ -238,11 +273,11 @@ func (r *receiver) forward(batch []Arrival) {
 }
 
 // decide adds b to what is delivered, if it may pass.
-func (r *receiver) decide(w *world, b []byte, from netip.Addr) {
+func (r *receiver) decide(w *world, b []byte, from netip.Addr, mtu int) {
 	h, v := w.inbound(b, from)
 	if v != Forwarded {
 		r.count.drop(v, 1)
-		r.answers.tell(b, h, v, r.mtu, w.own[h.family])
+		r.answers.tell(b, h, v, mtu, w.own[h.family])
 		return
 	}
 	if !r.merger.Add(b) {
@@ -253,11 +288,16 @@ func (r *receiver) decide(w *world, b []byte, from netip.Addr) {
 
 // deliver writes what the merger holds to the device.
 func (r *receiver) deliver() {
-	device := r.devices.get(r.queue)
+	if device := r.devices.get(r.queue); device != r.device {
+		r.device, r.to = device, nil
+		if device != nil {
+			r.to = device.Writer()
+		}
+	}
 	for joined := range r.merger.Flush {
 		err := errGone
-		if device != nil {
-			err = device.Write(*joined)
+		if r.to != nil {
+			err = r.to.Write(*joined)
 		}
 		if err != nil {
 			r.count.drop(NotDelivered, joined.Packets)

@@ -32,13 +32,20 @@ type lab struct {
 func newLab() *lab {
 	l := &lab{device: newMemoryDevice(), conn: newMemoryConn(), ended: make(chan error, 1)}
 	l.path = path{
-		devices: newSlot(), conn: l.conn, world: new(atomic.Pointer[world]), answers: &answers{out: &l.told},
-		mtu: 1472, out: new(counters), in: new(counters), log: slog.New(slog.DiscardHandler),
+		devices: newSlot(), outlets: newOutlets(), world: new(atomic.Pointer[world]), answers: &answers{out: &l.told},
+		mtu: new(atomic.Int64), out: new(counters), in: new(counters), log: slog.New(slog.DiscardHandler),
 	}
-	l.senders = []Sender{l.conn}
+	l.mtu.Store(1472)
+	l.sendBy(l.conn)
 	l.world.Store(testWorld())
 	l.devices.put(l.device)
 	return l
+}
+
+// sendBy makes conn, and more to send from, the sockets of the path.
+func (l *lab) sendBy(conn Conn, more ...Sender) {
+	sets := []*outletSet{newOutletSet(netip.AddrPort{}, []Conn{conn}, [][]Sender{more})}
+	l.outlets.current.Store(&outletList{sets: sets, replaced: make(chan struct{})})
 }
 
 // start runs the path in a synctest bubble.
@@ -50,7 +57,7 @@ func (l *lab) start(t *testing.T) {
 			if d := l.devices.get(0); d != nil {
 				d.Close()
 			}
-			return l.conn.Close()
+			return l.outlets.put()
 		})
 	}()
 	synctest.Wait()
@@ -305,9 +312,10 @@ func TestQueuesFollowTheDevice(t *testing.T) {
 		for i := range queues {
 			conns = append(conns, newMemoryConn())
 			p := l.path
-			p.queue, p.conn, p.senders = i, conns[i], []Sender{conns[i]}
+			p.queue = i
 			paths = append(paths, &p)
 		}
+		_ = l.outlets.put(newOutletSet(netip.AddrPort{}, []Conn{conns[0], conns[1], conns[2]}, nil)) // memory
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		first, second := newMemoryTunnel(queues), newMemoryTunnel(queues)
@@ -391,7 +399,7 @@ func TestRunEndsWhenReadsFailForGood(t *testing.T) {
 		want  error
 	}{
 		"device":        {func(l *lab) { l.devices.put(stubborn{l.device}) }, unix.EIO},
-		"socket":        {func(l *lab) { l.path.conn = stubborn{l.conn} }, unix.EIO},
+		"socket":        {func(l *lab) { l.sendBy(stubborn{l.conn}) }, unix.EIO},
 		"socket closed": {func(l *lab) { l.conn.Close() }, net.ErrClosed},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -435,7 +443,7 @@ func TestPacketPathDoesNotAllocate(t *testing.T) {
 	l := newLab()
 	l.told.err = errNoRaw // a recorder would allocate
 	sink := discard{}
-	l.path.conn, l.senders = sink, []Sender{sink, sink, sink}
+	l.sendBy(sink, sink, sink)
 	l.devices.put(sink)
 	packets := map[string][]byte{
 		"forwarded": out("10.5.2.9", 1).packet(), "no peer": out("10.5.9.9", 1).packet(),
@@ -465,6 +473,7 @@ type discard struct{}
 
 func (discard) Read(*Frames) error                  { return errGone }
 func (discard) Write(offload.Joined) error          { return nil }
+func (d discard) Writer() Writer                    { return d }
 func (discard) ReadBatch([]Arrival) (int, error)    { return 0, net.ErrClosed }
 func (discard) WriteBatch(b []Message) (int, error) { return len(b), nil }
 func (discard) Close() error                        { return nil }
@@ -474,7 +483,7 @@ func (discard) Close() error                        { return nil }
 func TestWorldChangesUnderLoad(t *testing.T) {
 	l := newLab()
 	l.devices.put(discard{})
-	l.senders = []Sender{discard{}}
+	l.sendBy(discard{})
 	empty := &world{table: newTable(nil)}
 	done := make(chan struct{})
 	go func() {

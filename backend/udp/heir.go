@@ -79,29 +79,29 @@ func (b *Backend) Inherit(ctx context.Context, d backend.Desired, files []*os.Fi
 	peers, own, _ := b.project(d) //nolint:errcheck // the first Apply says which peers do not fit
 	b.setPeers(peers, own)
 	var in backend.Inheritance
-	queues, sockets, refused := b.sift(files)
+	at := netip.AddrPortFrom(d.Uplink.Addr[outer(d.Uplink)], b.port)
+	b.mtu.Store(int64(b.MTU(d.Uplink)))
+	queues, sockets, refused := b.sift(at, files)
 	if t, err := inheritTUN(device, queues, b.whole); err == nil {
 		b.tunnel = t
 		b.devices.put(t.queues()...)
 	} else {
 		refused = append(refused, refuse(queues, err)...)
 	}
-	if conns, err := inheritSockets(b.bindTo(), sockets, b.socketOptions()); err == nil {
-		b.conns = conns
-		if !b.fixed {
-			b.openMore(ctx)
-		}
-	} else {
+	conns, err := inheritSockets(at, sockets, b.socketOptions())
+	if err == nil {
+		err = b.outlets.put(newOutletSet(at, conns, b.openMore(ctx, at.Addr())))
+	}
+	if err != nil {
 		refused = append(refused, refuse(sockets, err)...)
 	}
-	in.Whole, in.Refused = b.tunnel != nil && b.conns != nil, refused
+	in.Whole, in.Refused = b.tunnel != nil && b.outlets.load().open(), refused
 	return in
 }
 
 // sift sorts files by kind and number, and refuses those whose names do not fit.
-func (b *Backend) sift(files []*os.File) (queues, sockets []*os.File, refused []error) {
+func (b *Backend) sift(at netip.AddrPort, files []*os.File) (queues, sockets []*os.File, refused []error) {
 	queues, sockets = make([]*os.File, b.queues), make([]*os.File, b.queues)
-	at := b.bindTo()
 	for _, f := range files {
 		h, err := parseHeirloom(f.Name())
 		var to []*os.File
@@ -153,11 +153,6 @@ func missing(files []*os.File) error {
 	return nil
 }
 
-// bindTo is where our sockets receive.
-func (b *Backend) bindTo() netip.AddrPort {
-	return netip.AddrPortFrom(b.params.Uplink.Addr[b.outer], b.port)
-}
-
 func (b *Backend) socketOptions() socketOptions {
 	return socketOptions{Queues: b.queues, Whole: b.whole, Level: &b.sockets}
 }
@@ -172,9 +167,11 @@ func (b *Backend) Descriptors() []backend.Descriptor {
 			list = append(list, backend.Descriptor{Name: heirloom{n: i, device: device}.String(), Conn: t.raw})
 		}
 	}
-	for i, conn := range b.conns {
-		if s, ok := conn.(*socket); ok {
-			list = append(list, backend.Descriptor{Name: heirloom{n: i, at: b.bindTo()}.String(), Conn: s.raw})
+	for _, set := range b.outlets.load().sets {
+		for i, o := range set.outlets {
+			if s, ok := o.conn.(*socket); ok {
+				list = append(list, backend.Descriptor{Name: heirloom{n: i, at: set.at}.String(), Conn: s.raw})
+			}
 		}
 	}
 	return list

@@ -40,7 +40,7 @@ func (m *machine) keep(t testing.TB) []*os.File {
 // inherit hands files to the new backend.
 func (m *machine) inherit(t testing.TB, files []*os.File, peers ...*machine) (in backend.Inheritance) {
 	t.Helper()
-	d := backend.Desired{Config: m.config(), Own: m.lease()}
+	d := backend.Desired{Config: m.config(), Uplink: m.uplink(), Own: m.lease()}
 	for _, p := range peers {
 		d.Peers = append(d.Peers, p.lease())
 	}

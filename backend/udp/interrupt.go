@@ -20,7 +20,11 @@ const interruptGrace = time.Second
 // is closed already.
 func interrupt(paths []*path, ended <-chan struct{}) {
 	for _, p := range paths {
-		for _, x := range [...]any{p.devices.get(p.queue), p.conn} {
+		reads := []any{p.devices.get(p.queue)}
+		for _, o := range p.outlets.load().in(p.queue) {
+			reads = append(reads, o.conn)
+		}
+		for _, x := range reads {
 			if x == nil {
 				continue
 			}

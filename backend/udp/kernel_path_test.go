@@ -27,7 +27,8 @@ func TestKernelDoesNotAllocate(t *testing.T) {
 		}
 	})
 	defer stimulus.Close()
-	conn, queue := a.conns[0], a.tunnel.queues()[0]
+	conn, queue := a.outlets.load().out(0).conn, a.tunnel.queues()[0]
+	writer := queue.Writer()
 	frames, batch, payload := newFrames(), newArrivals(1), make([]byte, 100)
 	messages := make([]Message, 1)
 	parts := make([][]byte, 1)
@@ -46,7 +47,7 @@ func TestKernelDoesNotAllocate(t *testing.T) {
 		}
 		if err == nil {
 			parts[0] = batch[0].Data
-			err = queue.Write(offload.Joined{Parts: parts})
+			err = writer.Write(offload.Joined{Parts: parts})
 		}
 		if err != nil {
 			t.Error(err)
@@ -100,7 +101,7 @@ func TestKernelTUNContract(t *testing.T) {
 			if packets == 0 {
 				t.Error("read no packet")
 			}
-			if err := d.Write(offload.Joined{Parts: [][]byte{out("10.5.2.9", 1).packet()}}); !errors.Is(err, errGone) {
+			if err := d.Writer().Write(offload.Joined{Parts: [][]byte{out("10.5.2.9", 1).packet()}}); !errors.Is(err, errGone) {
 				t.Errorf("wrote a packet: %v", err)
 			}
 			if m.tunnel.attached() {

@@ -36,8 +36,8 @@ func TestLevel(t *testing.T) {
 	if got := log.String(); strings.Count(got, "offload given up") != 1 || !strings.Contains(got, "offload=udp_segment error=\"input/output error\"") {
 		t.Errorf("logged:\n%s", got)
 	}
-	for _, conn := range h.conns {
-		if conn.(*socket).level != &h.sockets {
+	for _, o := range h.outlets.load().sets[0].outlets {
+		if o.conn.(*socket).level != &h.sockets {
 			t.Error("a socket has not given it up")
 		}
 	}

@@ -186,6 +186,9 @@ func (q *pipe) write(p Packet) error {
 	return nil
 }
 
+// Writer returns the pipe itself.
+func (q *pipe) Writer() Writer { return q }
+
 // Write records a joined packet as one.
 func (q *pipe) Write(p offload.Joined) error {
 	return q.write(Packet{Data: bytes.Join(p.Parts, nil), Header: p.Header})

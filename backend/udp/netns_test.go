@@ -157,7 +157,7 @@ func (m *machine) config() *subnet.Config {
 func (m *machine) lease() subnet.Lease {
 	l := lease(fmt.Sprintf("10.5.%d.0/24", m.n), m.outer())
 	if m.Backend != nil {
-		l.Attrs, _ = m.Attrs()
+		l.Attrs, _ = m.Attrs(m.uplink())
 	}
 	l.Subnet[subnet.IPv6] = netip.MustParsePrefix(fmt.Sprintf("fd05:0:0:%d::/64", m.n))
 	return l
@@ -166,11 +166,14 @@ func (m *machine) lease() subnet.Lease {
 // outer is the address of the uplink.
 func (m *machine) outer() string { return cmp.Or(m.address, fmt.Sprintf("198.18.0.%d", m.n)) }
 
+// uplink is eth0.
+func (m *machine) uplink() backend.Uplink { return testUplink(m.outer()) }
+
 // boot makes a new backend, as a new process would.
 func (m *machine) boot(t testing.TB) {
 	t.Helper()
 	made, err := New(backend.Params{
-		Config: m.config(), Kernel: m.host, Uplink: testUplink(m.outer()),
+		Config: m.config(), Kernel: m.host,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -180,7 +183,7 @@ func (m *machine) boot(t testing.TB) {
 
 func (m *machine) apply(t testing.TB, peers ...*machine) (err error) {
 	t.Helper()
-	d := backend.Desired{Config: m.config(), Own: m.lease()}
+	d := backend.Desired{Config: m.config(), Uplink: m.uplink(), Own: m.lease()}
 	for _, p := range peers {
 		d.Peers = append(d.Peers, p.lease())
 	}

@@ -53,7 +53,7 @@ func (w *world) inbound(b []byte, from netip.Addr) (header, Verdict) {
 	switch {
 	case owner == nil:
 		return h, UnknownSource
-	case owner.to.Addr() != from:
+	case owner.to.Addr() != from && owner.former != from:
 		return h, WrongSender
 	case h.hops <= 1:
 		return h, Expired

@@ -13,6 +13,8 @@ import (
 // two packets have one receiver if their endpoints are the same pointer.
 type endpoint struct {
 	to netip.AddrPort
+	// former is where it sent from until a moment ago; invalid: as now.
+	former netip.Addr
 	// vary: what goes there may come from any of our ports.
 	vary bool
 }

@@ -42,20 +42,23 @@ type tun struct {
 	closed atomic.Bool
 	// What the device has on: see setOffloads.
 	tso, uso bool
-	// The reader's and the writer's call in progress. They stand here, with
-	// their functions made once, so that a call allocates nothing.
+	// The reader's call in progress. It stands here, with its function made
+	// once, so that a call allocates nothing.
 	reading struct {
 		frames *Frames
 		err    error
 		ready  func(fd uintptr) bool
 	}
-	writing struct {
-		parts  []unix.Iovec
-		err    error
-		ready  func(fd uintptr) bool
-		header [offload.HeaderSize]byte
-		all    [1 + offload.MaxParts]unix.Iovec
-	}
+}
+
+// tunWriter is a Writer of a tun, with its call in progress.
+type tunWriter struct {
+	tun    *tun
+	parts  []unix.Iovec
+	err    error
+	ready  func(fd uintptr) bool
+	header [offload.HeaderSize]byte
+	all    [1 + offload.MaxParts]unix.Iovec
 }
 
 // tunOptions say what a TUN device is opened with.
@@ -150,7 +153,6 @@ func newTUN(name string, file *os.File, o tunOptions) (*tun, error) {
 	}
 	t := &tun{name: name, file: file, raw: raw}
 	t.reading.ready = t.read
-	t.writing.ready = t.write
 	return t, control(raw, func(fd int) error {
 		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, offload.HeaderSize); err != nil {
 			return fmt.Errorf("set header of %s: %w", name, err)
@@ -323,20 +325,25 @@ func (t *tun) read(fd uintptr) bool {
 	}
 }
 
-// Write implements [Device].
-func (t *tun) Write(packet offload.Joined) error {
-	c := &t.writing
+// Writer implements [Device].
+func (t *tun) Writer() Writer {
+	w := &tunWriter{tun: t}
+	w.ready = w.write
+	return w
+}
+
+// Write implements [Writer].
+func (c *tunWriter) Write(packet offload.Joined) error {
 	packet.Header.Put(c.header[:])
 	c.parts = append(c.all[:0], vector(c.header[:]))
 	for _, b := range packet.Parts {
 		c.parts = append(c.parts, vector(b))
 	}
 	c.err = nil
-	return t.outcome(t.raw.Write(c.ready), c.err)
+	return c.tun.outcome(c.tun.raw.Write(c.ready), c.err)
 }
 
-func (t *tun) write(fd uintptr) bool {
-	c := &t.writing
+func (c *tunWriter) write(fd uintptr) bool {
 	for {
 		_, _, err := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&c.parts[0])), uintptr(len(c.parts)))
 		if err == unix.EINTR {

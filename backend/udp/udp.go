@@ -74,22 +74,21 @@ type Backend struct {
 	port   uint16
 	whole  bool
 	queues int
-	fixed  bool          // the source port
-	outer  subnet.Family // of the datagrams
+	fixed  bool // the source port
 	log    *slog.Logger
 	// open attaches to the TUN device name: openTUN, or a test's.
 	open func(name string, o tunOptions) (tunnel, error)
 
 	// What Apply gives to the running data path.
 	devices *slot
+	outlets *outlets
+	mtu     atomic.Int64
 	world   atomic.Pointer[world]
 	answers answers
 	sockets socketLevel
 	traffic []traffic // by queue
 
 	mu     sync.Mutex // guards what follows
-	conns  []Conn     // by queue
-	more   [][]Sender // by queue; none: everything leaves from our port
 	raw    *rawSockets
 	tunnel tunnel
 	router backend.Router
@@ -133,47 +132,60 @@ func New(p backend.Params) (backend.Backend, error) {
 		log:     p.Logger(),
 		open:    openTUN,
 		devices: newSlot(),
+		outlets: newOutlets(),
 		router:  backend.Router{Kernel: p.Kernel, Log: p.Logger()},
 	}
 	b.sockets.log = b.log
 	b.traffic = make([]traffic, b.queues)
-	if !p.Uplink.Addr[b.outer].IsValid() {
-		b.outer = subnet.IPv6
+	return b, nil
+}
+
+// outer is the family of the datagrams.
+func outer(u backend.Uplink) subnet.Family {
+	if u.Addr[subnet.IPv4].IsValid() {
+		return subnet.IPv4
 	}
-	if !p.Uplink.Addr[b.outer].IsValid() {
-		return nil, fmt.Errorf("uplink %s has no address to bind the tunnel to", p.Uplink.Link.Name)
+	return subnet.IPv6
+}
+
+// check says why an uplink cannot carry the tunnel.
+func (b *Backend) check(u backend.Uplink) error {
+	if !u.Addr[outer(u)].IsValid() {
+		return fmt.Errorf("uplink %s has no address to bind the tunnel to", u.Link.Name)
 	}
-	for _, f := range p.Families() {
+	for _, f := range b.params.Families() {
 		// The least that every host must accept: RFC 791; RFC 8200, section 5.
-		if least := [...]int{576, 1280}[f]; b.MTU() < least {
-			return nil, fmt.Errorf("uplink %s has MTU %d: %s over UDP needs at least %d",
-				p.Uplink.Link.Name, p.Uplink.Link.MTU, f, least+b.overhead())
+		if least := [...]int{576, 1280}[f]; b.MTU(u) < least {
+			return fmt.Errorf("uplink %s has MTU %d: %s over UDP needs at least %d", u.Link.Name, u.Link.MTU, f, least+overhead(u))
 		}
 	}
-	return b, nil
+	return nil
 }
 
 // Attrs returns our public address and port, and as flannel does no BackendType.
 // Flannel looks at no backend data of udp: its hosts send to the port that the
 // config names.
-func (b *Backend) Attrs() (subnet.Attrs, error) {
+func (b *Backend) Attrs(u backend.Uplink) (subnet.Attrs, error) {
 	var a subnet.Attrs
-	a.PublicIP[b.outer] = b.params.Uplink.Public[b.outer]
+	if err := b.check(u); err != nil {
+		return a, err
+	}
+	a.PublicIP[outer(u)] = u.Public[outer(u)]
 	data, err := json.Marshal(backendData{Port: &b.port})
 	if err != nil {
 		return a, fmt.Errorf("write backend data: %w", err)
 	}
-	a.BackendData[b.outer] = subnet.RawJSON(data)
+	a.BackendData[outer(u)] = subnet.RawJSON(data)
 	return a, nil
 }
 
 // overhead is the length of the outer headers.
-func (b *Backend) overhead() int {
-	return [...]int{ipv4Header, ipv6Header}[b.outer] + udpHeader
+func overhead(u backend.Uplink) int {
+	return [...]int{ipv4Header, ipv6Header}[outer(u)] + udpHeader
 }
 
 // MTU is that of the uplink less the outer headers: 1472 over IPv4 on Ethernet.
-func (b *Backend) MTU() int { return b.params.Uplink.Link.MTU - b.overhead() }
+func (b *Backend) MTU(u backend.Uplink) int { return u.Link.MTU - overhead(u) }
 
 // Tunnel names the TUN device and the UDP port.
 func (b *Backend) Tunnel() backend.Tunnel {
@@ -194,38 +206,34 @@ func (b *Backend) Stats() Stats {
 }
 
 // Run forwards packets until ctx ends. It waits for the first device that Apply
-// opens, and follows Apply to a new one when the device was deleted. When it
-// returns, device and sockets are closed.
+// opens, and follows Apply to a new one when the device was deleted, and to other
+// sockets when the uplink becomes another. When it returns, all of them are closed.
 func (b *Backend) Run(ctx context.Context) error {
 	if _, err := b.devices.next(ctx, 0, nil); err != nil {
 		return b.Close()
 	}
 	b.mu.Lock()
-	conns, more, uso := b.conns, b.more, false
+	open, uso := b.outlets.load().open(), false
 	if b.tunnel != nil {
 		_, uso = b.tunnel.offloads()
 	}
 	b.mu.Unlock()
-	if conns == nil {
+	if !open {
 		return fmt.Errorf("run tunnel: %w", errGone)
 	}
-	paths := make([]*path, len(conns))
-	for i, conn := range conns {
+	paths := make([]*path, b.queues)
+	for i := range paths {
 		paths[i] = &path{
 			queue:   i,
 			devices: b.devices,
-			conn:    conn,
-			senders: []Sender{conn},
+			outlets: b.outlets,
 			world:   &b.world,
 			answers: &b.answers,
-			mtu:     b.MTU(),
+			mtu:     &b.mtu,
 			out:     &b.traffic[i].out,
 			in:      &b.traffic[i].in,
 			log:     b.log.With("device", device),
 			uso:     uso,
-		}
-		if more != nil {
-			paths[i].senders = append(paths[i].senders, more[i]...)
 		}
 	}
 	return run(ctx, paths, b.Close)
@@ -243,11 +251,7 @@ func (b *Backend) Close() error {
 		errs = append(errs, b.tunnel.Close())
 		b.tunnel = nil
 	}
-	for _, conn := range b.conns {
-		errs = append(errs, conn.Close())
-	}
-	errs = append(errs, closeSenders(slices.Concat(b.more...)))
-	b.conns, b.more = nil, nil
+	errs = append(errs, b.outlets.put())
 	if b.raw != nil {
 		errs = append(errs, b.raw.Close())
 		b.raw = nil

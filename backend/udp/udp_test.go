@@ -30,13 +30,18 @@ func TestNew(t *testing.T) {
 		"small for IPv6": {both, small, "uplink eth0 has MTU 1300: IPv6 over UDP needs at least 1308"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b, err := New(backend.Params{Config: tc.config, Uplink: tc.uplink})
-			var got string
+			b, err := New(backend.Params{Config: tc.config})
+			var (
+				got string
+				a   subnet.Attrs
+			)
+			if err == nil {
+				a, err = b.Attrs(tc.uplink)
+			}
 			if err != nil {
 				got = err.Error()
 			} else {
-				a, _ := b.Attrs()
-				got = fmt.Sprintf("port %d mtu %d ip %v,%v", b.Tunnel().Port, b.MTU(), a.PublicIP[0], a.PublicIP[1])
+				got = fmt.Sprintf("port %d mtu %d ip %v,%v", b.Tunnel().Port, b.MTU(tc.uplink), a.PublicIP[0], a.PublicIP[1])
 				var data subnet.ByFamily[subnet.RawJSON]
 				for f, ip := range a.PublicIP {
 					if ip.IsValid() {

@@ -13,7 +13,8 @@
 //
 //   - [Choose] reads the kernel and changes nothing. It may be called again at
 //     any time: the same state gives the same uplink, so a changed result is a
-//     changed uplink.
+//     changed uplink. Who follows it names the addresses that peers know in
+//     [Options].Prefer, for the kernel's order changes when one is added.
 //   - Loopback is never chosen, nor a tunnel of ours or of flannel's.
 //   - A failure is one [Error], one line that says what was tried and what
 //     there is to choose from.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
@@ -17,7 +18,7 @@ func byNameOrAddr(arg string) func(Inventory) (choice, error) {
 		if addr, err := netip.ParseAddr(arg); err == nil {
 			for _, a := range inv.Addrs {
 				if a.Prefix.Addr() == addr.Unmap() {
-					return choice{a.Link, addr.Unmap()}, nil
+					return choice{a.Link, addr.Unmap(), true}, nil
 				}
 			}
 			return choice{}, errors.New("no interface has this address")
@@ -46,7 +47,7 @@ func byRegex(pattern string) func(Inventory) (choice, error) {
 			}
 			for _, a := range inv.Addrs {
 				if addr := a.Prefix.Addr(); a.Link == l.Index && refuse(addr) == nil && re.MatchString(addr.String()) {
-					return choice{l.Index, addr}, nil
+					return choice{link: l.Index, addr: addr}, nil
 				}
 			}
 		}
@@ -64,7 +65,7 @@ func byReach(inv Inventory) (choice, error) {
 	if inv.Reach.Link == 0 {
 		return choice{}, errors.New("no route there")
 	}
-	return choice{inv.Reach.Link, inv.Reach.Src}, nil
+	return choice{link: inv.Reach.Link, addr: inv.Reach.Src}, nil
 }
 
 // byDefault takes the default route of the first family that is needed and has
@@ -82,9 +83,10 @@ func byDefault(need []subnet.Family) func(Inventory) (choice, error) {
 
 // selection is one run of Select.
 type selection struct {
-	inv   Inventory
-	need  []subnet.Family
-	tried []string
+	inv    Inventory
+	need   []subnet.Family
+	prefer subnet.ByFamily[netip.Addr]
+	tried  []string
 }
 
 // use makes an uplink of a choice, if it can be one.
@@ -99,25 +101,23 @@ func (s *selection) use(c choice, err error) (backend.Uplink, error) {
 	if err := unfit(link); err != nil {
 		return backend.Uplink{}, err
 	}
-	up := backend.Uplink{Link: link}
+	up := backend.Uplink{Link: link, Segments: segments(link, s.inv.Addrs)}
+	if c.addr.IsValid() {
+		if err := refuse(c.addr); err != nil {
+			return backend.Uplink{}, err
+		}
+		up.Addr[subnet.FamilyOf(c.addr)] = c.addr
+	}
 	for _, a := range s.inv.Addrs {
 		addr := a.Prefix.Addr()
 		if a.Link != link.Index || refuse(addr) != nil {
 			continue
 		}
 		f := subnet.FamilyOf(addr)
-		if !up.Addr[f].IsValid() {
+		named := c.named && f == subnet.FamilyOf(c.addr)
+		if !up.Addr[f].IsValid() || addr == s.prefer[f] && !named {
 			up.Addr[f] = addr
 		}
-		if p := a.Prefix.Masked(); !p.IsSingleIP() {
-			up.Segments = insert(up.Segments, p)
-		}
-	}
-	if c.addr.IsValid() {
-		if err := refuse(c.addr); err != nil {
-			return backend.Uplink{}, err
-		}
-		up.Addr[subnet.FamilyOf(c.addr)] = c.addr
 	}
 	for _, f := range s.need {
 		if !up.Addr[f].IsValid() {
@@ -125,6 +125,30 @@ func (s *selection) use(c choice, err error) (backend.Uplink, error) {
 		}
 	}
 	return up, nil
+}
+
+// segments are the on-link prefixes of a link.
+func segments(link kernel.Link, addrs []kernel.Addr) []netip.Prefix {
+	var all []netip.Prefix
+	for _, a := range addrs {
+		if p := a.Prefix.Masked(); a.Link == link.Index && refuse(a.Prefix.Addr()) == nil && !p.IsSingleIP() {
+			all = insert(all, p)
+		}
+	}
+	return all
+}
+
+// Again is up as its interface is by now, of which link and addrs were read: name,
+// MTU and segments follow, the addresses stay. Missing are those that it has lost.
+func Again(up backend.Uplink, link kernel.Link, addrs []kernel.Addr) (now backend.Uplink, missing []netip.Addr) {
+	up.Link, up.Segments = link, segments(link, addrs)
+	for _, addr := range up.Addr {
+		there := func(a kernel.Addr) bool { return a.Link == link.Index && a.Prefix.Addr() == addr }
+		if addr.IsValid() && !slices.ContainsFunc(addrs, there) {
+			missing = append(missing, addr)
+		}
+	}
+	return up, missing
 }
 
 // insert keeps prefixes sorted and distinct, so that equal uplinks are equal.

@@ -25,6 +25,9 @@ type Options struct {
 	Public subnet.ByFamily[netip.Addr]
 	// Families are those that the uplink must have an address of; none: IPv4.
 	Families subnet.ByFamily[bool]
+	// Prefer are addresses that are taken before others of their interface, unless
+	// the user named one: those that the host has told its peers.
+	Prefer subnet.ByFamily[netip.Addr]
 }
 
 // Inventory is what there is to choose from.
@@ -118,7 +121,7 @@ func defaults(routes []kernel.Route) subnet.ByFamily[kernel.Route] {
 // Select chooses from the inventory, without looking elsewhere. Its options
 // must be valid. The error is an *[Error].
 func Select(inv Inventory, o Options) (backend.Uplink, error) {
-	s := selection{inv: inv, need: o.needed()}
+	s := selection{inv: inv, need: o.needed(), prefer: o.Prefer}
 	for _, try := range o.attempts() {
 		up, err := s.use(try.pick(inv))
 		if err == nil {
@@ -143,10 +146,12 @@ type attempt struct {
 	pick func(Inventory) (choice, error)
 }
 
-// choice is an interface and, where the user named one, its address.
+// choice is an interface and, where that is known, its address. Named: the user
+// asked for the address itself.
 type choice struct {
-	link int
-	addr netip.Addr
+	link  int
+	addr  netip.Addr
+	named bool
 }
 
 // attempts lists what to try, in order.

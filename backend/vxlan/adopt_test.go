@@ -18,7 +18,7 @@ func (h *host) flannel(change func(*kernel.Link), routes ...kernel.Route) kernel
 	ctx := h.t.Context()
 	l := kernel.Link{
 		Name: "flannel.1", Type: "vxlan", MTU: 1450, MAC: kernel.MAC{0x72, 0x55, 0x3f, 0x43, 0x61, 0x6b},
-		VXLAN: kernel.VXLAN{VNI: 1, Port: 8472, Local: netip.MustParseAddr("198.18.0.1"), Uplink: h.params.Uplink.Link.Index},
+		VXLAN: kernel.VXLAN{VNI: 1, Port: 8472, Local: netip.MustParseAddr("198.18.0.1"), Uplink: h.uplink.Link.Index},
 	}
 	if change != nil {
 		change(&l)
@@ -48,7 +48,7 @@ func (h *host) flannel(change func(*kernel.Link), routes ...kernel.Route) kernel
 func TestFlannelsDeviceIsAdopted(t *testing.T) {
 	h := newHost(t, v4only, "")
 	dev := h.flannel(nil)
-	attrs, err := h.be.Attrs()
+	attrs, err := h.be.Attrs(h.uplink)
 	if want := subnet.RawJSON(`{"VNI":1,"VtepMAC":"72:55:3f:43:61:6b"}`); err != nil || attrs.BackendData[subnet.IPv4] != want {
 		t.Errorf("Attrs() = %s, %v, want %s", attrs.BackendData[subnet.IPv4], err, want)
 	}
@@ -72,7 +72,7 @@ func TestFlannelsDirectRoutesAreAdopted(t *testing.T) {
 	h := newHost(t, v4only, `,"DirectRouting":true`)
 	plain := func(dst, via string, proto int) kernel.Route {
 		return kernel.Route{
-			Dst: netip.MustParsePrefix(dst), Gateway: netip.MustParseAddr(via), Link: h.params.Uplink.Link.Index, Protocol: proto,
+			Dst: netip.MustParsePrefix(dst), Gateway: netip.MustParseAddr(via), Link: h.uplink.Link.Index, Protocol: proto,
 		}
 	}
 	h.flannel(nil, plain("10.5.7.0/24", "198.18.0.7", 3), plain("10.5.8.0/24", "198.18.0.7", 3),
@@ -95,12 +95,10 @@ func TestFlannelsDirectRoutesAreAdopted(t *testing.T) {
 
 func TestIncompatibleDeviceIsMadeAnew(t *testing.T) {
 	changes := map[string]func(*kernel.Link){
-		"port 4789 instead of 8472":                      func(l *kernel.Link) { l.VXLAN.Port = 4789 },
-		"vni 2 instead of 1":                             func(l *kernel.Link) { l.VXLAN.VNI = 2 },
-		"local address 198.18.0.8 instead of 198.18.0.1": func(l *kernel.Link) { l.VXLAN.Local = netip.MustParseAddr("198.18.0.8") },
-		"uplink index 1 instead of 2":                    func(l *kernel.Link) { l.VXLAN.Uplink = 1 },
-		"learning true instead of false":                 func(l *kernel.Link) { l.VXLAN.Learning = true },
-		"gbp true instead of false":                      func(l *kernel.Link) { l.VXLAN.GBP = true },
+		"port 4789 instead of 8472":      func(l *kernel.Link) { l.VXLAN.Port = 4789 },
+		"vni 2 instead of 1":             func(l *kernel.Link) { l.VXLAN.VNI = 2 },
+		"learning true instead of false": func(l *kernel.Link) { l.VXLAN.Learning = true },
+		"gbp true instead of false":      func(l *kernel.Link) { l.VXLAN.GBP = true },
 	}
 	for reason, change := range changes {
 		t.Run(reason, func(t *testing.T) {
@@ -119,6 +117,60 @@ func TestIncompatibleDeviceIsMadeAnew(t *testing.T) {
 				t.Errorf("log lacks %s\n%s", want, h.log.String())
 			}
 		})
+	}
+}
+
+// The device goes on by another uplink with all its entries, those for peers by
+// direct routes aside.
+func TestUplinkIsFollowedInPlace(t *testing.T) {
+	for name, direct := range map[string]string{"tunnel": "", "direct": `,"DirectRouting":true`} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, v4only, direct)
+			d := h.desired("10.5.54.0-24", peer3, peer9)
+			h.apply(d)
+			eth1 := h.Plug(kernel.Link{Name: "eth1", MTU: 1400}, netip.MustParsePrefix("198.18.1.1/24"))
+			h.uplink.Link, h.uplink.Addr[subnet.IPv4] = eth1, netip.MustParseAddr("198.18.1.1")
+			h.uplink.Segments = []netip.Prefix{netip.MustParsePrefix("198.18.1.0/24")}
+			h.ResetOps()
+			d.Uplink = h.uplink
+			h.apply(d)
+			ops := []string{"set link flannel.1", "set link flannel.1"}
+			if direct != "" { // peer3 is on another segment now
+				ops = append(ops, "put fdb 5e:ca:ce:aa:6f:af dev flannel.1 dst 198.18.0.2", "put neighbour 10.5.3.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:af",
+					"put route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink")
+			}
+			h.expectOps(ops...)
+			h.expect(`
+		link flannel.1 mtu 1350 lladdr 5e:97:14:07:72:e5 up true alias "flanneld-go" vxlan id 1 local 198.18.1.1 dev eth1 dstport 8472 learning false gbp false
+		addr 10.5.54.0/32 dev flannel.1
+		fdb 5e:ca:ce:aa:6f:09 dev flannel.1 dst 203.0.113.9
+		fdb 5e:ca:ce:aa:6f:af dev flannel.1 dst 198.18.0.2
+		neigh 10.5.3.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:af
+		neigh 10.5.9.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:09
+		route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink
+		route 10.5.9.0/24 via 10.5.9.0 dev flannel.1 onlink
+	`)
+			if mtu := h.be.MTU(h.uplink); mtu != 1350 {
+				t.Errorf("MTU() = %d, want 1350", mtu)
+			}
+		})
+	}
+}
+
+// What the kernel does not change in place is made anew.
+func TestUplinkOfTheOtherFamily(t *testing.T) {
+	h := newHost(t, v4only, "")
+	_, err := h.AddLink(t.Context(), kernel.Link{
+		Name: "flannel.1", Type: "vxlan", VXLAN: kernel.VXLAN{VNI: 1, Port: 8472, Local: netip.MustParseAddr("fd00:198:18::1"), Uplink: h.uplink.Link.Index},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.ResetOps()
+	h.apply(h.desired("10.5.54.0-24"))
+	h.expectOps("delete link flannel.1", "add link flannel.1", "set link flannel.1", "put addr 10.5.54.0/32 dev flannel.1")
+	if !strings.Contains(h.log.String(), "New local address family does not match old") {
+		t.Errorf("log does not say why:\n%s", h.log.String())
 	}
 }
 

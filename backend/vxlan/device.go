@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -47,7 +48,7 @@ func adoptable(l kernel.Link) bool {
 }
 
 // differences lists what of a device cannot be changed and is not as wanted;
-// empty: the device can be adopted.
+// empty: the device can be adopted. See rewire for the rest.
 func differences(have, want kernel.VXLAN) string {
 	var d []string
 	note := func(what string, have, want any) {
@@ -57,8 +58,6 @@ func differences(have, want kernel.VXLAN) string {
 	}
 	note("vni", have.VNI, want.VNI)
 	note("port", have.Port, want.Port)
-	note("local address", have.Local, want.Local)
-	note("uplink index", have.Uplink, want.Uplink)
 	note("learning", have.Learning, want.Learning)
 	note("gbp", have.GBP, want.GBP)
 	return strings.Join(d, ", ")
@@ -102,11 +101,11 @@ func find(links []kernel.Link, name string) (kernel.Link, bool) {
 }
 
 // wanted is the device of one family as it should be.
-func (b *Backend) wanted(f subnet.Family, mac kernel.MAC) kernel.Link {
+func (b *Backend) wanted(u backend.Uplink, f subnet.Family, mac kernel.MAC) kernel.Link {
 	return kernel.Link{
-		Name: deviceName(f, b.opts.VNI), Type: linkType, Alias: kernel.Alias, MTU: b.mtu[f], MAC: mac, Up: true,
+		Name: deviceName(f, b.opts.VNI), Type: linkType, Alias: kernel.Alias, MTU: b.mtu(u, f), MAC: mac, Up: true,
 		VXLAN: kernel.VXLAN{
-			VNI: b.opts.VNI, Port: b.opts.Port, Local: b.params.Uplink.Addr[f], Uplink: b.params.Uplink.Link.Index,
+			VNI: b.opts.VNI, Port: b.opts.Port, Local: u.Addr[f], Uplink: u.Link.Index,
 			Learning: b.opts.Learning, GBP: b.opts.GBP,
 		},
 	}
@@ -122,13 +121,15 @@ func (b *Backend) ensure(ctx context.Context, links []kernel.Link, want kernel.L
 	}
 	why := ""
 	if found {
-		why = differences(have.VXLAN, want.VXLAN)
+		if why = differences(have.VXLAN, want.VXLAN); why == "" {
+			changed, why = b.rewire(ctx, have, want)
+		}
 	}
 	if !found || why != "" {
 		if have, err = b.create(ctx, links, want, have.Index, why); err != nil {
 			return 0, 0, err
 		}
-		changed = 1
+		changed++
 	}
 	n, err := b.settle(ctx, have, want)
 	changed += n
@@ -139,6 +140,26 @@ func (b *Backend) ensure(ctx context.Context, links []kernel.Link, want kernel.L
 		return 0, changed, errors.Join(err, fmt.Errorf("bring up device %s%s: %w", have.Name, portMates(links, want), upErr))
 	}
 	return have.Index, changed + 1, err
+}
+
+// rewire makes a device send by the uplink that is wanted, with all its entries. Where
+// the kernel refuses, such as from one outer family to the other, it says why.
+func (b *Backend) rewire(ctx context.Context, have, want kernel.Link) (changed int, why string) {
+	var c kernel.LinkChange
+	if have.VXLAN.Local != want.VXLAN.Local {
+		c.Local = want.VXLAN.Local
+	}
+	if have.VXLAN.Uplink != want.VXLAN.Uplink {
+		c.Uplink = want.VXLAN.Uplink
+	}
+	if c == (kernel.LinkChange{}) {
+		return 0, ""
+	}
+	if err := b.kernel.SetLink(ctx, have.Index, c); err != nil {
+		return 0, fmt.Sprintf("cannot send from %s by index %d: %v", want.VXLAN.Local, want.VXLAN.Uplink, err)
+	}
+	b.log.Info("device follows the uplink", "device", have.Name, "address", want.VXLAN.Local.String())
+	return 1, ""
 }
 
 // create makes a device, in place of the one of index old if that is not 0. One

@@ -104,12 +104,12 @@ func onKernel(t testing.TB, ns *kerneltest.Namespace, config string) (backend.Ba
 	}
 	result := new(reconcile.Result)
 	be, err := vxlan.New(backend.Params{
-		Config: c, Node: node, Kernel: ns, Uplink: up, Observe: func(r reconcile.Result) { *result = r },
+		Config: c, Node: node, Kernel: ns, Observe: func(r reconcile.Result) { *result = r },
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return be, backend.Desired{Config: c}, result
+	return be, backend.Desired{Config: c, Uplink: up}, result
 }
 
 // applyTwice must have nothing to do the second time.

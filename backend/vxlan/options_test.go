@@ -46,6 +46,9 @@ func TestOptions(t *testing.T) {
 			}
 			h.params.Config = c
 			be, err := vxlan.New(h.params)
+			if err == nil {
+				_, err = be.Attrs(h.uplink)
+			}
 			if tc.want != "" {
 				if err == nil || err.Error() != tc.want {
 					t.Errorf("New error\n got %v\nwant %s", err, tc.want)
@@ -55,8 +58,8 @@ func TestOptions(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if be.MTU() != tc.mtu {
-				t.Errorf("MTU() = %d, want %d", be.MTU(), tc.mtu)
+			if be.MTU(h.uplink) != tc.mtu {
+				t.Errorf("MTU() = %d, want %d", be.MTU(h.uplink), tc.mtu)
 			}
 			if !strings.Contains(h.log.String(), tc.log) {
 				t.Errorf("log lacks %s\n%s", tc.log, h.log.String())
@@ -67,14 +70,14 @@ func TestOptions(t *testing.T) {
 
 func TestUplinkThatWillNotDo(t *testing.T) {
 	h := newHost(t, dual, "")
-	h.params.Uplink.Addr[subnet.IPv6] = netip.Addr{}
-	if _, err := vxlan.New(h.params); err == nil || err.Error() != "uplink eth0 has no IPv6 address, which the IPv6 network needs" {
-		t.Errorf("New error %v", err)
+	h.uplink.Addr[subnet.IPv6] = netip.Addr{}
+	if _, err := h.be.Attrs(h.uplink); err == nil || err.Error() != "uplink eth0 has no IPv6 address, which the IPv6 network needs" {
+		t.Errorf("Attrs error %v", err)
 	}
 	h = newHost(t, v4only, "")
-	h.params.Uplink.Link.MTU = 600
-	if _, err := vxlan.New(h.params); err == nil || err.Error() != "uplink eth0 has MTU 600: IPv4 over VXLAN needs at least 626" {
-		t.Errorf("New error %v", err)
+	h.uplink.Link.MTU = 600
+	if _, err := h.be.Attrs(h.uplink); err == nil || err.Error() != "uplink eth0 has MTU 600: IPv4 over VXLAN needs at least 626" {
+		t.Errorf("Attrs error %v", err)
 	}
 }
 

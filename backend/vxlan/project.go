@@ -22,6 +22,7 @@ type device struct {
 type projection struct {
 	params backend.Params
 	opts   Options
+	uplink backend.Uplink // of the present call
 
 	entries
 	vteps map[subnet.RawJSON]kernel.MAC
@@ -36,10 +37,12 @@ type entries struct {
 	macs map[kernel.FDBKey]*subnet.Lease
 }
 
-// project maps peers to entries, which are valid until the next call. Peers that
+// project maps d's peers to entries, which are valid until the next call. Peers that
 // cannot be mapped are left out, each with a PeerError in the joined error.
-func (p *projection) project(devices subnet.ByFamily[device], peers []subnet.Lease) error {
+func (p *projection) project(devices subnet.ByFamily[device], d backend.Desired) error {
+	peers := d.Peers
 	p.reset(len(peers))
+	p.uplink = d.Uplink
 	var errs []error
 	for _, f := range p.params.Families() {
 		for i := range peers {
@@ -84,13 +87,13 @@ func (p *projection) vtep(raw subnet.RawJSON) (kernel.MAC, error) {
 
 // add projects one peer in one family.
 func (p *projection) add(f subnet.Family, dev device, peer *subnet.Lease) error {
-	if err := p.params.CheckPeer(Type, f, peer.Attrs); err != nil {
+	if err := p.uplink.CheckPeer(Type, f, peer.Attrs); err != nil {
 		return err
 	}
 	public := peer.Attrs.PublicIP[f]
-	if p.opts.DirectRouting && p.params.Uplink.OnSegment(public) {
+	if p.opts.DirectRouting && p.uplink.OnSegment(public) {
 		p.routes = append(p.routes, backend.PeerRoute{Peer: peer, Route: kernel.Route{
-			Dst: peer.Subnet[f], Gateway: public, Link: p.params.Uplink.Link.Index, Protocol: kernel.Protocol,
+			Dst: peer.Subnet[f], Gateway: public, Link: p.uplink.Link.Index, Protocol: kernel.Protocol,
 		}})
 		return nil
 	}

@@ -86,7 +86,7 @@ func TestRecallTakesNoOther(t *testing.T) {
 		through("10.5.20.0/24", dev.Index, 3),
 		through("10.6.20.0/24", dev.Index, kernel.Protocol),
 		through("10.5.21.0/24", dev.Index, kernel.Protocol), // to no neighbour
-		through("10.5.22.0/24", h.params.Uplink.Link.Index, kernel.Protocol),
+		through("10.5.22.0/24", h.uplink.Link.Index, kernel.Protocol),
 		{Dst: netip.MustParsePrefix("10.5.23.0/24"), Link: dev.Index, Protocol: kernel.Protocol},
 	}
 	if err := h.Routes().Put(t.Context(), foreign); err != nil {

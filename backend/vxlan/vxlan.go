@@ -22,7 +22,6 @@ type Backend struct {
 	opts   Options
 	kernel kernel.Host
 	log    *slog.Logger
-	mtu    subnet.ByFamily[int]
 
 	projection projection
 	router     backend.Router
@@ -39,47 +38,51 @@ var _ backend.Constructor = New
 // New checks the options.
 func New(p backend.Params) (backend.Backend, error) {
 	opts, unknown, err := ParseOptions(p.Config)
-	if err = errors.Join(err, p.CheckUplink()); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	p.WarnUnknown(unknown)
-	b := &Backend{
+	return &Backend{
 		params: p, opts: opts, kernel: p.Kernel, log: p.Logger(),
 		projection: projection{params: p, opts: opts},
 		router:     backend.Router{Kernel: p.Kernel, Log: p.Logger()},
-	}
-	for _, f := range p.Families() {
-		if err := b.fit(f); err != nil {
-			return nil, err
-		}
-	}
-	return b, nil
+	}, nil
 }
 
-// fit finds the MTU of one family's device. The kernel cuts what the uplink
-// cannot carry anyway, so saying it first keeps MTU and device equal.
-func (b *Backend) fit(f subnet.Family) error {
-	link := b.params.Uplink.Link
-	room := link.MTU - overheads[f]
-	if room < minMTU[f] {
-		return fmt.Errorf("uplink %s has MTU %d: %s over VXLAN needs at least %d", link.Name, link.MTU, f, minMTU[f]+overheads[f])
+// check says why an uplink cannot carry the devices, and warns of what it does not
+// let them have.
+func (b *Backend) check(u backend.Uplink) error {
+	if err := b.params.CheckUplink(u); err != nil {
+		return err
 	}
-	b.mtu[f] = room
-	switch {
-	case b.opts.MTU > room:
-		b.log.Warn("configured mtu is more than the uplink allows", "device", deviceName(f, b.opts.VNI), "configured", b.opts.MTU, "mtu", room)
-	case b.opts.MTU != 0:
-		b.mtu[f] = b.opts.MTU
+	for _, f := range b.params.Families() {
+		room := u.Link.MTU - overheads[f]
+		if room < minMTU[f] {
+			return fmt.Errorf("uplink %s has MTU %d: %s over VXLAN needs at least %d", u.Link.Name, u.Link.MTU, f, minMTU[f]+overheads[f])
+		}
+		if b.opts.MTU > room {
+			b.log.Warn("configured mtu is more than the uplink allows", "device", deviceName(f, b.opts.VNI), "configured", b.opts.MTU, "mtu", room)
+		}
 	}
 	return nil
 }
 
+// mtu is that of one family's device. The kernel cuts what the uplink cannot carry
+// anyway, so saying it first keeps MTU and device equal.
+func (b *Backend) mtu(u backend.Uplink, f subnet.Family) int {
+	room := u.Link.MTU - overheads[f]
+	if b.opts.MTU == 0 {
+		return room
+	}
+	return min(room, b.opts.MTU)
+}
+
 // MTU is that of the smaller device.
-func (b *Backend) MTU() int {
+func (b *Backend) MTU(u backend.Uplink) int {
 	least := 0
 	for _, f := range b.params.Families() {
-		if least == 0 || b.mtu[f] < least {
-			least = b.mtu[f]
+		if mtu := b.mtu(u, f); least == 0 || mtu < least {
+			least = mtu
 		}
 	}
 	return least
@@ -98,8 +101,11 @@ func (b *Backend) Tunnel() backend.Tunnel {
 }
 
 // Attrs reads the MACs of devices that are there already, and else derives them.
-func (b *Backend) Attrs() (subnet.Attrs, error) {
-	attrs := b.params.Attrs(Type)
+func (b *Backend) Attrs(u backend.Uplink) (subnet.Attrs, error) {
+	if err := b.check(u); err != nil {
+		return subnet.Attrs{}, err
+	}
+	attrs := b.params.Attrs(Type, u)
 	links, err := b.kernel.Links(context.Background())
 	if err != nil {
 		return subnet.Attrs{}, fmt.Errorf("list links: %w", err)
@@ -142,7 +148,7 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 	}
 	var devices subnet.ByFamily[device]
 	for _, f := range b.params.Families() {
-		dev, r, err := b.device(ctx, f, links)
+		dev, r, err := b.device(ctx, b.wanted(d.Uplink, f, b.mac(f, links)), links)
 		devices[f] = dev
 		done(r, err)
 		if dev.index != 0 {
@@ -158,14 +164,13 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 
 // device brings one family's device up. One that is up but not in everything as
 // it should be is used all the same, beside the error.
-func (b *Backend) device(ctx context.Context, f subnet.Family, links []kernel.Link) (device, reconcile.Result, error) {
-	mac := b.mac(f, links)
-	index, changed, err := b.ensure(ctx, links, b.wanted(f, mac))
+func (b *Backend) device(ctx context.Context, want kernel.Link, links []kernel.Link) (device, reconcile.Result, error) {
+	index, changed, err := b.ensure(ctx, links, want)
 	r := reconcile.Result{Put: changed}
 	if err != nil {
 		r.Failed = 1
 	}
-	return device{index, mac}, r, err
+	return device{index, want.MAC}, r, err
 }
 
 // address puts the first address of our subnet on the device: what the host
@@ -188,8 +193,8 @@ func (b *Backend) address(ctx context.Context, f subnet.Family, dev device, own 
 // then the routes that lead packets there.
 func (b *Backend) peers(ctx context.Context, devices subnet.ByFamily[device], d backend.Desired) (reconcile.Result, error) {
 	p := &b.projection
-	skipped := p.project(devices, d.Peers)
-	plan := backend.RoutePlan{Desired: d, Routes: p.routes, Uplink: b.params.Uplink.Link.Index, Blackhole: b.params.Blackhole}
+	skipped := p.project(devices, d)
+	plan := backend.RoutePlan{Desired: d, Routes: p.routes, Blackhole: b.params.Blackhole}
 	var steps []reconcile.Step
 	for _, f := range b.params.Families() {
 		index := devices[f].index

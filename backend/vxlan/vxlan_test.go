@@ -37,6 +37,7 @@ type host struct {
 	config *subnet.Config
 	params backend.Params
 	be     backend.Backend
+	uplink backend.Uplink
 	result reconcile.Result
 	log    bytes.Buffer
 }
@@ -54,12 +55,12 @@ func newHost(t *testing.T, config, options string) *host {
 	own := subnet.ByFamily[netip.Addr]{netip.MustParseAddr("198.18.0.1"), netip.MustParseAddr("fd00:198:18::1")}
 	h.params = backend.Params{
 		Config: h.config, Node: node, Kernel: h.Fake,
-		Uplink: backend.Uplink{
-			Link: eth0, Addr: own, Public: own,
-			Segments: []netip.Prefix{netip.MustParsePrefix("198.18.0.0/24"), netip.MustParsePrefix("fd00:198:18::/64")},
-		},
 		Log:     slog.New(slog.NewTextHandler(&h.log, &slog.HandlerOptions{ReplaceAttr: dropTime})),
 		Observe: func(r reconcile.Result) { h.result = r },
+	}
+	h.uplink = backend.Uplink{
+		Link: eth0, Addr: own, Public: own,
+		Segments: []netip.Prefix{netip.MustParsePrefix("198.18.0.0/24"), netip.MustParsePrefix("fd00:198:18::/64")},
 	}
 	h.restart()
 	return h
@@ -100,7 +101,7 @@ func lease(key, public4, mac4, public6, mac6 string) subnet.Lease {
 
 // desired is what a host with the given subnet and peers should be in.
 func (h *host) desired(own string, peers ...subnet.Lease) backend.Desired {
-	return backend.Desired{Config: h.config, Own: lease(own, "198.18.0.1", ownMAC, "", ""), Peers: peers}
+	return backend.Desired{Config: h.config, Uplink: h.uplink, Own: lease(own, "198.18.0.1", ownMAC, "", ""), Peers: peers}
 }
 
 // apply must succeed.
@@ -194,14 +195,14 @@ func TestApplyLikeFlannel(t *testing.T) {
 		neigh 10.5.3.0 dev flannel.1 lladdr 5e:ca:ce:aa:6f:af
 		route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink
 	`)
-	if h.be.MTU() != 1450 {
-		t.Errorf("MTU() = %d, want 1450", h.be.MTU())
+	if h.be.MTU(h.uplink) != 1450 {
+		t.Errorf("MTU() = %d, want 1450", h.be.MTU(h.uplink))
 	}
 	want := backend.Tunnel{Devices: []string{"flannel.1"}, Port: 8472, Encapsulation: backend.VXLANFrame, VNI: 1}
 	if diff := cmp.Diff(want, h.be.Tunnel()); diff != "" {
 		t.Errorf("Tunnel() (-want +got)\n%s", diff)
 	}
-	attrs, err := h.be.Attrs()
+	attrs, err := h.be.Attrs(h.uplink)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,8 +233,8 @@ func TestApplyDualStack(t *testing.T) {
 		route 10.5.35.0/24 via 10.5.35.0 dev flannel.1 onlink
 		route fd05:0:0:52::/64 via fd05:0:0:52:: dev flannel-v6.1 onlink
 	`)
-	if h.be.MTU() != 1430 {
-		t.Errorf("MTU() = %d, want the smaller one, 1430", h.be.MTU())
+	if h.be.MTU(h.uplink) != 1430 {
+		t.Errorf("MTU() = %d, want the smaller one, 1430", h.be.MTU(h.uplink))
 	}
 	if v, err := h.Sysctl("net/ipv6/conf/flannel-v6.1/accept_ra"); err != nil || v != "0" {
 		t.Errorf("accept_ra = %q, %v, want 0", v, err)

@@ -139,7 +139,7 @@ func TestApplyConverges(t *testing.T) {
 
 // start does what the daemon does first: it asks what to tell the peers.
 func start(t *rapid.T, h *host) {
-	if _, err := h.be.Attrs(); err != nil {
+	if _, err := h.be.Attrs(h.uplink); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -42,10 +42,10 @@ func (d *daemon) check(ctx context.Context, out io.Writer) (err error) {
 	if err := l.takeUplink(ctx); err != nil {
 		return err
 	}
-	if l.backend, err = l.newBackend(l.config.current, l.uplink); err != nil {
+	if l.backend, err = l.newBackend(l.config.current); err != nil {
 		return err
 	}
-	if l.attrs, err = l.backend.Attrs(); err != nil {
+	if l.attrs, err = l.backend.Attrs(l.uplink); err != nil {
 		return err
 	}
 	claim, err := l.claim(ctx)
@@ -64,14 +64,14 @@ func (l *loop) printPlan(out io.Writer, world subnet.World) error {
 	fmt.Fprintf(out, "network   %s, backend %s (config revision %d)\n", strings.Join(networks(l.config.current), ", "), l.config.current.BackendType, world.Config.Modified)
 	fmt.Fprintf(out, "uplink    %s, %s, mtu %d\n", l.uplink.Link.Name, strings.Join(addrs(l.uplink.Public), ", "), l.uplink.Link.MTU)
 	fmt.Fprintf(out, "subnet    %s\n", l.lease.own.Subnet)
-	fmt.Fprintf(out, "data path %s, mtu %d\n", strings.Join(l.backend.Tunnel().Devices, ", "), l.backend.MTU())
+	fmt.Fprintf(out, "data path %s, mtu %d\n", strings.Join(l.backend.Tunnel().Devices, ", "), l.backend.MTU(l.uplink))
 	fmt.Fprintf(out, "peers     %d\n", len(l.path.peers))
 	for _, r := range l.path.refused {
 		fmt.Fprintf(out, "          %s at %s %s\n", r.lease.Subnet, publicIP(r.lease), r.why)
 	}
 	fmt.Fprintf(out, "\n%s:\n%s", l.opts.subnetFile, indent(string(l.env().Format())))
 	if l.opts.dockerNetwork != "" {
-		fmt.Fprintf(out, "\ndocker network %s:\n  bridge %s, subnet %s, mtu %d\n", l.opts.dockerNetwork, l.dockerSpec().Bridge(), l.lease.own.Subnet, l.backend.MTU())
+		fmt.Fprintf(out, "\ndocker network %s:\n  bridge %s, subnet %s, mtu %d\n", l.opts.dockerNetwork, l.dockerSpec().Bridge(), l.lease.own.Subnet, l.backend.MTU(l.uplink))
 		return nil
 	}
 	if l.opts.dockerOptions != "" {

@@ -13,6 +13,15 @@
 //	                                  |
 //	                Apply: backend, firewall, forwarding, files
 //
+// The uplink is looked at in every round and followed. Name, MTU and ranges of the
+// interface are taken over at once; so is the interface made anew with its address.
+// Another address, or another interface, must be what the options choose for a second
+// without a break, for much is taken away and put back, and ever longer if it keeps
+// changing. If the present one is broken we go there at once then, and say so in etcd.
+// If it works, peers come first: the new address is put into our key, and when etcd
+// has had it for a second we send from it. Both hosts know both addresses meanwhile,
+// and for some seconds after.
+//
 // One goroutine, the loop, owns what is done to the host; every other task only
 // wakes it. Whatever fails there is a problem on the status board, and is tried
 // again; see the page docs/operations.md for what each problem means.

@@ -228,8 +228,8 @@ func (l *loop) dockerDiffers(ctx context.Context) ([]string, error) {
 	if !slices.Contains(bridge.addrs, want) {
 		differs = append(differs, fmt.Sprintf("%s has not %s, this host's subnet", dockerBridge, want))
 	}
-	if have := l.bridgeMTU(bridge); have != 0 && have != l.backend.MTU() {
-		differs = append(differs, fmt.Sprintf("%s has mtu %d and not %d", dockerBridge, have, l.backend.MTU()))
+	if have := l.bridgeMTU(bridge); have != 0 && have != l.backend.MTU(l.uplink) {
+		differs = append(differs, fmt.Sprintf("%s has mtu %d and not %d", dockerBridge, have, l.backend.MTU(l.uplink)))
 	}
 	if n := l.docker.seen.bridge(); n != nil {
 		masquerade, known := n.Masquerade()

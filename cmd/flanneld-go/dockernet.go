@@ -92,7 +92,7 @@ func (l *loop) freeSubnet(ctx context.Context) error {
 
 // dockerSpec is the network as it should be.
 func (l *loop) dockerSpec() dockerd.Spec {
-	spec := dockerd.Spec{Name: l.opts.dockerNetwork, MTU: l.backend.MTU(), NoMasquerade: l.opts.ipMasq}
+	spec := dockerd.Spec{Name: l.opts.dockerNetwork, MTU: l.backend.MTU(l.uplink), NoMasquerade: l.opts.ipMasq}
 	for _, own := range l.lease.own.Subnet {
 		if own.IsValid() {
 			spec.Addrs = append(spec.Addrs, daemonconfig.HostAddr(own))

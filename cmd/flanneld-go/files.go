@@ -15,7 +15,7 @@ type fileState struct {
 
 // env is the content of subnet.env.
 func (l *loop) env() daemonconfig.Env {
-	e := daemonconfig.Env{Subnets: l.lease.own.Subnet, MTU: l.backend.MTU(), IPMasq: l.opts.ipMasq}
+	e := daemonconfig.Env{Subnets: l.lease.own.Subnet, MTU: l.backend.MTU(l.uplink), IPMasq: l.opts.ipMasq}
 	for f, r := range l.config.current.Ranges {
 		e.Networks[f] = r.Network
 	}

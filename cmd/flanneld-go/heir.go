@@ -19,11 +19,10 @@ const dropTimeout = 5 * time.Second
 
 // heirState is the data path as far as it goes on from an earlier process's.
 type heirState struct {
-	// backend is the one that inherited, by config and uplink; nil: none did, or
-	// what it inherited was let go.
+	// backend is the one that inherited, by config; nil: none did, or what it
+	// inherited was let go.
 	backend backend.Heir
 	config  *subnet.Config
-	uplink  backend.Uplink
 	// kept is what the service manager has, by name: the same Conn is the same
 	// descriptor, nil is none that is open here.
 	kept map[string]syscall.RawConn
@@ -84,7 +83,7 @@ func (l *loop) inherit(ctx context.Context) (in backend.Inheritance, _ error) {
 	if err != nil {
 		return in, err
 	}
-	b, err := l.newBackend(cfg, up)
+	b, err := l.newBackend(cfg)
 	if err != nil {
 		return in, err
 	}
@@ -92,29 +91,27 @@ func (l *loop) inherit(ctx context.Context) (in backend.Inheritance, _ error) {
 	if !ok {
 		return in, fmt.Errorf("backend %s forwards in the kernel", cfg.BackendType)
 	}
-	attrs, err := b.Attrs()
+	attrs, err := b.Attrs(up)
 	if err != nil {
 		return in, err
 	}
 	peers, _ := selectPeers(cfg, self{l.node, attrs.PublicIP, l.cache.Own.Subnet}, l.cache.World().Leases)
-	in = heir.Inherit(ctx, backend.Desired{Config: cfg, Own: l.cache.Own, Peers: peers}, l.inherited)
-	l.heir.backend, l.heir.config, l.heir.uplink = heir, cfg, up
+	in = heir.Inherit(ctx, backend.Desired{Config: cfg, Uplink: up, Own: l.cache.Own, Peers: peers}, l.inherited)
+	l.heir.backend, l.heir.config = heir, cfg
 	return in, nil
 }
 
-// heirOf returns the backend that has inherited if it is what config and uplink ask
-// for, and else lets go of what it has; nil: there is none.
-func (l *loop) heirOf(ctx context.Context, cfg *subnet.Config, up backend.Uplink) (backend.Backend, error) {
+// heirOf returns the backend that has inherited if it is what the config asks for, and
+// else lets go of what it has; nil: there is none. Another uplink it follows.
+func (l *loop) heirOf(ctx context.Context, cfg *subnet.Config) (backend.Backend, error) {
 	h := l.heir.backend
 	if h == nil {
 		return nil, nil //nolint:nilnil // there is none, which is no error
 	}
-	then := l.heir.uplink
-	same := then.Link.Index == up.Link.Index && then.Link.MTU == up.Link.MTU && then.Addr == up.Addr && then.Public == up.Public
-	if b, ok := h.(backend.Backend); ok && same && len(needsRestart(l.heir.config, cfg)) == 0 {
+	if b, ok := h.(backend.Backend); ok && len(needsRestart(l.heir.config, cfg)) == 0 {
 		return b, nil
 	}
-	l.log.Info("config or uplink is another than that of the former process, its descriptors are let go")
+	l.log.Info("config is another than that of the former process, its descriptors are let go")
 	l.heir.backend = nil
 	if l.path.stop != nil {
 		l.path.stop()

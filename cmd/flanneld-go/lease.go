@@ -249,8 +249,10 @@ func (l *loop) claim(ctx context.Context) (subnet.Claim, error) {
 
 // avoid returns what says, at any time and in any goroutine, what is occupied.
 func (l *loop) avoid() func(context.Context) ([]netip.Prefix, error) {
-	host, devices, uplink := l.host, l.backend.Tunnel().Devices, l.uplink.Link.Index
-	return func(ctx context.Context) ([]netip.Prefix, error) { return occupied(ctx, host, devices, uplink) }
+	host, devices, uplink := l.host, l.backend.Tunnel().Devices, &l.uplinkIndex
+	return func(ctx context.Context) ([]netip.Prefix, error) {
+		return occupied(ctx, host, devices, int(uplink.Load()))
+	}
 }
 
 // previousSubnets are those of the cache and of subnet.env.

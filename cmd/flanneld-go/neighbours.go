@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"iter"
 	"net/netip"
 	"sync/atomic"
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 // calmMACs is the least time between two rounds for the sake of MACs. The kernel
@@ -108,14 +110,28 @@ func (l *loop) sift(in <-chan kernel.Event, out chan<- kernel.Event) {
 // with the MACs that the kernel knows them by. Without those it judges less.
 func (l *loop) firewallPeers(ctx context.Context) ([]native.Peer, error) {
 	macs, err := l.peerMACs(ctx)
-	peers := make([]native.Peer, len(l.path.peers))
-	for i, p := range l.path.peers {
-		peers[i] = native.Peer{Subnet: p.Subnet, PublicIP: p.Attrs.PublicIP}
+	peers := make([]native.Peer, 0, len(l.path.peers))
+	for p := range l.senders() {
+		peer := native.Peer{Subnet: p.Subnet, PublicIP: p.Attrs.PublicIP}
 		for f, a := range p.Attrs.PublicIP {
-			peers[i].MAC[f] = macs[a]
+			peer.MAC[f] = macs[a]
 		}
+		peers = append(peers, peer)
 	}
 	return peers, err
+}
+
+// senders are the peers, and once more those that have moved a moment ago.
+func (l *loop) senders() iter.Seq[subnet.Lease] {
+	return func(yield func(subnet.Lease) bool) {
+		for _, list := range [][]subnet.Lease{l.path.peers, l.path.former.leases(l.clock.Uptime())} {
+			for _, p := range list {
+				if !yield(p) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // peerMACs reads the MACs of the peers that send plainly.
@@ -126,7 +142,7 @@ func (l *loop) peerMACs(ctx context.Context) (map[netip.Addr]kernel.MAC, error) 
 		l.neighbours.told.Store(nil)
 		return macs, nil
 	}
-	for _, p := range l.path.peers {
+	for p := range l.senders() {
 		for _, a := range p.Attrs.PublicIP {
 			if l.uplink.OnSegment(a) {
 				macs[a] = kernel.MAC{}

@@ -24,6 +24,7 @@ type pathState struct {
 	steady  bool
 	own     subnet.Subnet
 	peers   []subnet.Lease
+	former  formerPeers
 	refused []refusal
 	// bad are the keys that are no leases.
 	bad []subnet.BadKey
@@ -47,11 +48,18 @@ const dataPathProof = 2 * time.Second
 func (l *loop) apply(ctx context.Context) error {
 	me := self{l.node, l.attrs.PublicIP, l.lease.own.Subnet}
 	peers, refused := selectPeers(l.config.current, me, l.snap.Leases())
-	l.path.steady = l.path.steady && l.path.own == l.lease.own.Subnet && slices.Equal(peers, l.path.peers)
+	now := l.clock.Uptime()
+	if same := slices.Equal(peers, l.path.peers); !same || l.path.own != l.lease.own.Subnet {
+		l.path.steady = false
+		l.path.former.take(l.path.peers, peers, now)
+	}
 	l.path.own = l.lease.own.Subnet
 	l.path.peers, l.path.refused, l.path.bad = peers, refused, l.snap.Bad
 	l.keepDescriptors(ctx, l.backend)
-	err := l.backend.Apply(ctx, backend.Desired{Config: l.config.current, Own: l.lease.own, Peers: l.path.peers})
+	err := l.backend.Apply(ctx, backend.Desired{
+		Config: l.config.current, Uplink: l.uplink, Also: l.move.also(now),
+		Own: l.lease.own, Peers: l.path.peers, Former: l.path.former.leases(now),
+	})
 	l.keepDescriptors(ctx, l.backend)
 	failed, rest := splitPeerErrors(err)
 	l.blameDocker(failed)

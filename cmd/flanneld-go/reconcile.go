@@ -65,10 +65,13 @@ type loop struct {
 	journal journal
 	config  configState
 	uplink  backend.Uplink
-	backend backend.Backend
-	attrs   subnet.Attrs
-	lease   leaseState
-	path    pathState
+	// uplinkIndex is its interface's, for other goroutines.
+	uplinkIndex atomic.Int64
+	move        moveState
+	backend     backend.Backend
+	attrs       subnet.Attrs
+	lease       leaseState
+	path        pathState
 	// neighbours is shared with the one who sifts events.
 	neighbours neighbourState
 	files      fileState
@@ -143,7 +146,7 @@ func (l *loop) run(ctx context.Context) error {
 			return err
 		}
 		l.beat.set(l.clock.Now())
-		timer := l.clock.Timer(l.untilCache(l.inGrace(l.pause(complete))))
+		timer := l.clock.Timer(l.untilMove(l.untilCache(l.inGrace(l.pause(complete)))))
 		// News is worth a try at once, and ends the patience with what failed.
 		select {
 		case <-ctx.Done():
@@ -157,6 +160,7 @@ func (l *loop) run(ctx context.Context) error {
 				events = nil
 				break
 			}
+			l.move.stale = true
 			l.drain(ctx, events)
 		case _, ok := <-drift:
 			if !ok {

@@ -13,8 +13,6 @@ import (
 	"strings"
 
 	"github.com/flanneld-go/flanneld-go/backend"
-	"github.com/flanneld-go/flanneld-go/backend/kernel"
-	"github.com/flanneld-go/flanneld-go/backend/uplink"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/catalog"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/subnet"
@@ -184,7 +182,7 @@ func (l *loop) judge(doc subnet.Document) error {
 		return withHint(fmt.Errorf("network config at revision %d is invalid, keeping that of revision %d: %w", doc.Modified, l.config.doc.Modified, err), "%s", set)
 	case l.lease.keeper == nil:
 		// Nothing runs by the old one yet: uplink and backend are chosen anew.
-		l.uplink, l.backend = backend.Uplink{}, nil
+		l.uplink, l.move, l.backend = backend.Uplink{}, moveState{}, nil
 		l.adopt(cfg, doc)
 		return nil
 	}
@@ -259,74 +257,11 @@ func needsRestart(old, changed *subnet.Config) []string {
 	return what
 }
 
-// takeUplink chooses the interface, once; a start chooses anew.
-func (l *loop) takeUplink(ctx context.Context) error {
-	if l.uplink.Link.Index != 0 {
-		return l.watchUplink(ctx)
-	}
-	up, err := l.chooseUplink(ctx, l.config.current)
-	if err != nil {
-		return err
-	}
-	l.uplink = up
-	l.log.Info("uplink", "interface", up.Link.Name, "mtu", up.Link.MTU, "addresses", addrs(up.Addr), "public_addresses", addrs(up.Public))
-	l.board.Update(func(s *status.Status) {
-		s.Uplink = status.Uplink{Name: up.Link.Name, MTU: up.Link.MTU, Addrs: addrs(up.Addr), Public: addrs(up.Public)}
-	})
-	return nil
-}
-
-// chooseUplink looks for the interface that cfg's families need.
-func (l *loop) chooseUplink(ctx context.Context, cfg *subnet.Config) (backend.Uplink, error) {
-	o := l.opts.uplink
-	for f, r := range cfg.Ranges {
-		o.Families[f] = r.Network.IsValid()
-	}
-	return uplink.Choose(ctx, l.host, o)
-}
-
-// watchUplink says when the interface is not what it was chosen for: tunnels and
-// routes are bound to its index, and peers send to its address.
-func (l *loop) watchUplink(ctx context.Context) error {
-	const restart = "systemctl restart flanneld-go"
-	name := l.uplink.Link.Name
-	link, err := l.host.LinkByName(ctx, name)
-	switch {
-	case errors.Is(err, kernel.ErrNotFound):
-		return &untrue{withHint(fmt.Errorf("uplink %s is gone", name), restart)}
-	case err != nil:
-		return &harmless{fmt.Errorf("look at uplink %s: %w", name, err)}
-	case link.Index != l.uplink.Link.Index:
-		return &untrue{withHint(fmt.Errorf("uplink %s was deleted and made anew", name), restart)}
-	case !link.Up:
-		return &untrue{withHint(fmt.Errorf("uplink %s is down", name), "ip link set %s up, and then the routes that it had", name)}
-	case !link.Running:
-		return &untrue{withHint(fmt.Errorf("uplink %s has no carrier", name), "look at its cable, its switch, or what else it hangs on: ip -d link show %s", name)}
-	}
-	list, err := l.host.Addrs(link.Index).List(ctx)
-	if err != nil {
-		return &harmless{fmt.Errorf("look at uplink %s: %w", name, err)}
-	}
-	for _, f := range l.families() {
-		addr := l.uplink.Addr[f]
-		if addr.IsValid() && !slices.ContainsFunc(list, func(a kernel.Addr) bool { return a.Prefix.Addr() == addr }) {
-			return &untrue{withHint(fmt.Errorf("uplink %s has lost its address %s", name, addr), restart)}
-		}
-	}
-	if link.MTU < l.uplink.Link.MTU {
-		// Traffic goes on; only Docker's restart could make containers send less.
-		return &harmless{withHint(fmt.Errorf("uplink %s has an MTU of %d, less than the %d that this host's was made for: full packets are sent in fragments, or not at all",
-			name, link.MTU, l.uplink.Link.MTU), restart)}
-	}
-	return nil
-}
-
-// newBackend makes a backend of cfg with the uplink as far as it is known.
-func (l *loop) newBackend(cfg *subnet.Config, up backend.Uplink) (backend.Backend, error) {
+// newBackend makes a backend of cfg.
+func (l *loop) newBackend(cfg *subnet.Config) (backend.Backend, error) {
 	return catalog.New(backend.Params{
 		Config:    cfg,
 		Node:      l.node,
-		Uplink:    up,
 		Kernel:    l.host,
 		Log:       l.log.With("backend", cfg.BackendType),
 		Blackhole: l.opts.blackholeRoute,
@@ -341,9 +276,9 @@ func (l *loop) takeBackend(ctx context.Context) error {
 	if l.backend != nil {
 		return nil
 	}
-	b, err := l.heirOf(ctx, l.config.current, l.uplink)
+	b, err := l.heirOf(ctx, l.config.current)
 	if err == nil && b == nil {
-		b, err = l.newBackend(l.config.current, l.uplink)
+		b, err = l.newBackend(l.config.current)
 	}
 	if err != nil {
 		return err
@@ -351,7 +286,7 @@ func (l *loop) takeBackend(ctx context.Context) error {
 	if err := l.removeFormer(ctx); err != nil {
 		return err
 	}
-	attrs, err := b.Attrs()
+	attrs, err := b.Attrs(l.uplink)
 	if err != nil {
 		return err
 	}
@@ -361,7 +296,7 @@ func (l *loop) takeBackend(ctx context.Context) error {
 	l.saveHost()
 	l.backend, l.attrs = b, attrs
 	l.board.Update(func(s *status.Status) {
-		s.Backend = status.Backend{Type: l.config.current.BackendType, Devices: b.Tunnel().Devices, Direct: b.Tunnel().Direct, MTU: b.MTU(), Port: int(b.Tunnel().Port)}
+		s.Backend = status.Backend{Type: l.config.current.BackendType, Devices: b.Tunnel().Devices, Direct: b.Tunnel().Direct, MTU: b.MTU(l.uplink), Port: int(b.Tunnel().Port)}
 	})
 	return nil
 }
@@ -374,7 +309,7 @@ func (l *loop) removeFormer(ctx context.Context) error {
 	}
 	former := *l.config.current
 	former.BackendType, former.Backend = l.saved.BackendType, l.saved.Backend
-	b, err := l.newBackend(&former, l.uplink)
+	b, err := l.newBackend(&former)
 	if err != nil {
 		l.log.Warn("former backend is unknown, its devices and routes stay", "backend", former.BackendType, "error", err)
 		return nil

@@ -128,6 +128,9 @@ func (f *Fake) SetLink(ctx context.Context, index int, c kernel.LinkChange) erro
 		case !ok:
 			return refused(syscall.ENODEV, "")
 		}
+		if err := f.rewire(&l, c); err != nil {
+			return err
+		}
 		l.MTU = cmp.Or(c.MTU, l.MTU)
 		l.Alias = cmp.Or(c.Alias, l.Alias)
 		l.TxQueueLen = cmp.Or(c.TxQueueLen, l.TxQueueLen)
@@ -150,6 +153,25 @@ func (f *Fake) SetLink(ctx context.Context, index int, c kernel.LinkChange) erro
 	return nil
 }
 
+// rewire changes what a VXLAN link sends by.
+func (f *Fake) rewire(l *kernel.Link, c kernel.LinkChange) error {
+	switch _, there := f.links[c.Uplink]; {
+	case !c.Local.IsValid() && c.Uplink == 0:
+		return nil
+	case l.Type != "vxlan":
+		return refused(syscall.EOPNOTSUPP, "")
+	case c.Local.IsValid() && c.Local.Is6() != l.VXLAN.Local.Is6():
+		return refused(syscall.EOPNOTSUPP, "New local address family does not match old")
+	case c.Uplink != 0 && !there:
+		return refused(syscall.ENODEV, "Invalid local interface")
+	}
+	if c.Local.IsValid() {
+		l.VXLAN.Local = c.Local
+	}
+	l.VXLAN.Uplink = cmp.Or(c.Uplink, l.VXLAN.Uplink)
+	return nil
+}
+
 // DeleteLink implements kernel.Host.
 func (f *Fake) DeleteLink(ctx context.Context, index int) error {
 	f.mu.Lock()
@@ -162,21 +184,30 @@ func (f *Fake) DeleteLink(ctx context.Context, index int) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		f.dropOnDown(index)
-		for a := range f.addrs {
-			if a.Link == index {
-				f.removeAddr(a)
+		for _, l := range f.links {
+			if l.Type == "vxlan" && l.VXLAN.Uplink == index {
+				f.removeLink(l.Index)
 			}
 		}
-		maps.DeleteFunc(f.fdb, func(k kernel.FDBKey, _ kernel.FDB) bool { return k.Link == index })
-		delete(f.links, index)
-		f.emit(kernel.TopicLink, index)
+		f.removeLink(index)
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("delete link %s: %w", name, err)
 	}
 	return nil
+}
+
+func (f *Fake) removeLink(index int) {
+	f.dropOnDown(index)
+	for a := range f.addrs {
+		if a.Link == index {
+			f.removeAddr(a)
+		}
+	}
+	maps.DeleteFunc(f.fdb, func(k kernel.FDBKey, _ kernel.FDB) bool { return k.Link == index })
+	delete(f.links, index)
+	f.emit(kernel.TopicLink, index)
 }
 
 // dropOnDown removes what does not outlive its link going down: routes,

@@ -38,6 +38,7 @@ func Suite(t *testing.T, open func(t *testing.T) kernel.Host) {
 		{"routes: shared gateway", routeSharedGateway},
 		{"a link that goes down", linkDown},
 		{"a link that is deleted", linkDeleted},
+		{"a tunnel by another link", linkRewired},
 		{"a link that is not there", linkMissing},
 		{"route lookup", routeTo},
 		{"sysctls", sysctls},

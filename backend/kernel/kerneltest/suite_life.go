@@ -58,6 +58,48 @@ func linkDeleted(b *bench) {
 	b.refused("put neighbours on the old index", b.Neighbours(l.Index).Put(b.ctx(), ns), kernel.ErrNotFound, "no such device")
 }
 
+// linkRewired: a tunnel goes on by another uplink with all that it has, and goes away
+// with that.
+func linkRewired(b *bench) {
+	l, fdb, neighbours, routes := full(b)
+	other, err := b.AddLink(b.ctx(), kernel.Link{Name: "eth1", Type: "bridge"})
+	b.must("add uplink", err)
+	want, err := b.LinkByName(b.ctx(), l.Name)
+	b.must("find", err)
+	whole := func() {
+		b.t.Helper()
+		b.link(l.Name, want)
+		holds(b, "fdb entries", b.FDB(l.Index), fdb)
+		holds(b, "neighbours", b.Neighbours(l.Index), neighbours...)
+		holds(b, "routes", b.Routes(), routes...)
+	}
+	for _, c := range []kernel.LinkChange{
+		{Local: netip.MustParseAddr("198.18.1.1"), Uplink: other.Index, MTU: 1300},
+		{Local: netip.MustParseAddr("198.18.2.1")},
+		{Uplink: want.VXLAN.Uplink},
+	} {
+		b.must("change", b.SetLink(b.ctx(), l.Index, c))
+		if c.Local.IsValid() {
+			want.VXLAN.Local = c.Local
+		}
+		if c.Uplink != 0 {
+			want.VXLAN.Uplink = c.Uplink
+		}
+		if c.MTU != 0 {
+			want.MTU = c.MTU
+		}
+		whole()
+	}
+	b.refused("other family", b.SetLink(b.ctx(), l.Index, kernel.LinkChange{Local: netip.MustParseAddr("fd00::1")}), nil, "family")
+	b.refused("no such link", b.SetLink(b.ctx(), l.Index, kernel.LinkChange{Uplink: 4711}), kernel.ErrNotFound, "set link flannel.1: ")
+	b.refused("no tunnel", b.SetLink(b.ctx(), other.Index, kernel.LinkChange{Uplink: l.Index}), nil, "not supported")
+	whole()
+	b.must("set", b.SetLink(b.ctx(), l.Index, kernel.LinkChange{Uplink: other.Index}))
+	b.must("delete", b.DeleteLink(b.ctx(), other.Index))
+	_, err = b.LinkByName(b.ctx(), l.Name)
+	b.refused("find", err, kernel.ErrNotFound, "")
+}
+
 func linkMissing(b *bench) {
 	const no = 4711
 	holds(b, "addresses", b.Addrs(no))

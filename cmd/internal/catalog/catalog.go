@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -88,8 +87,8 @@ func checkBackendAlone(text string) error {
 	return err
 }
 
-// Detached makes the backend of cfg with an uplink that does not exist: to clean
-// up on a host whose uplink is not known any more.
+// Detached makes the backend of cfg to clean up, or to look at what is left: for
+// whoever is no host of the network at the moment.
 func Detached(cfg *subnet.Config, host kernel.Host, log *slog.Logger) (backend.Backend, error) {
 	p := detached(cfg)
 	p.Kernel, p.Log = host, log
@@ -97,14 +96,5 @@ func Detached(cfg *subnet.Config, host kernel.Host, log *slog.Logger) (backend.B
 }
 
 func detached(cfg *subnet.Config) backend.Params {
-	documentation := subnet.ByFamily[netip.Addr]{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
-	return backend.Params{
-		Config: cfg,
-		Node:   "detached",
-		Uplink: backend.Uplink{
-			Link:   kernel.Link{Index: 1, Name: "detached", MTU: 1500},
-			Addr:   documentation,
-			Public: documentation,
-		},
-	}
+	return backend.Params{Config: cfg, Node: "detached"}
 }

@@ -1,0 +1,347 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/uplink"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+const (
+	// chooseEvery is the least time between two choices while the uplink works.
+	chooseEvery = time.Second
+	// moveAfter is for how long other addresses must be chosen, without a break, to
+	// be followed: who configures a host takes them away and puts them back. It
+	// doubles with each move up to moveAfterMost, and moveMemory after the last one
+	// all is forgotten.
+	moveAfter, moveAfterMost, moveMemory = time.Second, time.Minute, 5 * time.Minute
+	// moveSpread is what peers get to learn of another address before we send from
+	// it, moveLinger how long the former one counts after that, with us as with
+	// peers.
+	moveSpread, moveLinger = time.Second, 5 * time.Second
+)
+
+// moveState is how the uplink is followed. One that works is left only when peers
+// know the next one:
+//
+//	[stays] -- another is chosen, for moveAfter --> [announced] -- etcd has it, moveSpread --.
+//	   ^  ^                                            |                                     |
+//	   |  '------- the present one is chosen again ----'                                     |
+//	   '------------------------- sends by the next one <------------------------------------'
+//	                                    ^
+//	   broken, another chosen for moveAfter, or the same address elsewhere
+type moveState struct {
+	// stale: the kernel has told of changes since the choice at the uptime chosenAt.
+	stale    bool
+	chosenAt time.Duration
+	// failed is why nothing came of that.
+	failed error
+	// next is where to go, chosen since the uptime since; without an index: nowhere.
+	next  backend.Uplink
+	since time.Duration
+	// announced: the keeper has next's addresses; etcd since the uptime told, if that
+	// is not 0.
+	announced bool
+	told      time.Duration
+	// former are addresses that still count, until the uptime lingers.
+	former  subnet.ByFamily[netip.Addr]
+	lingers time.Duration
+	// moves are those of late, the last one at the uptime movedAt.
+	moves   int
+	movedAt time.Duration
+	// wake is in what time to look again; 0: there is no hurry.
+	wake time.Duration
+}
+
+// takeUplink chooses the interface, and follows it from then on.
+func (l *loop) takeUplink(ctx context.Context) error {
+	if l.uplink.Link.Index == 0 {
+		up, err := l.chooseUplink(ctx, l.config.current)
+		if err != nil {
+			return err
+		}
+		l.log.Info("uplink", "interface", up.Link.Name, "mtu", up.Link.MTU, "addresses", addrs(up.Addr), "public_addresses", addrs(up.Public))
+		l.setUplink(up)
+		return nil
+	}
+	l.move.wake = 0
+	now := l.clock.Uptime()
+	trouble := l.lookAtUplink(ctx)
+	if weigh(vital, trouble) == minor {
+		return trouble // what cannot be read says nothing
+	}
+	if l.move.due(now, trouble != nil) {
+		chosen, err := l.chooseUplink(ctx, l.config.current)
+		l.move.consider(l.uplink, chosen, err, now)
+		if wrong := (*untrue)(nil); err != nil && errors.As(trouble, &wrong) {
+			trouble = &untrue{fmt.Errorf("%w; %w", trouble, err)}
+		}
+	}
+	if l.move.next.Link.Index != 0 {
+		return l.moveUplink(trouble, now)
+	}
+	if l.move.announced {
+		l.move.announced = false
+		l.lease.keeper.Publish(l.attrs)
+	}
+	if trouble == nil && l.move.failed != nil {
+		return &harmless{l.move.failed}
+	}
+	return trouble
+}
+
+// due says whether it is time to choose.
+func (m *moveState) due(now time.Duration, broken bool) bool {
+	wait := resyncEvery
+	if m.stale || m.next.Link.Index != 0 || m.failed != nil {
+		wait = chooseEvery
+	}
+	if left := m.chosenAt + wait - now; left > 0 && !broken {
+		m.wakeIn(left)
+		return false
+	}
+	return true
+}
+
+// consider takes in what was chosen.
+func (m *moveState) consider(present, chosen backend.Uplink, err error, now time.Duration) {
+	m.stale, m.chosenAt, m.failed = false, now, nil
+	switch {
+	case err != nil:
+		m.failed = fmt.Errorf("uplink %s goes on, but a start would find none: %w", present.Link.Name, err)
+		m.next = backend.Uplink{}
+	case sameWay(present, chosen):
+		m.next = backend.Uplink{}
+	case sameWay(m.next, chosen):
+		m.next = chosen // its MTU may be another
+	default:
+		m.next, m.since, m.told = chosen, now, 0
+		m.announced = m.announced && m.next.Public == chosen.Public
+	}
+}
+
+// sameWay reports whether two uplinks differ in what follows by itself at most.
+func sameWay(a, b backend.Uplink) bool {
+	return a.Link.Index == b.Link.Index && a.Addr == b.Addr && a.Public == b.Public
+}
+
+// patience is for how long the next move must wait.
+func (m *moveState) patience(now time.Duration) time.Duration {
+	if now-m.movedAt > moveMemory {
+		m.moves = 0
+	}
+	return min(moveAfter<<min(m.moves, 10), moveAfterMost)
+}
+
+func (m *moveState) wakeIn(d time.Duration) {
+	if m.wake == 0 || d < m.wake {
+		m.wake = max(d, time.Millisecond)
+	}
+}
+
+// also are addresses at which packets may arrive beside the present uplink's.
+func (m *moveState) also(now time.Duration) subnet.ByFamily[netip.Addr] {
+	switch {
+	case m.announced:
+		return m.next.Addr
+	case now < m.lingers:
+		return m.former
+	}
+	return subnet.ByFamily[netip.Addr]{}
+}
+
+// untilMove shortens a pause so that it does not outlast what is awaited.
+func (l *loop) untilMove(pause time.Duration) time.Duration {
+	if l.move.wake > 0 {
+		pause = min(pause, l.move.wake)
+	}
+	return pause
+}
+
+// moveUplink goes to the next uplink when it is time. It returns trouble, why the
+// present one does not carry packets, until then.
+func (l *loop) moveUplink(trouble error, now time.Duration) error {
+	m := &l.move
+	attrs, err := l.attrsBy(m.next)
+	if err != nil {
+		m.failed = fmt.Errorf("uplink %s is chosen now and cannot be used: %w", m.next.Link.Name, err)
+		m.next = backend.Uplink{}
+		if trouble == nil {
+			return &harmless{m.failed}
+		}
+		return trouble
+	}
+	elsewhere := trouble != nil && m.next.Addr == l.uplink.Addr && m.next.Public == l.uplink.Public
+	if l.lease.keeper == nil || elsewhere {
+		l.adoptUplink(m.next, attrs, trouble == nil)
+		return nil
+	}
+	if left := m.since + m.patience(now) - now; left > 0 {
+		m.wakeIn(left)
+		return trouble
+	}
+	if trouble == nil && !l.announced(attrs, now) {
+		return nil
+	}
+	l.adoptUplink(m.next, attrs, trouble == nil)
+	return nil
+}
+
+// announced has peers told of the next uplink's addresses, and reports whether they
+// have had the time to learn them.
+func (l *loop) announced(attrs subnet.Attrs, now time.Duration) bool {
+	m := &l.move
+	if !m.announced {
+		m.announced = true
+		l.lease.keeper.Publish(attrs)
+		l.log.Info("uplink is about to change", "interface", m.next.Link.Name, "addresses", addrs(m.next.Addr), "public_addresses", addrs(m.next.Public))
+	}
+	if m.told == 0 && l.lease.keeper.Lease().Attrs.PublicIP == attrs.PublicIP {
+		m.told = now
+	}
+	if m.told == 0 {
+		return false // the lease's change wakes us
+	}
+	left := m.told + moveSpread - now
+	if left > 0 {
+		m.wakeIn(left)
+	}
+	return left <= 0
+}
+
+// attrsBy is what peers must know of us by an uplink; no error: it can be used.
+func (l *loop) attrsBy(up backend.Uplink) (subnet.Attrs, error) {
+	if l.backend == nil {
+		return subnet.Attrs{}, nil
+	}
+	return l.backend.Attrs(up)
+}
+
+// adoptUplink sends by another uplink from now on. Both: the former one is still there.
+func (l *loop) adoptUplink(up backend.Uplink, attrs subnet.Attrs, both bool) {
+	m, now, former := &l.move, l.clock.Uptime(), l.uplink
+	m.next, m.announced, m.told = backend.Uplink{}, false, 0
+	if both {
+		m.former, m.lingers = former.Addr, now+moveLinger
+		m.wakeIn(moveLinger)
+	}
+	m.moves++
+	m.movedAt = now
+	l.attrs = attrs
+	if l.lease.keeper != nil {
+		l.lease.keeper.Publish(attrs)
+	}
+	l.changeUplink(up)
+}
+
+// changeUplink takes over what is different with an uplink, and says so.
+func (l *loop) changeUplink(up backend.Uplink) {
+	former := l.uplink
+	said := []any{
+		"interface", up.Link.Name, "mtu", up.Link.MTU, "addresses", addrs(up.Addr), "public_addresses", addrs(up.Public),
+		"former_interface", former.Link.Name, "former_mtu", former.Link.MTU, "former_addresses", addrs(former.Addr),
+	}
+	if l.backend != nil {
+		said = append(said, "overlay_mtu", l.backend.MTU(up))
+	}
+	level := slog.LevelInfo
+	if sameWay(former, up) && former.Link.Name == up.Link.Name && former.Link.MTU == up.Link.MTU {
+		level = slog.LevelDebug // somebody's addresses come and go beside ours
+	}
+	l.log.Log(context.Background(), level, "uplink changed", said...)
+	l.path.steady = false
+	l.setUplink(up)
+}
+
+// setUplink makes up the present uplink.
+func (l *loop) setUplink(up backend.Uplink) {
+	l.uplink = up
+	l.uplinkIndex.Store(int64(up.Link.Index))
+	l.board.Update(func(s *status.Status) {
+		s.Uplink = status.Uplink{Name: up.Link.Name, MTU: up.Link.MTU, Addrs: addrs(up.Addr), Public: addrs(up.Public)}
+		if l.backend != nil {
+			s.Backend.MTU = l.backend.MTU(up)
+		}
+	})
+}
+
+// chooseUplink looks for the interface that cfg's families need. The addresses that
+// peers know are kept for as long as they are there.
+func (l *loop) chooseUplink(ctx context.Context, cfg *subnet.Config) (backend.Uplink, error) {
+	o := l.opts.uplink
+	for f, r := range cfg.Ranges {
+		o.Families[f] = r.Network.IsValid()
+	}
+	o.Prefer = l.uplink.Addr
+	return uplink.Choose(ctx, l.host, o)
+}
+
+// lookAtUplink follows what may change of an interface that carries packets all the
+// same, and says why it does not.
+func (l *loop) lookAtUplink(ctx context.Context) error {
+	name := l.uplink.Link.Name
+	link, err := l.uplinkNow(ctx)
+	switch {
+	case errors.Is(err, kernel.ErrNotFound):
+		return &untrue{withHint(fmt.Errorf("uplink %s is gone", name), "bring it back, or name another interface by --iface: what the options choose is followed")}
+	case err != nil:
+		return &harmless{fmt.Errorf("look at uplink %s: %w", name, err)}
+	}
+	list, err := l.host.Addrs(link.Index).List(ctx)
+	if err != nil {
+		return &harmless{fmt.Errorf("look at uplink %s: %w", name, err)}
+	}
+	now, missing := uplink.Again(l.uplink, link, list)
+	switch {
+	case !link.Up:
+		return &untrue{withHint(fmt.Errorf("uplink %s is down", link.Name), "ip link set %s up, and then the routes that it had", link.Name)}
+	case !link.Running:
+		return &untrue{withHint(fmt.Errorf("uplink %s has no carrier", link.Name), "look at its cable, its switch, or what else it hangs on: ip -d link show %s", link.Name)}
+	}
+	for _, a := range missing {
+		if slices.Contains(l.families(), subnet.FamilyOf(a)) {
+			return &untrue{withHint(fmt.Errorf("uplink %s has lost its address %s", link.Name, a), "ip addr add ADDRESS/LENGTH dev %s: another address is followed, too", link.Name)}
+		}
+	}
+	return l.refreshUplink(now)
+}
+
+// uplinkNow reads the interface: whatever its name is by now, or, if it is gone, the
+// one that has its name.
+func (l *loop) uplinkNow(ctx context.Context) (kernel.Link, error) {
+	named, err := l.host.LinkByName(ctx, l.uplink.Link.Name)
+	if err == nil && named.Index == l.uplink.Link.Index || err != nil && !errors.Is(err, kernel.ErrNotFound) {
+		return named, err
+	}
+	links, listErr := l.host.Links(ctx)
+	if listErr != nil {
+		return kernel.Link{}, listErr
+	}
+	i := slices.IndexFunc(links, func(x kernel.Link) bool { return x.Index == l.uplink.Link.Index })
+	if i < 0 {
+		return named, err
+	}
+	return links[i], nil
+}
+
+// refreshUplink takes over index, name, MTU and segments of the present interface.
+func (l *loop) refreshUplink(now backend.Uplink) error {
+	was := l.uplink
+	if now.Link.Index == was.Link.Index && now.Link.Name == was.Link.Name && now.Link.MTU == was.Link.MTU && slices.Equal(now.Segments, was.Segments) {
+		return nil
+	}
+	if _, err := l.attrsBy(now); err != nil {
+		return &untrue{withHint(err, "ip link set %s mtu %d", now.Link.Name, was.Link.MTU)}
+	}
+	l.changeUplink(now)
+	return nil
+}

@@ -1,0 +1,276 @@
+package main
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/memstore"
+)
+
+// published is what etcd says of this host: address and lease.
+func (h *testHost) published() (addr netip.Addr, id subnet.LeaseID) {
+	h.t.Helper()
+	w, err := h.data.Open(memstore.Options{}).Load(h.t.Context())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	i := slices.IndexFunc(w.Leases, func(l subnet.Lease) bool { return l.Attrs.Owner == h.node })
+	if i < 0 {
+		return netip.Addr{}, 0
+	}
+	return w.Leases[i].Attrs.PublicIP[subnet.IPv4], w.Leases[i].ID
+}
+
+// addr adds or removes an address of a link.
+func (h *testHost) addr(link int, add bool, prefix string) {
+	h.t.Helper()
+	list := []kernel.Addr{{Link: link, Prefix: netip.MustParsePrefix(prefix)}}
+	change := h.kernel.Addrs(link).Delete
+	if add {
+		change = h.kernel.Addrs(link).Put
+	}
+	if err := change(h.t.Context(), list); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// defaultRoute sets or removes one.
+func (h *testHost) defaultRoute(link int, add bool, gateway string, metric int) {
+	h.t.Helper()
+	list := []kernel.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr(gateway), Link: link, Protocol: 16, Metric: metric}}
+	change := h.kernel.Routes().Delete
+	if add {
+		change = h.kernel.Routes().Put
+	}
+	if err := change(h.t.Context(), list); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// readdress gives the uplink another address, as DHCP does.
+func (h *testHost) readdress(from, to string) {
+	h.t.Helper()
+	h.addr(h.eth0.Index, false, from)
+	h.addr(h.eth0.Index, true, to)
+	h.defaultRoute(h.eth0.Index, true, "198.18.0.254", 0)
+}
+
+// local is what the tunnel sends from.
+func (h *testHost) local() string {
+	h.t.Helper()
+	l, err := h.kernel.LinkByName(h.t.Context(), "flannel.1")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return l.VXLAN.Local.String()
+}
+
+// following runs f on a host with one peer.
+func following(t *testing.T, config string, adjust func(*testHost), f func(t *testing.T, h *testHost)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		if adjust != nil {
+			adjust(h)
+		}
+		h.data.OverwriteConfig(config)
+		h.put("10.5.9.0-24", `{"PublicIP":"198.18.0.9","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"5e:ca:ce:aa:6f:09"}}`)
+		h.start()
+		defer h.stop()
+		h.ready()
+		f(t, h)
+	})
+}
+
+// The uplink's address changes, as with DHCP: the tunnel sends from the new one with
+// all its entries, and etcd has it under the same lease.
+func TestAddressIsFollowed(t *testing.T) {
+	following(t, vxlanConfig, nil, func(t *testing.T, h *testHost) {
+		own, _ := h.subnet()
+		_, id := h.published()
+		before, err := h.kernel.LinkByName(t.Context(), "flannel.1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.readdress("198.18.0.1/24", "198.18.0.77/24")
+		time.Sleep(moveAfter / 2)
+		synctest.Wait()
+		if addr, _ := h.published(); addr != netip.MustParseAddr("198.18.0.1") {
+			t.Errorf("%s is published at once", addr)
+		}
+		h.eventually(3*time.Second, "the new address", func() bool {
+			addr, now := h.published()
+			return addr == netip.MustParseAddr("198.18.0.77") && now == id && h.local() == "198.18.0.77" && h.board.Snapshot().Ready
+		})
+		if now, _ := h.subnet(); now != own {
+			t.Errorf("subnet %s, was %s", now, own)
+		}
+		if after, err := h.kernel.LinkByName(t.Context(), "flannel.1"); err != nil || after.Index != before.Index {
+			t.Errorf("device %+v, was %+v, %v", after, before, err)
+		}
+		if got := h.board.Snapshot().Uplink; !slices.Equal(got.Public, []string{"198.18.0.77"}) || h.problem(status.ComponentUplink) != (status.Problem{}) {
+			t.Errorf("status %+v, problem %+v", got, h.problem(status.ComponentUplink))
+		}
+		if line := h.line("msg=\"uplink changed\""); !strings.Contains(line, "addresses=[198.18.0.77]") || !strings.Contains(line, "former_addresses=[198.18.0.1]") {
+			t.Error(line)
+		}
+		if h.log.count("repaired what somebody else") != 0 {
+			t.Error("what follows from it is called a repair")
+		}
+	})
+}
+
+// What is taken away and put back is nobody's news.
+func TestAddressThatReturns(t *testing.T) {
+	following(t, vxlanConfig, nil, func(t *testing.T, h *testHost) {
+		h.addr(h.eth0.Index, true, "198.18.0.200/32")
+		h.addr(h.eth0.Index, false, "198.18.0.1/24")
+		time.Sleep(500 * time.Millisecond)
+		h.addr(h.eth0.Index, true, "198.18.0.1/24")
+		h.defaultRoute(h.eth0.Index, true, "198.18.0.254", 0)
+		h.eventually(soon, "no problem", func() bool { return h.problem(status.ComponentUplink) == status.Problem{} })
+		time.Sleep(time.Minute)
+		if addr, _ := h.published(); addr != netip.MustParseAddr("198.18.0.1") || h.local() != "198.18.0.1" || h.log.count("about to change") != 0 {
+			t.Errorf("published %s, sends from %s", addr, h.local())
+		}
+	})
+}
+
+// Another interface is chosen while this one works: peers know before we send by it.
+func TestInterfaceIsFollowed(t *testing.T) {
+	var full atomic.Bool
+	noWrites := func(h *testHost) {
+		h.store = h.data.Open(memstore.Options{Before: func(method string) error {
+			if full.Load() && method == "Update" {
+				return errors.New("no space")
+			}
+			return nil
+		}})
+	}
+	following(t, vxlanConfig, noWrites, func(t *testing.T, h *testHost) {
+		eth1 := h.kernel.Plug(kernel.Link{Name: "eth1", MTU: 1400}, netip.MustParsePrefix("198.18.1.1/24"))
+		h.defaultRoute(eth1.Index, true, "198.18.1.254", 0)
+		moved := netip.MustParseAddr("198.18.1.1")
+		h.eventually(3*time.Second, "publication", func() bool { addr, _ := h.published(); return addr == moved })
+		if h.local() != "198.18.0.1" {
+			t.Errorf("sends from %s before peers can know", h.local())
+		}
+		h.eventually(2*moveSpread, "the move", func() bool { return h.local() == "198.18.1.1" })
+		h.eventually(soon, "files that follow", func() bool {
+			return strings.Contains(h.file("run/subnet.env"), "FLANNEL_MTU=1350\n") && strings.Contains(h.file("docker/daemon.json"), `"mtu": 1350`)
+		})
+		if got := h.board.Snapshot(); got.Uplink.Name != "eth1" || got.Backend.MTU != 1350 || h.log.count("msg=\"uplink changed\"") != 1 {
+			t.Errorf("status %+v %+v", got.Uplink, got.Backend)
+		}
+		// And back, while etcd takes no writes: nobody would know.
+		full.Store(true)
+		h.defaultRoute(h.eth0.Index, true, "198.18.0.254", 0)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if h.local() != "198.18.1.1" || h.log.count("msg=\"uplink is about to change\"") != 2 {
+			t.Errorf("sends from %s, of which nobody knows", h.local())
+		}
+		full.Store(false)
+		h.eventually(time.Minute, "the way back", func() bool { return h.local() == "198.18.0.1" })
+	})
+}
+
+// Name, MTU and ranges of the interface are followed at once, and said once.
+func TestInterfaceChanges(t *testing.T) {
+	following(t, vxlanConfig, nil, func(t *testing.T, h *testHost) {
+		if err := h.kernel.SetLink(t.Context(), h.eth0.Index, kernel.LinkChange{MTU: 1400}); err != nil {
+			t.Fatal(err)
+		}
+		h.eventually(soon, "the MTU", func() bool {
+			l, err := h.kernel.LinkByName(t.Context(), "flannel.1")
+			return err == nil && l.MTU == 1350 && strings.Contains(h.file("run/subnet.env"), "FLANNEL_MTU=1350\n") && strings.Contains(h.file("docker/daemon.json"), `"mtu": 1350`)
+		})
+		if line := h.line("msg=\"uplink changed\""); !strings.Contains(line, " mtu=1400 ") || !strings.Contains(line, "overlay_mtu=1350") {
+			t.Error(line)
+		}
+		h.addr(h.eth0.Index, true, "198.18.7.1/24")
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := h.log.count("msg=\"uplink changed\""); n != 1 {
+			t.Errorf("said %d times", n)
+		}
+		if err := h.kernel.DeleteLink(t.Context(), h.eth0.Index); err != nil {
+			t.Fatal(err)
+		}
+		eth0 := h.kernel.Plug(kernel.Link{Name: "eth0", MTU: 1500}, netip.MustParsePrefix("198.18.0.1/24"))
+		h.eventually(soon, "the interface that was made anew", func() bool {
+			l, err := h.kernel.LinkByName(t.Context(), "flannel.1")
+			return err == nil && l.VXLAN.Uplink == eth0.Index && l.MTU == 1450
+		})
+		h.defaultRoute(eth0.Index, true, "198.18.0.254", 0)
+		h.eventually(resync, "no problem", func() bool { return h.problem(status.ComponentUplink) == status.Problem{} })
+	})
+}
+
+// What the operator said to tell peers is told, whatever the interface has.
+func TestPublicAddressIsNotFollowed(t *testing.T) {
+	public := netip.MustParseAddr("203.0.113.7")
+	following(t, vxlanConfig, func(h *testHost) { h.opts.uplink.Public[subnet.IPv4] = public }, func(t *testing.T, h *testHost) {
+		before := h.data.Revision()
+		h.readdress("198.18.0.1/24", "198.18.0.77/24")
+		h.eventually(3*time.Second, "the new address", func() bool { return h.local() == "198.18.0.77" })
+		time.Sleep(time.Minute)
+		if addr, _ := h.published(); addr != public || h.data.Revision() != before {
+			t.Errorf("published %s, revision %d was %d", addr, h.data.Revision(), before)
+		}
+	})
+}
+
+// An address that changes all the time is followed ever more slowly.
+func TestFlappingAddress(t *testing.T) {
+	following(t, vxlanConfig, nil, func(t *testing.T, h *testHost) {
+		both := []string{"198.18.0.1/24", "198.18.0.77/24"}
+		for i := range 60 {
+			h.readdress(both[i%2], both[(i+1)%2])
+			time.Sleep(3 * time.Second)
+		}
+		if n := h.log.count("msg=\"uplink changed\""); n > 5 {
+			t.Errorf("followed %d times", n)
+		}
+		h.eventually(moveAfterMost+soon, "the last one", func() bool { return h.local() == "198.18.0.1" })
+		time.Sleep(moveMemory)
+		h.readdress(both[0], both[1])
+		h.eventually(3*time.Second, "the next one", func() bool { return h.local() == "198.18.0.77" })
+	})
+}
+
+// Who has moved is heard from both addresses for a while.
+func TestFormerPeers(t *testing.T) {
+	at := func(key, public, owner string) subnet.Lease {
+		s, err := subnet.ParseSubnet(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := subnet.Lease{Subnet: s, Attrs: subnet.Attrs{Owner: subnet.NodeID(owner)}}
+		l.Attrs.PublicIP[subnet.IPv4] = netip.MustParseAddr(public)
+		return l
+	}
+	was := []subnet.Lease{at("10.5.1.0-24", "198.18.0.1", "a"), at("10.5.2.0-24", "198.18.0.2", "b"), at("10.5.3.0-24", "198.18.0.3", "c"), at("10.5.4.0-24", "198.18.0.4", "d")}
+	is := []subnet.Lease{was[0], at("10.5.2.0-24", "198.18.0.22", "b"), at("10.5.4.0-24", "198.18.0.44", "another")}
+	var f formerPeers
+	f.take(was, is, time.Hour)
+	for after, want := range map[time.Duration][]subnet.Lease{0: was[1:2], moveLinger - 1: was[1:2]} {
+		if diff := cmp.Diff(want, f.leases(time.Hour+after), cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+			t.Errorf("after %s (-want +got):\n%s", after, diff)
+		}
+	}
+	if got := f.leases(time.Hour + moveLinger); len(got) != 0 || len(f) != 0 {
+		t.Errorf("in the end %+v", got)
+	}
+}
