@@ -140,7 +140,7 @@ func (m *machine) applyLeases(t testing.TB, peers ...subnet.Lease) {
 	t.Helper()
 	var err error
 	m.ns.do(t, func() {
-		err = m.Apply(context.Background(), backend.Desired{Config: m.config(), Own: m.lease(), Peers: peers})
+		err = m.Apply(context.Background(), backend.Desired{Config: m.config(), Uplink: m.uplink(), Own: m.lease(), Peers: peers})
 	})
 	if err != nil {
 		t.Fatal(err)
