@@ -31,6 +31,7 @@ const (
 	setDirect = "direct_" // MAC and subnet that go together
 	setOwned  = "owned_"  // the subnets of setDirect
 	setSender = "sender"  // plus 4 or 6 and _: outer source and inner subnet that go together
+	setVTEP   = "vtep"    // the same, in VXLAN
 )
 
 // Where base chains stand. Forgeries are dropped before connection tracking

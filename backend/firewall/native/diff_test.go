@@ -213,8 +213,8 @@ func deeds() []string {
 		"add set ip " + TableName + " more { type ipv4_addr; }",
 		"add counter ip " + TableName + " more",
 		"flush set ip " + TableName + " " + setMACs,
-		"add element ip " + TableName + " " + senderName(subnet.IPv4, 24) + " { 192.0.2.1 . 10.5.1.0 }",
-		"delete element ip " + TableName + " " + senderName(subnet.IPv4, 24) + " { 198.18.0.1 . 10.5.1.0 }",
+		"add element ip " + TableName + " " + senderName(backend.VXLANFrame, subnet.IPv4, 24) + " { 192.0.2.1 . 0xa050100 }",
+		"delete element ip " + TableName + " " + senderName(backend.VXLANFrame, subnet.IPv4, 24) + " { 198.18.0.1 . 0xa050100 }",
 		"add table ip " + TableName + " { flags dormant; }",
 		"add chain ip " + TableName + " " + chainInput + " { policy drop; }",
 	}

@@ -147,8 +147,8 @@
 //
 // # Shown by nft
 //
-// `nft list ruleset` shows all of it, but what it shows of lookups at places that
-// have no name (@th,336,32) it cannot read again: it wants to be told the set's
-// type by an expression, which the library cannot store. Whoever saves a whole
-// ruleset to load it at boot should do so without our table.
+// `nft list ruleset` shows all of it, and what it shows can be loaded again, as
+// who saves a whole ruleset for the next boot does. Sets that are looked up at places
+// that have no name (@th,336,32) carry a "typeof" for that, which nft before 1.0.6
+// does not know: it cannot read again what it shows of those.
 package native

@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
-	"github.com/mdlayher/netlink"
 
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -46,13 +45,7 @@ const (
 
 // dial returns a connection that opens a socket per exchange.
 func (*netlinkDoor) dial() (*nftables.Conn, error) {
-	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
-		return errors.Join(
-			c.SetDeadline(time.Now().Add(answerWithin)),
-			c.SetWriteBuffer(socketBuffer),
-			c.SetReadBuffer(socketBuffer),
-		)
-	}))
+	conn, err := nftables.New(nftables.WithSockOptions(prepare))
 	if err != nil {
 		return nil, fmt.Errorf("open nfnetlink: %w", err)
 	}
@@ -189,10 +182,17 @@ func (k *netlinkDoor) counters(f subnet.Family) (map[string]uint64, error) {
 }
 
 func (k *netlinkDoor) write(changes subnet.ByFamily[change]) error {
-	conn, err := k.dial()
+	typeof := map[setID][]byte{}
+	for _, f := range subnet.Families() {
+		for _, s := range changes[f].addSets {
+			typeof[setID{byte(family(f)), s.name}] = s.typeof
+		}
+	}
+	conn, done, err := k.dialDescribing(typeof)
 	if err != nil {
 		return err
 	}
+	defer done()
 	for _, f := range subnet.Families() {
 		w := writer{conn: conn, table: handle(f)}
 		if err := w.write(changes[f]); err != nil {

@@ -107,11 +107,11 @@ func digit(f subnet.Family) string { return [...]string{"4", "6"}[f] }
 func (c *compiler) judge(g subnet.Family) {
 	from := source(g)
 	from.base, from.offset = transport, from.offset+c.start()
-	sets := c.senderSets(g)
+	sets := c.senderSets(g, from)
 	c.out.sets = append(c.out.sets, sets...)
 	d := c.draft(innerName(g), hook{})
 	for _, bits := range lengths(c.Peers, g) {
-		if name := senderName(g, bits); find(sets, set.id, name) != nil {
+		if name := senderName(c.Tunnel.Encapsulation, g, bits); find(sets, set.id, name) != nil {
 			d.say("", returned(), lookedUp(name, part{field: source(c.f)}, part{from, netip.PrefixFrom(zero(g), bits)}))
 		}
 	}
@@ -122,15 +122,28 @@ func (c *compiler) judge(g subnet.Family) {
 	d.done()
 }
 
-func senderName(g subnet.Family, bits int) string { return sized(setSender+digit(g)+"_", bits) }
+// senderName differs between encapsulations: a set's typeof, which says where the
+// inner packet begins, cannot be changed.
+func senderName(e backend.Encapsulation, g subnet.Family, bits int) string {
+	prefix := setSender
+	if e == backend.VXLANFrame {
+		prefix = setVTEP
+	}
+	return sized(prefix+digit(g)+"_", bits)
+}
 
-// senderSets are who may send what, in this outer family.
-func (c *compiler) senderSets(g subnet.Family) []set {
+// senderSets are who may send what, in this outer family; from is where the inner
+// source address is.
+func (c *compiler) senderSets(g subnet.Family, from field) []set {
 	w := setWriter{}
 	for _, p := range c.Peers {
 		if s, public := p.Subnet[g], p.PublicIP[c.f]; s.IsValid() && public.IsValid() {
-			w.add(senderName(g, s.Bits()), concat(addressKey(c.f), addressKey(g)), public.AsSlice(), prefixKey(s))
+			w.add(senderName(c.Tunnel.Encapsulation, g, s.Bits()), concat(addressKey(c.f), rawKey(from)), public.AsSlice(), prefixKey(s))
 		}
 	}
-	return w.sets()
+	sets := w.sets()
+	for i := range sets {
+		sets[i].typeof = typeofSender(c.f, from)
+	}
+	return sets
 }

@@ -54,6 +54,9 @@ type set struct {
 	name string
 	key  keyType
 	keys []string
+	// typeof says by expressions what the key is made of, for nft alone; nil: its
+	// type says it. What was read has none.
+	typeof []byte
 }
 
 // keyType is what a set's keys are made of. It is comparable.

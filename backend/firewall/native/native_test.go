@@ -152,6 +152,21 @@ func TestGolden(t *testing.T) {
 				t.Errorf("ruleset after the same again (-want +got)\n%s", diff)
 			}
 
+			// Whoever saves the whole ruleset to load it at boot loads ours, too.
+			elsewhere := kerneltest.NetNS(t, kernel.Options{})
+			saved := filepath.Join(t.TempDir(), "saved.nft")
+			if err := os.WriteFile(saved, []byte(got), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			elsewhere.Run(t, "nft", "-f", saved)
+			if diff := cmp.Diff(got, elsewhere.Run(t, "nft", "list", "ruleset")); diff != "" {
+				t.Errorf("ruleset loaded again (-want +got)\n%s", diff)
+			}
+			newHost(t, elsewhere).apply(t, d)
+			if diff := cmp.Diff(got, elsewhere.Run(t, "nft", "list", "ruleset")); diff != "" {
+				t.Errorf("ruleset loaded again, after Apply (-want +got)\n%s", diff)
+			}
+
 			h.Do(t, func() {
 				if err := h.t.Cleanup(context.Background()); err != nil {
 					t.Fatalf("Cleanup: %v", err)

@@ -90,10 +90,10 @@ func (c *change) diffSets(have, want []set) {
 		}
 		add, del := merge(h.keys, w.keys)
 		if len(add) > 0 {
-			c.addKeys = append(c.addKeys, set{w.name, w.key, add})
+			c.addKeys = append(c.addKeys, set{name: w.name, key: w.key, keys: add})
 		}
 		if len(del) > 0 {
-			c.delKeys = append(c.delKeys, set{w.name, w.key, del})
+			c.delKeys = append(c.delKeys, set{name: w.name, key: w.key, keys: del})
 		}
 	}
 	for _, h := range have {

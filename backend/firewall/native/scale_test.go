@@ -40,7 +40,7 @@ func TestManyPeers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := find(have.sets, set.id, senderName(subnet.IPv4, 24)); s == nil || len(s.keys) != manyPeers {
+	if s := find(have.sets, set.id, senderName(backend.VXLANFrame, subnet.IPv4, 24)); s == nil || len(s.keys) != manyPeers {
 		t.Fatalf("the kernel has other sets than one with %d keys", manyPeers)
 	}
 	d.Peers[77].PublicIP = subnet.ByFamily[netip.Addr]{address("192.0.2.77")}

@@ -20,6 +20,13 @@ func addressKey(f subnet.Family) keyType {
 	return typeOf([...]nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr}[f], false)
 }
 
+// rawKey is the type of a place that has no name.
+func rawKey(f field) keyType {
+	k := typeOf(nftables.TypeInteger, false)
+	k.bytes = f.length
+	return k
+}
+
 // concat is the type of a key of two parts, each padded to four bytes.
 func concat(a, b keyType) keyType {
 	return keyType{magic: a.magic<<concatBits | b.magic, bytes: pad(a.bytes) + pad(b.bytes)}
