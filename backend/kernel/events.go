@@ -75,6 +75,7 @@ func (n *Netlink) subscribe() (sock *os.File, err error) {
 		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
 		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+		unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
 		unix.RTNLGRP_NEXTHOP,
 	} {
 		err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group)
@@ -194,6 +195,9 @@ func (c classifier) event(m message) (e Event, ok bool) {
 		e, ok = Event{Topic: TopicRoute}, true
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		e, ok, err = c.neighbourEvent(m)
+	case unix.RTM_NEWNETCONF:
+		e.Topic = TopicForwarding
+		ok, err = forwardingOfAll(m)
 	}
 	if err != nil {
 		clear(c.resolved)
@@ -251,4 +255,31 @@ func (c classifier) neighbourEvent(m message) (e Event, ok bool, err error) {
 		return Event{Topic: TopicNeighbour, Link: n.link}, true, nil
 	}
 	return Event{Topic: TopicResolved, Link: n.link, Addr: n.dst, MAC: mac}, changed, nil
+}
+
+// Attributes of RTM_NEWNETCONF and a value (include/uapi/linux/netconf.h) that
+// x/sys/unix has no name for.
+const (
+	netconfIfindex    = 1
+	netconfForwarding = 2
+	netconfAll        = 0xffff_ffff // an index that stands for all interfaces
+	netconfHeader     = 4           // the family, padded
+)
+
+// forwardingOfAll reports whether m says that a family is forwarded, or not, by the
+// host as a whole. What concerns one interface comes with each that is made.
+func forwardingOfAll(m message) (bool, error) {
+	if len(m.data) < netconfHeader {
+		return false, fmt.Errorf("%w: netconf of %d bytes", errMalformed, len(m.data))
+	}
+	all, forwarding := false, false
+	err := eachAttr(m.data[netconfHeader:], func(typ uint16, v []byte) {
+		switch typ {
+		case netconfIfindex:
+			all = uint32(u32(v)) == netconfAll //nolint:gosec // the kernel's type
+		case netconfForwarding:
+			forwarding = true
+		}
+	})
+	return all && forwarding, err
 }

@@ -71,6 +71,11 @@ func TestEventsLeaveNoiseOut(t *testing.T) {
 			"ip neigh change 10.5.3.0 lladdr 02:00:00:00:00:03 dev flannel.1 nud reachable",
 			kernel.Event{Topic: kernel.TopicNeighbour, Link: l.Index},
 		},
+		{
+			"forwarding of one interface", "sysctl -qw net.ipv4.conf.br0.forwarding=1 net.ipv4.conf.all.rp_filter=1",
+			"sysctl -qw net.ipv4.ip_forward=1",
+			kernel.Event{Topic: kernel.TopicForwarding},
+		},
 		{"a route that goes with its nexthop", "true", "ip nexthop flush", kernel.Event{Topic: kernel.TopicRoute}},
 	} {
 		ns.Run(t, "sh", "-c", tc.noise+" && "+tc.signal)

@@ -87,7 +87,7 @@ func (f FDB) String() string { return f.Notation(linkName(f.Link)) }
 // String names the topic; several are joined by "+".
 func (t Topic) String() string {
 	var names []string
-	for i, name := range []string{"link", "addr", "route", "neighbour", "fdb", "resolved", "overrun"} {
+	for i, name := range []string{"link", "addr", "route", "neighbour", "fdb", "resolved", "forwarding", "overrun"} {
 		if t&(1<<i) != 0 {
 			names = append(names, name)
 		}

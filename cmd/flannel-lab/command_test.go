@@ -99,17 +99,6 @@ func TestParseFaults(t *testing.T) {
 			}
 		})
 	}
-	some, err := parseFaults([]string{"--only=kill,restart"}, &bytes.Buffer{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	for _, f := range some.faults() {
-		names = append(names, f.Name)
-	}
-	if diff := cmp.Diff([]string{"restart", "kill"}, names); diff != "" {
-		t.Errorf("faults, in the order of tables (-want +got):\n%s", diff)
-	}
 }
 
 func TestParseBench(t *testing.T) {

@@ -102,14 +102,6 @@ func faultNames() []string {
 	return names
 }
 
-// faults are those that are asked for, in the order of tables.
-func (o faultsOptions) faults() []faults.Fault {
-	if len(o.only) == 0 {
-		return faults.All()
-	}
-	return slices.DeleteFunc(faults.All(), func(f faults.Fault) bool { return !slices.Contains(o.only, f.Name) })
-}
-
 // runFaults breaks a lab of its own. What is under way is told to progress.
 func runFaults(ctx context.Context, o faultsOptions, out, progress io.Writer) error {
 	if err := lab.CheckRoot(); err != nil {
@@ -154,7 +146,7 @@ func breakLab(ctx context.Context, o faultsOptions, progress io.Writer) (r fault
 	}
 	defer func() { err = closeLab(ctx, l, err) }()
 	return faults.Run(ctx, l, faults.Options{
-		Backends: o.backends, Faults: o.faults(), Rounds: o.rounds, Outage: o.outage,
+		Backends: o.backends, Faults: faults.Pick(o.only...), Rounds: o.rounds, Outage: o.outage,
 		Previous: o.previous, Current: o.daemon, Progress: progress,
 	})
 }

@@ -230,6 +230,12 @@ func (f *Fake) SetSysctl(name, value string) error {
 		if _, ok := f.sysctls[name]; !ok {
 			return fmt.Errorf("write sysctl %s: %w", name, kernel.ErrNotFound)
 		}
+		switch name {
+		case "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding":
+			if f.sysctls[name] != value {
+				f.emit(kernel.TopicForwarding, 0)
+			}
+		}
 		f.sysctls[name] = value
 		return nil
 	})

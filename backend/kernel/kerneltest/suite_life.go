@@ -167,6 +167,13 @@ func events(b *bench) {
 		b.must(step.name, step.do())
 		b.await(ch, step.name, kernel.Event{Topic: step.topic, Link: l.Index})
 	}
+	for _, name := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
+		before, err := b.Sysctl(name)
+		b.must("read", err)
+		settle(ch)
+		b.must("set", b.SetSysctl(name, map[string]string{"0": "1", "1": "0"}[before]))
+		b.await(ch, name, kernel.Event{Topic: kernel.TopicForwarding})
+	}
 	cancel()
 	for range ch { // it ends only when the channel is closed
 	}

@@ -3,6 +3,7 @@ package faults
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -98,6 +99,14 @@ func lacking(why string, backends ...string) map[string]string {
 }
 
 const ms = Bound(time.Millisecond)
+
+// Pick returns the faults of some names, in the order of All; without any, all.
+func Pick(names ...string) []Fault {
+	if len(names) == 0 {
+		return All()
+	}
+	return slices.DeleteFunc(All(), func(f Fault) bool { return !slices.Contains(names, f.Name) })
+}
 
 // All lists the faults, in the order in which they are done and shown.
 func All() []Fault {

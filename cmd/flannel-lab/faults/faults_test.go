@@ -90,6 +90,19 @@ func TestAll(t *testing.T) {
 	}
 }
 
+func TestPick(t *testing.T) {
+	var names []string
+	for _, f := range Pick("kill", "restart") {
+		names = append(names, f.Name)
+	}
+	if diff := cmp.Diff([]string{"restart", "kill"}, names); diff != "" {
+		t.Errorf("in the order of tables (-want +got):\n%s", diff)
+	}
+	if got, want := len(Pick()), len(All()); got != want {
+		t.Errorf("Pick of no names: %d faults, want all %d", got, want)
+	}
+}
+
 func testReport() Report {
 	second := time.Second
 	r := Report{

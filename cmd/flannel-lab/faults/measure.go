@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
@@ -47,6 +48,8 @@ const (
 	never = -1
 	// quiet goes before a fault and after its healing.
 	quiet = 250 * time.Millisecond
+	// answerWithin is how late the last answers may be, after quiet.
+	answerWithin = 300 * time.Millisecond
 	// healWithin is how long a fault may last to be called healed by itself.
 	healWithin = 10 * time.Second
 	// healLook is how often the host is looked at.
@@ -159,7 +162,7 @@ func finish(ctx context.Context, f *Fault, all []*series, since time.Time) ([]Sa
 func (s *series) start(ctx context.Context) error {
 	a, b := s.net.host().Container, s.net.peer().Container
 	for _, way := range [][2]*lab.Container{{a, b}, {b, a}} {
-		p, err := way[0].StartPing(ctx, lab.PingOptions{To: way[1].Addr()})
+		p, err := way[0].StartPing(ctx, lab.PingOptions{To: way[1].Addr(), Timeout: answerWithin})
 		if err != nil {
 			return err
 		}
@@ -168,11 +171,14 @@ func (s *series) start(ctx context.Context) error {
 	return nil
 }
 
-// stop may be called twice.
+// stop waits for the last answers, each way at the same time. It may be called
+// twice.
 func (s *series) stop() {
+	var ended sync.WaitGroup
 	for _, p := range s.pings {
-		p.Stop()
+		ended.Go(func() { p.Stop() })
 	}
+	ended.Wait()
 }
 
 // awaitHealing reports whether the host is as before in time.

@@ -43,13 +43,19 @@ func (r *Report) add(at cell, s Sample) {
 	r.samples[at] = s
 }
 
+// Sample is what a fault did to a backend, at worst; not ok: it was not done.
+func (r *Report) Sample(fault, backend string) (s Sample, ok bool) {
+	s, ok = r.samples[cell{fault, backend}]
+	return s, ok
+}
+
 // Missed names the faults and backends whose bound was not kept.
 func (r *Report) Missed() []string {
 	var missed []string
 	for i := range r.Faults {
 		f := &r.Faults[i]
 		for _, backend := range r.Backends {
-			if s, ok := r.samples[cell{f.Name, backend}]; ok && !f.Bound(backend).met(s) {
+			if s, ok := r.Sample(f.Name, backend); ok && !f.Bound(backend).met(s) {
 				missed = append(missed, fmt.Sprintf("%s, %s: %s, wanted %s", f.Name, backend, s, f.Bound(backend)))
 			}
 		}
@@ -119,7 +125,7 @@ func (r *Report) text(f *Fault, backend string) string {
 	if why := f.Absent(backend); why != "" {
 		return page.Absent + " (" + why + ")"
 	}
-	s, ok := r.samples[cell{f.Name, backend}]
+	s, ok := r.Sample(f.Name, backend)
 	switch {
 	case !ok:
 		return page.Absent
@@ -180,7 +186,7 @@ func (r *Report) JSON(out io.Writer) error {
 	for i := range r.Faults {
 		f := &r.Faults[i]
 		for _, backend := range r.Backends {
-			s, ok := r.samples[cell{f.Name, backend}]
+			s, ok := r.Sample(f.Name, backend)
 			if !ok {
 				continue
 			}

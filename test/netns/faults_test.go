@@ -1,0 +1,49 @@
+package netns_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/faults"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
+)
+
+const (
+	// byEvent is how long traffic may stand still on a slow machine; `make faults`
+	// holds it against the true bounds.
+	byEvent = 4 * time.Second
+)
+
+// A host is broken in one way after the other, and must heal by itself. Where
+// nothing may be lost, nothing is.
+func TestFaultsAreHealed(t *testing.T) {
+	daemon := command(t, "flanneld-go")
+	l := bareLab(t, lab.Options{
+		Hosts: faults.HostsFor(faults.Backends()), Daemon: daemon, DaemonArgs: []string{"--iptables-resync=3600"},
+	})
+	picked := faults.Pick("kill", "key-deleted", "device-deleted", "device-down", "mac-changed", "mtu-changed", "address-removed",
+		"routes-deleted", "fdb-deleted", "neighbours-replaced", "rules-flushed", "forwarding-off", "uplink-flapped")
+	r, err := faults.Run(within(t, 3*time.Minute), l, faults.Options{
+		Backends: faults.Backends(), Faults: picked, Rounds: 1, Current: daemon, Progress: t.Output(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range picked {
+		f := &picked[i]
+		for _, backend := range faults.Backends() {
+			if f.Absent(backend) != "" {
+				continue
+			}
+			s, ok := r.Sample(f.Name, backend)
+			switch {
+			case !ok || s.Received == 0 || !s.Healed():
+				t.Errorf("%s, %s: %s, done: %t", f.Name, backend, s, ok)
+			case s.Disturbed:
+				t.Logf("%s, %s: %s", f.Name, backend, s)
+			case f.Bound(backend) == 0 && s.Lost() > 0, s.Gap > byEvent, s.Heal > byEvent:
+				t.Errorf("%s, %s: %s, wanted %s, and never more than %s", f.Name, backend, s, f.Bound(backend), byEvent)
+			}
+		}
+	}
+}
