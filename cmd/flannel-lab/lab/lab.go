@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -102,8 +103,24 @@ func (l *Lab) addSwitch() error {
 		return err
 	}
 	l.Switch = node
+	if err := node.Do(switchFrames); err != nil {
+		return err
+	}
 	l.bridge, err = node.addBridge("br0", 0, l.plan.gateways[:])
 	return err
+}
+
+// switchFrames makes the bridges of the calling thread's namespace as a switch is,
+// which looks at frames alone: where br_netfilter is loaded, the kernel takes each
+// through a host's firewall and connection table.
+func switchFrames() error {
+	for _, f := range []string{"iptables", "ip6tables", "arptables"} {
+		err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+f, []byte("0"), 0o644)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // not loaded
+			return fmt.Errorf("switch frames, not packets: %w", err)
+		}
+	}
+	return nil
 }
 
 func (l *Lab) addHost(number int) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -330,5 +331,28 @@ func TestRun(t *testing.T) {
 	}
 	if _, err := l.Hosts[0].Run(t.Context(), "/bin/sh", "-c", "echo why; exit 4"); err == nil || !strings.Contains(err.Error(), "why") {
 		t.Errorf("a program that fails: %v", err)
+	}
+}
+
+// Frames between hosts pass no firewall of the switch, which would cost each of
+// them as much as a host does.
+func TestSwitchHasNoFirewall(t *testing.T) {
+	l := newTestLab(t, 1, "exec sleep 60")
+	const path = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+	read := func() error {
+		got, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) { // br_netfilter is not loaded
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(string(got)) != "0" {
+			return fmt.Errorf("%s = %s", path, got)
+		}
+		return nil
+	}
+	if err := l.Switch.Do(read); err != nil {
+		t.Error("the switch looks at packets:", err)
 	}
 }
