@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -247,6 +248,20 @@ func TestPlot(t *testing.T) {
 }
 
 // A variant without a figure has no bar, and the plot stays whole.
+// One bad round neither shortens the bars nor leaves the panel.
+func TestPlotOfAnOutlier(t *testing.T) {
+	r := known()
+	before := string(r.Plot())
+	r.Rounds[0][nameUDP][keyPing] *= 1000
+	widths := func(plot string) []string { return regexp.MustCompile(`<rect [^>]*width="\d+"`).FindAllString(plot, -1) }
+	if diff := cmp.Diff(widths(before), widths(string(r.Plot()))); diff != "" {
+		t.Errorf("bars (-before +with an outlier):\n%s", diff)
+	}
+	if got, want := r.largest(keyPing), 1.5*page.Median(r.values(point{nameFloor, keyPing})); got != want {
+		t.Errorf("the scale ends at %v, want %v", got, want)
+	}
+}
+
 func TestPlotWithoutFigures(t *testing.T) {
 	r := known(nameUDP)
 	r.Rounds = nil

@@ -55,18 +55,25 @@ type claim struct {
 	// that the figure itself counts.
 	of, by point
 	bound  string
+	// why says where the bound comes from.
+	why string
 }
 
-// claims are those of udp (#5).
+// claims are those of udp (#5). That figures are of a machine on which
+// vxlan carried 33 Gb/s, flannel's own udp 1.0, and a throw-away forwarder in C with
+// all offloads 0.55 to 0.6 of vxlan: what is absolute there is judged by ratios here.
 func claims() []claim {
 	udp := func(key string) point { return point{nameUDP, key} }
+	plain, vxlan, floor := point{nameUDPPlain, keyStream1}, point{Reference, keyStream1}, point{nameFloor, keyStream1}
 	return []claim{
-		{"udp to vxlan, one TCP stream", udp(keyStream1), point{Reference, keyStream1}, "at least 0.5"},
-		{"udp, four TCP streams to one", udp(keyStream4), udp(keyStream1), "at least 1"},
-		{"udp to the bare forwarder, median ping", udp(keyPing), point{nameFloor, keyPing}, "at most 1.3"},
-		{"udp to vxlan, datagrams of 1200 bytes at most 1 % lost", udp(keyCarried(1200)), point{Reference, keyCarried(1200)}, "at least 0.7"},
-		{"udp with Offload off, one TCP stream, Gb/s", point{nameUDPPlain, keyStream1}, point{}, "at least 2"},
-		{"memory of udp's daemon, MB", udp(keyResident), point{}, "under 64"},
+		{"udp to vxlan, one TCP stream", udp(keyStream1), vxlan, "at least 0.5", "0.6 is what a forwarder in C with all offloads reached"},
+		{"udp, four TCP streams to one", udp(keyStream4), udp(keyStream1), "at least 1", "streams must not stand in each other's way"},
+		{"udp to the bare forwarder, median ping", udp(keyPing), point{nameFloor, keyPing}, "at most 1.3", "the floor has the same wake-ups"},
+		{"udp to vxlan, datagrams of 1200 bytes at most 1 % lost", udp(keyCarried(1200)), point{Reference, keyCarried(1200)}, "at least 0.7", "they are cut and joined, too"},
+		{"udp with Offload off, one TCP stream, Gb/s", plain, point{}, "at least 2", "twice flannel's 1.0, where vxlan carried 33: on that machine"},
+		{"udp with Offload off to vxlan, one TCP stream", plain, vxlan, "at least 0.06", "the same as a ratio: twice flannel's 0.03"},
+		{"udp with Offload off to the bare forwarder, one TCP stream", plain, floor, "at least 2", "the floor is flannel's way with a thread for each direction"},
+		{"memory of udp's daemon, MB", udp(keyResident), point{}, "under 64", "a small machine's share"},
 	}
 }
 

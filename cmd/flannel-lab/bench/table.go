@@ -32,7 +32,7 @@ func (r Report) Markdown(out io.Writer) error {
 		b.WriteString("\n")
 	}
 	if lines := r.claimLines(); lines != "" {
-		b.WriteString("\n| what is wanted of udp | found | wanted |\n|---|---|---|\n" + lines)
+		b.WriteString("\n| what is wanted of udp | found | wanted | because |\n|---|---|---|---|\n" + lines)
 	}
 	_, err := io.WriteString(out, b.String())
 	return err
@@ -55,7 +55,7 @@ func (r Report) claimLines() string {
 	var b strings.Builder
 	for _, c := range claims() {
 		if found := page.Number(c.found(r)); found != page.Absent {
-			fmt.Fprintf(&b, "| %s | %s | %s |\n", c.title, found, c.bound)
+			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", c.title, found, c.bound, c.why)
 		}
 	}
 	return b.String()
@@ -85,6 +85,7 @@ type (
 		Title string  `json:"title"`
 		Found float64 `json:"found"`
 		Bound string  `json:"bound"`
+		Why   string  `json:"why"`
 	}
 )
 
@@ -109,7 +110,7 @@ func (r Report) JSON(out io.Writer) error {
 	}
 	for _, c := range claims() {
 		if found := c.found(r); !math.IsNaN(found) {
-			j.Claims = append(j.Claims, jsonClaim{c.title, found, c.bound})
+			j.Claims = append(j.Claims, jsonClaim{c.title, found, c.bound, c.why})
 		}
 	}
 	e := json.NewEncoder(out)

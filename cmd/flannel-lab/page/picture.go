@@ -71,6 +71,20 @@ func (p *Picture) Title(x, y int, text string) {
 	p.b.WriteString("</g>\n")
 }
 
+// Note writes a line of text that stands back behind others.
+func (p *Picture) Note(x, y int, anchor Anchor, text string) {
+	p.b.WriteString("<g font-size=\"11\" fill=\"#7b8794\">")
+	p.Text(x, y, anchor, text)
+	p.b.WriteString("</g>\n")
+}
+
+// Range draws a line between two abscissae, with a stroke at each of its ends.
+func (p *Picture) Range(from, to, y int) {
+	const stroke = 3 // to each side
+	fmt.Fprintf(&p.b, `<path d="M%d %dH%dM%d %dv%dM%d %dv%[6]d" stroke="#52606d" fill="none"/>`+"\n",
+		from, y, to, from, y-stroke, 2*stroke, to, y-stroke)
+}
+
 // Bytes ends the picture and returns it.
 func (p *Picture) Bytes() []byte {
 	p.b.WriteString("</svg>\n")

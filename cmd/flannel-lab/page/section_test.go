@@ -86,6 +86,8 @@ func TestPictureIsXML(t *testing.T) {
 	p := NewPicture(10, 20)
 	p.Title(1, 2, `<a & "b">`)
 	p.Text(3, 4, Middle, "µ")
+	p.Note(3, 4, End, "<")
+	p.Range(1, 2, 3)
 	p.Rect(5, 6, 7, 8, "#123456")
 	p.Line([]Point{{1, 2}, {3, 4}}, "#abc")
 	for d := xml.NewDecoder(bytes.NewReader(p.Bytes())); ; {
