@@ -127,7 +127,7 @@ type Frames struct {
 // Frames hold as many packets, or about as many bytes.
 const (
 	framesMost = 64
-	framesSlab = 3 * maxPacket
+	framesSlab = 8 * maxPacket
 )
 
 func newFrames() *Frames {

@@ -14,8 +14,9 @@ import (
 
 // socket is a Conn of the kernel.
 //
-// Its calls run in the runtime's poller, so closing ends them. What they need
-// stands in it, made once, so that a call allocates nothing.
+// Its calls run in the runtime's poller, so closing ends them. They never block, and
+// are made without telling Go's scheduler: see Cost. What they need stands in the
+// socket, made once, so that a call allocates nothing.
 type socket struct {
 	conn *net.UDPConn
 	raw  syscall.RawConn
@@ -47,9 +48,10 @@ func vector(b []byte) unix.Iovec {
 
 // incoming is a call of recvmmsg in progress.
 type incoming struct {
-	n     int
-	err   error
-	ready func(fd uintptr) bool
+	n      int
+	err    error
+	ready  func(fd uintptr) bool
+	linger linger
 
 	most    int // messages
 	headers [arrivalsMost]mmsghdr
@@ -101,14 +103,18 @@ func (s *socket) ReadBatch(batch []Arrival) (int, error) {
 func (s *socket) receive(fd uintptr) bool {
 	c := &s.in
 	for {
-		n, _, err := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&c.headers[0])), uintptr(c.most), 0, 0, 0)
+		n, _, err := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&c.headers[0])), uintptr(c.most), 0, 0, 0)
 		switch err {
 		case 0:
+			c.linger.found()
 			c.n = int(n)
 			return true
 		case unix.EINTR:
 		case unix.EAGAIN:
-			return false
+			if !c.linger.again() {
+				return false
+			}
+			yield()
 		default:
 			c.err = err
 			return true
@@ -174,7 +180,7 @@ func (s *socket) flush() error {
 func (s *socket) send(fd uintptr) bool {
 	c := &s.out
 	for c.sent < c.n {
-		n, _, err := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&c.headers[c.sent])), uintptr(c.n-c.sent), 0, 0, 0)
+		n, _, err := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&c.headers[c.sent])), uintptr(c.n-c.sent), 0, 0, 0)
 		switch err {
 		case 0:
 			c.sent += int(n)
@@ -189,27 +195,20 @@ func (s *socket) send(fd uintptr) bool {
 	return true
 }
 
-// sendApart sends the datagrams of m with a header each.
+// sendApart sends the datagrams of m with a header each: there is room for those of
+// one message.
 func (s *socket) sendApart(m *Message) error {
-	var (
-		c     = &s.out
-		one   = Message{To: m.To, Packets: 1}
-		begin int
-	)
-	for i := range m.Parts {
-		one.Size += len(m.Parts[i])
-		if one.Size < m.Size && i+1 < len(m.Parts) {
+	c := &s.out
+	c.n = 0
+	begin, size, used := 0, 0, 0
+	for i, part := range m.Parts {
+		if size += len(part); size < m.Size && i+1 < len(m.Parts) {
 			continue
 		}
-		one.Parts, one.Bytes = m.Parts[begin:i+1], one.Size
-		c.n = 0
-		c.add(&one, 0)
-		if err := s.flush(); err != nil {
-			return err
-		}
-		begin, one.Size = i+1, 0
+		used = c.add(&Message{To: m.To, Parts: m.Parts[begin : i+1], Packets: 1}, used)
+		begin, size = i+1, 0
 	}
-	return nil
+	return s.flush()
 }
 
 // fill prepares as many messages as there is room for, at least one; several

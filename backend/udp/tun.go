@@ -34,7 +34,8 @@ const tunNode = "/dev/net/tun"
 //
 // Its descriptor is non-blocking and waited for by the runtime's poller, so a
 // blocked Read ends when the descriptor is closed, and when the kernel takes the
-// device away: then reads fail with EBADFD.
+// device away: then reads fail with EBADFD. Calls that move packets never block, and
+// are made without telling Go's scheduler: see Cost.
 type tun struct {
 	name   string
 	file   *os.File
@@ -48,6 +49,7 @@ type tun struct {
 		frames *Frames
 		err    error
 		ready  func(fd uintptr) bool
+		linger linger
 	}
 }
 
@@ -311,13 +313,20 @@ func (t *tun) read(fd uintptr) bool {
 		if room == nil {
 			return true
 		}
-		n, err := unix.Read(int(fd), room)
-		switch {
-		case err == nil:
-			c.frames.Add(n)
-		case errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.EAGAIN):
-			return len(c.frames.List) > 0
+		n, _, err := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(room))), uintptr(len(room)))
+		switch err {
+		case 0:
+			c.linger.found()
+			c.frames.Add(int(n))
+		case unix.EINTR:
+		case unix.EAGAIN:
+			if len(c.frames.List) > 0 {
+				return true
+			}
+			if !c.linger.again() {
+				return false
+			}
+			yield()
 		default:
 			c.err = err
 			return true
@@ -345,7 +354,7 @@ func (c *tunWriter) Write(packet offload.Joined) error {
 
 func (c *tunWriter) write(fd uintptr) bool {
 	for {
-		_, _, err := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&c.parts[0])), uintptr(len(c.parts)))
+		_, _, err := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&c.parts[0])), uintptr(len(c.parts)))
 		if err == unix.EINTR {
 			continue
 		}

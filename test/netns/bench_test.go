@@ -46,7 +46,7 @@ func TestBench(t *testing.T) {
 	want := map[string]int{
 		"veth": figures - ofDaemons, "vxlan": figures, "host-gw": figures, "udp": figures, "udp-off": figures, "forwarder": figures,
 	}
-	if len(r.Variants) != len(want) || r.Rounds != 1 || len(r.Claims) != 6 {
+	if len(r.Variants) != len(want) || r.Rounds != 1 || len(r.Claims) != 8 {
 		t.Errorf("got %d variants, %d rounds, %d claims", len(r.Variants), r.Rounds, len(r.Claims))
 	}
 	for _, v := range r.Variants {
