@@ -45,9 +45,13 @@ type Options struct {
 	// FixedSource sends everything from our port: SourcePorts is fixed.
 	FixedSource bool
 	// Queues is how many queues the device has, each with a socket and two
-	// threads of its own; 0: one for each core, up to queuesMost.
+	// threads of its own; 0: see defaultQueues.
 	Queues int
 }
+
+// defaultQueues is one queue for two cores, which its two loops keep busy: a loop
+// that finds packets does not stop for another, so there should be a core for each.
+func defaultQueues(cores int) int { return min(max(1, cores/2), queuesMost) }
 
 // ParseOptions decodes c's Backend object. It returns every problem at once, and
 // the paths of the keys that nobody knows.
@@ -128,7 +132,7 @@ func New(p backend.Params) (backend.Backend, error) {
 		port:    opts.Port,
 		whole:   opts.Whole,
 		fixed:   opts.FixedSource,
-		queues:  cmp.Or(opts.Queues, min(runtime.GOMAXPROCS(0), queuesMost)),
+		queues:  cmp.Or(opts.Queues, defaultQueues(runtime.GOMAXPROCS(0))),
 		log:     p.Logger(),
 		open:    openTUN,
 		devices: newSlot(),

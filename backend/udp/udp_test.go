@@ -58,3 +58,11 @@ func TestNew(t *testing.T) {
 		})
 	}
 }
+
+func TestDefaultQueues(t *testing.T) {
+	for cores, want := range map[int]int{1: 1, 2: 1, 3: 1, 4: 2, 9: 4, 32: 16, 256: queuesMost} {
+		if got := defaultQueues(cores); got != want {
+			t.Errorf("%d cores: got %d queues, want %d", cores, got, want)
+		}
+	}
+}

@@ -253,7 +253,9 @@ func TestPlotOfAnOutlier(t *testing.T) {
 	r := known()
 	before := string(r.Plot())
 	r.Rounds[0][nameUDP][keyPing] *= 1000
-	widths := func(plot string) []string { return regexp.MustCompile(`<rect [^>]*width="\d+"`).FindAllString(plot, -1) }
+	widths := func(plot string) []string {
+		return regexp.MustCompile(`<rect [^>]*width="\d+"`).FindAllString(plot, -1)
+	}
 	if diff := cmp.Diff(widths(before), widths(string(r.Plot()))); diff != "" {
 		t.Errorf("bars (-before +with an outlier):\n%s", diff)
 	}
