@@ -48,6 +48,38 @@
 //   - The device is persistent: it outlives the daemon with address and routes,
 //     until Cleanup.
 //
+// # Cost
+//
+// What profiles said, taken with hardware cycles of one TCP stream on a virtual
+// machine with 2 cores, senders and receivers on it too:
+//
+//   - Waking is what costs. Two threads that wake each other in turn take 4 us for
+//     it on one core and 64 on two, for there an idle core has to be fetched from
+//     the hypervisor. Without offloads both daemons spent 41 us on a packet, half of
+//     it on being woken, waking others, and batches that were short because of it.
+//   - Go's scheduler wakes more threads than there are loops to run. Where calls take
+//     20 us, its monitor takes the core (the P) away and gives it to another thread:
+//     7,400 naps of the monitor and 2,800 futex calls a second at 37,000 packets,
+//     and two calls of epoll_wait for each sleep. The calls that move packets never
+//     block, so they are made without telling the scheduler (RawSyscall): 28 -> 23 s
+//     of CPU for a GB without offloads, 3.1 -> 2.5 with them. A loop then keeps its
+//     core until it finds nothing, and where all are busy whoever else is ready
+//     waits up to 10 ms: so there are no more loops than cores, unless Queues says
+//     so.
+//   - Looking again before sleeping, see linger, avoids most of the waking: 23 -> 14
+//     s/GB without offloads, 2.5 -> 2.2 with them, and a ping takes a fifth less. What
+//     comes seldom costs next to nothing, for a loop that looks in vain backs off.
+//   - A frame of 64 KiB has 45 packets of 1,472 bytes, of which a datagram train
+//     (UDP_SEGMENT) holds 44: each frame alone costs two. Reading up to eight
+//     frames at a time fills the trains: eight of nine.
+//   - Now the loops have 96 of 100 cycles of the daemon, and four fifths of those
+//     are the kernel's: sending, down to the receiver's socket, is 30 of 100, from
+//     the device up to the container's socket 26, the two reads 25, mostly copies.
+//     Sums are 4, looking again 4. What vxlan does not have is these copies.
+//   - One ping in a hundred takes milliseconds with all backends: a thread that
+//     does nothing but read the clock, at the highest priority, misses up to 6 ms
+//     of it on this machine.
+//
 // # Words
 //
 // Outer is what the datagram has, inner what the packet in it has. A path is one
