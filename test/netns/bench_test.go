@@ -25,11 +25,12 @@ type benchReport struct {
 	Claims []struct{ Found float64 }
 }
 
-// Every figure is there, of every variant; how large they are is not our concern.
+// Every figure is there, of each kind of variant (host-gw differs from vxlan by a
+// word); how large they are is not our concern.
 func TestBench(t *testing.T) {
 	name := benchName()
 	cmd := exec.CommandContext(within(t, 2*time.Minute), command(t, "flannel-lab"),
-		"bench", "--name", name, "--rounds", "1", "--seconds", "0.04", "--output", "json")
+		"bench", "--name", name, "--only", "veth,vxlan,udp,udp-off,forwarder", "--rounds", "1", "--seconds", "0.01", "--output", "json")
 	var out, progress bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &progress
 	began := time.Now()
@@ -44,7 +45,7 @@ func TestBench(t *testing.T) {
 	// Bare veth has no daemon, so neither its memory nor its CPU time.
 	const figures, ofDaemons = 15, 2
 	want := map[string]int{
-		"veth": figures - ofDaemons, "vxlan": figures, "host-gw": figures, "udp": figures, "udp-off": figures, "forwarder": figures,
+		"veth": figures - ofDaemons, "vxlan": figures, "udp": figures, "udp-off": figures, "forwarder": figures,
 	}
 	if len(r.Variants) != len(want) || r.Rounds != 1 || len(r.Claims) != 8 {
 		t.Errorf("got %d variants, %d rounds, %d claims", len(r.Variants), r.Rounds, len(r.Claims))
