@@ -12,8 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// echoWithin is how long an answer may take before it counts as lost.
-const echoWithin = time.Second
+// echoWithin is how long an answer may take before it counts as lost. That is longer
+// than many a measurement, so those without an answer go on, up to echoTries.
+const (
+	echoWithin = time.Second
+	echoTries  = 5
+)
 
 const (
 	echoRequest, echoReply = 8, 0 // RFC 792
@@ -44,7 +48,7 @@ func ping(ctx context.Context, q Pings) (_ Echoes, err error) {
 	defer tick.Stop()
 	var e Echoes
 	end := time.Now().Add(q.For)
-	for seq := uint16(0); time.Now().Before(end); seq++ {
+	for seq := uint16(0); time.Now().Before(end) || len(e.RTT) == 0 && seq < echoTries; seq++ {
 		rtt, err := echo(fd, seq)
 		switch {
 		case err == nil:

@@ -151,6 +151,17 @@ func TestConnect(t *testing.T) {
 	}
 }
 
+// However short the time, there is an answer if there can be one.
+func TestPingWithoutTime(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: raw sockets")
+	}
+	e, err := serve(t).Ping(t.Context(), Pings{To: ours, Every: time.Millisecond, For: time.Nanosecond})
+	if err != nil || len(e.RTT) != 1 {
+		t.Errorf("got %+v, %v, want one answer", e, err)
+	}
+}
+
 func TestPing(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: raw sockets")
