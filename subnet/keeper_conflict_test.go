@@ -102,15 +102,13 @@ func TestKeeperLeavesAConflictAtOnce(t *testing.T) {
 				after(10 * time.Minute)
 				h.is(subnet.StateConflict)
 				// What stands elsewhere is none of its business, and what goes only
-				// if it needs another subnet.
+				// if it needs another subnet: that its view tells, and no request.
 				loads := h.requests["Load"].Load()
 				for range 50 {
 					other(t, data, "10.5.9.0-24")
 					synctest.Wait()
-					if tt.policy != subnet.Renumber {
-						data.DeleteKey("10.5.9.0-24")
-						synctest.Wait()
-					}
+					data.DeleteKey("10.5.9.0-24")
+					synctest.Wait()
 				}
 				if got := h.requests["Load"].Load() - loads; got > 0 {
 					t.Errorf("%d loads for 50 changes that do not concern us", got)
@@ -122,6 +120,26 @@ func TestKeeperLeavesAConflictAtOnce(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What a view knew that is not in sync any more is no answer.
+func TestKeeperAsksForWhatTheViewCannotSee(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		w := watch(t, data, nil)
+		h := start(t, data, func(o *subnet.KeeperOptions) { o.View, o.OnConflict = w.view, subnet.Keep })
+		put(t, data, home, attrs("b", "198.18.0.2"), 0)
+		after(10 * time.Minute)
+		h.is(subnet.StateConflict)
+		put(t, data, "10.5.9.0-24", attrs("c", "198.18.0.3"), 0)
+		synctest.Wait()
+		w.store.SetUnavailable(errDown)
+		synctest.Wait()
+		data.DeleteKey(home)
+		after(30 * time.Second) // The longest pause.
+		h.want(subnet.StateValid, home, "")
+		h.end(w)
+	})
 }
 
 // A store that is lost again while it has no config is one to look at again: the

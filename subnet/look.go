@@ -169,8 +169,16 @@ func (k *Keeper) look(ctx context.Context) event {
 // read returns what the store holds. After a start from the cache the view loads
 // all of it as soon as it can: the first look is at that, and there is none before.
 // Nothing is believed that way: what follows from a look, be it a renewal or a
-// write, compares. Later looks are at what may be newer than the view.
+// write, compares. Later looks are at what may be newer than the view, but for those
+// of a host in conflict at what the view has just shown: every key that goes away
+// makes all hosts look that wait for a subnet.
 func (k *Keeper) read(ctx context.Context) (World, error) {
+	if k.m.state == StateConflict && k.o.View != nil {
+		s := k.o.View.Snapshot()
+		if s.Synced && s.Revision > k.world.Revision {
+			return s.World(), nil
+		}
+	}
 	if k.o.View == nil || k.m.confirmed || k.world.Revision > 0 {
 		w, err := k.o.Store.Load(ctx)
 		if err == nil {
@@ -183,7 +191,7 @@ func (k *Keeper) read(ctx context.Context) (World, error) {
 		// Its words alone: how the view fares says nothing of our key.
 		return World{}, errors.New(s.Err.Error())
 	}
-	return s.world(), nil
+	return s.World(), nil
 }
 
 // judge decides whose the key is. In the same store a later write by another

@@ -77,9 +77,9 @@ func (s *Snapshot) Stored(x Subnet) (Lease, bool) {
 	return e.lease, true
 }
 
-// world is what the store held at the snapshot's revision, as a Load would have
-// read it.
-func (s *Snapshot) world() World {
+// World is what the store held at the snapshot's revision, as a Load would have
+// read it. It may be the past, which a write that rests upon it finds out.
+func (s *Snapshot) World() World {
 	w := World{Identity: s.Identity, Revision: s.Revision, Config: s.Config, Bad: s.Bad}
 	for e := range s.list.all() {
 		if e.stored() {

@@ -175,7 +175,7 @@ func (l *loop) firstLease(ctx context.Context) error {
 	}
 	switch {
 	case l.snap.Synced && !l.configLost():
-		world, err := l.freshWorld(ctx)
+		world, err := l.freshWorld()
 		if err != nil {
 			return err
 		}
@@ -196,21 +196,15 @@ func (l *loop) firstLease(ctx context.Context) error {
 	return nil
 }
 
-// freshWorld returns the world that the view started from, the first time, and
-// loads one later: so that a start with a config costs one load.
-func (l *loop) freshWorld(ctx context.Context) (subnet.World, error) {
-	world := l.world
-	l.world = nil
-	if world != nil && world.Config == l.config.doc {
-		return *world, nil
+// freshWorld returns what the view knows: a start costs the one load that the view
+// needs, and a host that waits for a free subnet asks for one only when there is
+// one. What it leases compares with etcd, whatever the view has missed.
+func (l *loop) freshWorld() (subnet.World, error) {
+	world := l.snap.World()
+	if world.Config != l.config.doc {
+		return subnet.World{}, errConfigChanged
 	}
-	ctx, cancel := context.WithTimeout(ctx, acquireTimeout)
-	defer cancel()
-	fresh, err := l.store.Load(ctx)
-	if err == nil && fresh.Config != l.config.doc {
-		err = errConfigChanged
-	}
-	return fresh, err
+	return world, nil
 }
 
 // errConfigChanged: the next round leases by the new config.

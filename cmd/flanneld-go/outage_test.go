@@ -350,3 +350,43 @@ func TestRoomIsMade(t *testing.T) {
 		})
 	})
 }
+
+// A host that waits for a free subnet asks etcd for nothing while there is none, who
+// comes and goes meanwhile, and has one at once when one is free.
+func TestWaitingForRoomAsksNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var loads, writes atomic.Int64
+		h := newHost(t)
+		h.store = h.data.Open(memstore.Options{Before: func(method string) error {
+			switch method {
+			case "Load":
+				loads.Add(1)
+			case "Create", "Update":
+				writes.Add(1)
+			}
+			return nil
+		}})
+		h.data.OverwriteConfig(`{"Network":"10.5.0.0/16","SubnetMin":"10.5.16.0","SubnetMax":"10.5.16.0","Backend":{"Type":"host-gw"}}`)
+		h.owned("10.5.16.0-24", "198.18.0.2", "other")
+		h.start()
+		defer h.stop()
+		h.eventually(soon, "there is no room", func() bool { return h.problem(status.ComponentLease).Blocking })
+		if n := loads.Load(); n != 1 {
+			t.Errorf("%d loads at the start, want 1", n)
+		}
+		for range 20 { // Outside of the pool.
+			h.owned("10.5.17.0-24", "198.18.0.3", "third")
+			time.Sleep(15 * time.Second)
+			h.data.DeleteKey("10.5.17.0-24")
+			time.Sleep(time.Second)
+		}
+		if n := loads.Load() + writes.Load(); n != 1 {
+			t.Errorf("%d loads and writes in five minutes, want 1", n)
+		}
+		h.data.DeleteKey("10.5.16.0-24")
+		h.ready()
+		if n := loads.Load(); n != 1 {
+			t.Errorf("%d loads to lease what is free, want 1", n)
+		}
+	})
+}

@@ -51,9 +51,6 @@ type loop struct {
 	unsaved bool
 
 	cache statedir.Cache
-	// world is the one that the view started from; nil once it was used to
-	// lease a subnet, or when the view started from the cache or from nothing.
-	world *subnet.World
 	view  *subnet.View
 	// firstLoad is how the first load failed; the view knows better as soon
 	// as it shows anything but firstSnap.

@@ -77,7 +77,7 @@ func (l *loop) startView(ctx context.Context) error {
 		o.World, o.Cached = l.recall(ctx), true
 		l.log.Warn("etcd holds no network config, starting from the cache", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers))
 	case err == nil:
-		o.World, l.world, o.Former = world, &world, l.formerWorld(world.Config)
+		o.World, o.Former = world, l.formerWorld(world.Config)
 	case l.cache.Identity != "":
 		o.World, o.Cached = l.recall(ctx), true
 		l.log.Warn("etcd cannot be read, starting from the cache", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers), "error", err)
