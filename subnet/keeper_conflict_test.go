@@ -17,6 +17,7 @@ import (
 // it ends as soon as the view shows that what was in the way is gone.
 func TestKeeperLeavesAConflictAtOnce(t *testing.T) {
 	const wide = "10.5.112.0-20"
+	full := (&subnet.ExhaustedError{Size: 2, Occupied: 2}).Error()
 	other := func(t *testing.T, s *memstore.Store, key string) { put(t, s, key, attrs("b", "198.18.0.2"), 0) }
 	spoil := func(t *testing.T, s *memstore.Store, key string) {
 		if _, err := s.Put(key, "{", 0); err != nil {
@@ -101,6 +102,9 @@ func TestKeeperLeavesAConflictAtOnce(t *testing.T) {
 				tt.begin(t, data)
 				after(10 * time.Minute)
 				h.is(subnet.StateConflict)
+				if why := h.keeper.Status().Why; tt.policy == subnet.Renumber && why != "node b at 198.18.0.2 (10.5.125.0/24) holds it; "+full {
+					t.Errorf("the conflict is that %s", why)
+				}
 				// What stands elsewhere is none of its business, and what goes only
 				// if it needs another subnet: that its view tells, and no request.
 				loads := h.requests["Load"].Load()

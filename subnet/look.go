@@ -228,8 +228,17 @@ func (k *Keeper) free(w World) event {
 	return event{kind: evAbsent}
 }
 
-// renumber leases another subnet in the world just looked at.
+// renumber leases another subnet in the world just looked at. If there is none, who
+// has ours still is to be known.
 func (k *Keeper) renumber(ctx context.Context) event {
+	ev := k.another(ctx)
+	if ev.kind == evFailed {
+		ev.err = fmt.Errorf("%w; %w", k.m.why, ev.err)
+	}
+	return ev
+}
+
+func (k *Keeper) another(ctx context.Context) event {
 	c := k.o.Claim
 	c.Previous = append([]Subnet{k.m.lease.Subnet}, c.Previous...)
 	if k.o.Avoid != nil {

@@ -81,6 +81,13 @@ func (l *loop) takeLease(ctx context.Context) error {
 		return l.withdraw(ctx, withHint(fmt.Errorf("lease of %s is in conflict, data path and files are withdrawn: %s", s.Lease.Subnet, s.Why), "%s", l.outOfConflict(s)))
 	}
 	l.lease.withdrawn, l.lease.former = false, ""
+	if s.State == subnet.StateConflict && l.opts.onConflict == subnet.Renumber {
+		// Who is killed before there is another subnet must not start with this one.
+		l.lease.former = s.Why
+		if err := l.saveCache(); err != nil {
+			return errors.Join(l.standing(s), err)
+		}
+	}
 	return l.standing(s)
 }
 

@@ -390,3 +390,36 @@ func TestWaitingForRoomAsksNothing(t *testing.T) {
 		}
 	})
 }
+
+// A host that is killed while it looks for another subnet does not start with the lost
+// one: its cache says at once whose it is, and no longer than it is so.
+func TestKilledWhileItRenumbers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(`{"Network":"10.5.0.0/16","SubnetMin":"10.5.16.0","SubnetMax":"10.5.16.0","Backend":{"Type":"host-gw"}}`)
+		h.start()
+		defer h.stop()
+		h.ready()
+		former := func() string {
+			c, err := statedir.Dir(h.opts.stateDir).LoadCache()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c.Former
+		}
+		h.owned("10.5.16.0-24", "198.18.0.2", "other")
+		time.Sleep(renumberGrace / 2)
+		synctest.Wait()
+		if h.file("run/subnet.env") == "" {
+			t.Fatal("withdrawn already")
+		}
+		if got := former(); !strings.Contains(got, "node other") {
+			t.Errorf("the cache says %q of the lost subnet", got)
+		}
+		h.data.DeleteKey("10.5.16.0-24")
+		h.ready()
+		if got := former(); got != "" {
+			t.Errorf("the cache says %q of a subnet that is ours again", got)
+		}
+	})
+}
