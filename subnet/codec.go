@@ -190,11 +190,14 @@ func showPublicIP(addrs ByFamily[netip.Addr]) (v4, v6 *string) {
 // without any address and owner: it would belong to nobody.
 func (a *Attrs) UnmarshalJSON(b []byte) error {
 	var w wireAttrs
-	if err := json.Unmarshal(b, &w); err != nil {
+	err := json.Unmarshal(b, &w)
+	if errors.As(err, new(*json.SyntaxError)) {
+		return err // as who is called by json.Unmarshal never sees it
+	}
+	if err != nil {
 		return fmt.Errorf("decode lease: %w", err)
 	}
 	out := Attrs{BackendType: w.BackendType, Owner: w.Owner, Instance: w.Instance}
-	var err error
 	if out.PublicIP, err = parsePublicIPs(w.PublicIP, w.PublicIPv6); err != nil {
 		return fmt.Errorf("decode lease: %w", err)
 	}

@@ -6,8 +6,9 @@ import (
 )
 
 const (
-	// spokenEvery is how often a watch in which nothing happens says so.
-	spokenEvery = 10 * time.Second
+	// spokenEvery is how often a watch in which nothing happens says so, where
+	// hosts are not so many that they leave that to their keepers' renewals.
+	spokenEvery = progressLeast
 	// aftermath is for how long a store may take at the most, after it was silent,
 	// to delete what ran out meanwhile: etcd revokes 1,000 leases a second and more.
 	aftermath = time.Minute

@@ -41,6 +41,11 @@ type KeeperOptions struct {
 	// Lease is what Acquire returned, Identity the [World.Identity] in which.
 	Lease    Lease
 	Identity string
+	// Asked, when set, is the uptime at which Acquire was called. The time of a
+	// lease that it created began then or later, so that it need not be renewed
+	// to know how much is left: the first request that is saved where all hosts
+	// start at once. It wants a View, which shows what becomes of the key.
+	Asked time.Duration
 	// Cached: the lease comes from a file, and no store has confirmed it yet.
 	Cached bool
 	// Margin is how long before its end a lease is renewed at the latest; it
@@ -154,6 +159,10 @@ func NewKeeper(o KeeperOptions) *Keeper {
 		rules: rules{ttl: o.Claim.TTL, margin: o.Margin, policy: o.OnConflict},
 		state: StateValid, since: now, lease: o.Lease, want: o.Claim.attrs(),
 		renewed: now, confirmed: true, do: doRenew,
+	}
+	if o.Asked > 0 && o.Lease.TTL > 0 && o.View != nil {
+		m.renewed, m.do = o.Asked, doWait
+		m.next = o.Asked + m.interval(o.Random())
 	}
 	if o.Cached {
 		m.state, m.confirmed, m.do, m.why = StateUnproven, false, doLook, errors.New("the lease comes from the cache")

@@ -82,6 +82,18 @@ type Batch struct {
 	Bad []BadKey
 }
 
+const (
+	progressLeast   = 10 * time.Second
+	progressPerHost = 4 * time.Millisecond
+)
+
+// ProgressWithin is how long a watch takes at most to show that it lives, in a store
+// of so many leases. Proofs cost requests: where hosts are many each asks less
+// often, and the store has the same number of them to answer.
+func ProgressWithin(leases int) time.Duration {
+	return max(progressLeast, time.Duration(leases)*progressPerHost)
+}
+
 // Store holds leases in a replicated log. All methods may be called
 // concurrently. Their contexts bound them; none retries by itself beyond what
 // one call's deadline allows.
@@ -91,10 +103,12 @@ type Store interface {
 	Load(ctx context.Context) (World, error)
 
 	// Watch yields every change after a revision, in order, a batch per
-	// revision, and progress batches in between, at least every 10 s while
-	// the store can be reached. It ends with one error: the context's,
-	// ErrCompacted, ErrStoreChanged, or why the store cannot be reached.
-	// After an error: Load, then Watch from its revision.
+	// revision, and progress batches in between: one as soon as the store was
+	// found to be the one that was loaded, and as often as [ProgressWithin]
+	// says for what the last Load found, while the store can be reached. It
+	// ends with one error: the context's, ErrCompacted, ErrStoreChanged, or
+	// why the store cannot be reached. After the latter, Watch may go on from
+	// the last batch's revision; after the two before, only a Load helps.
 	Watch(ctx context.Context, after Revision) iter.Seq2[Batch, error]
 
 	// Create stores l under a new lease of the given ttl, or as a

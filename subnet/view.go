@@ -15,16 +15,24 @@ const (
 	// defaultHold is how long a deleted lease stays in view: time enough for
 	// its owner to create it again (decision 6 of the design).
 	defaultHold = 2 * time.Second
-	// defaultProgress is how long a watch may be silent. A store reports
-	// progress every 10 s, so a longer silence is a dead connection.
-	defaultProgress = 30 * time.Second
-	reconnectFirst  = 200 * time.Millisecond
-	reconnectLast   = 10 * time.Second
+	// missedProgress is how often a store may fail to show progress. A longer
+	// silence is a dead connection.
+	missedProgress = 3
+	reconnectFirst = 200 * time.Millisecond
+	reconnectLast  = 10 * time.Second
 	// fullLoadLeast and fullLoadPerHost say how often everything is read
 	// again although nothing seems wrong, at a cost that stays the same however many
 	// hosts do it.
 	fullLoadLeast   = 10 * time.Minute
 	fullLoadPerHost = 500 * time.Millisecond
+	// spreadPerHost is over how long loads are spread that all hosts have the
+	// same cause for: a store that is back, a compaction. Each loads as many
+	// leases as there are hosts, and at once it would be more than a store can
+	// answer in time, again and again.
+	spreadPerHost = 5 * time.Millisecond
+	// spreadLeast is the spread that is worth a thought: with fewer hosts all
+	// load at once, and see what there is without delay.
+	spreadLeast = time.Second
 )
 
 var (
@@ -55,8 +63,6 @@ type ViewOptions struct {
 	TTL time.Duration
 	// Hold is how long other deletions are; zero: 2 s.
 	Hold time.Duration
-	// Progress is how long a watch may be silent; zero: 30 s.
-	Progress time.Duration
 	// Log, when set, is told when the view loses and finds the store.
 	Log *slog.Logger
 	// Random returns numbers of [0, 1) for jitter; nil: math/rand.
@@ -72,7 +78,12 @@ type ViewOptions struct {
 //	[ difference ]------->[ leases, deleted ones held ]---> Snapshot --> readers
 //	       ^                        |                      (atomic)
 //	       '--- compacted, store changed, disconnected,
-//	            silent for 30 s, or time for a full load
+//	            silent for too long, or time for a full load
+//
+// Where hosts are many, one that was disconnected goes on with its watch, which
+// costs the store what has changed and not all there is; the load that would show
+// what a watch cannot (see [projection.load]) follows at a time of its own, and so do the
+// loads that nobody is spared.
 //
 // One goroutine owns what changes. Readers take the latest snapshot and never
 // make it wait.
@@ -87,13 +98,16 @@ type View struct {
 	p projection
 	// failures counts failed attempts since the last batch.
 	failures int
+	// behind: only a load tells what the store holds.
+	behind bool
+	// reload is how long after it began a watch ends for a full load.
+	reload time.Duration
 }
 
 // NewView returns a view; it does nothing before Run.
 func NewView(o ViewOptions) *View {
 	o.TTL = cmp.Or(o.TTL, DefaultTTL)
 	o.Hold = cmp.Or(o.Hold, defaultHold)
-	o.Progress = cmp.Or(o.Progress, defaultProgress)
 	if o.Random == nil {
 		o.Random = rand.Float64
 	}
@@ -125,30 +139,55 @@ func (v *View) Snapshot() *Snapshot { return v.current.Load() }
 
 // Run follows the store until ctx ends, and returns nil then. It runs once.
 func (v *View) Run(ctx context.Context) error {
-	loaded := v.Snapshot().Synced
+	v.behind = !v.Snapshot().Synced
+	v.reload = v.fullLoadEvery()
 	for ctx.Err() == nil {
-		err := error(nil)
-		if !loaded {
-			err = v.load(ctx)
-		}
+		err := v.load(ctx)
 		if err == nil {
 			err = v.follow(ctx)
 		}
-		loaded = false
-		if errors.Is(err, errFullLoad) || ctx.Err() != nil {
+		if ctx.Err() != nil {
+			break
+		}
+		if errors.Is(err, errFullLoad) {
+			v.behind = true
 			continue
 		}
-		if errors.Is(err, ErrStoreChanged) {
-			v.p.distrust()
-		}
 		v.stale(err)
-		v.pause(ctx, v.backoff())
+		v.pause(ctx, v.recover(err))
 	}
 	return nil
 }
 
-// load reads everything and shows what is different.
+// recover decides what to do after a failure, and how long to leave the store
+// alone before.
+func (v *View) recover(err error) time.Duration {
+	if errors.Is(err, ErrStoreChanged) {
+		v.p.distrust()
+	}
+	pause := v.backoff()
+	spread := time.Duration(v.p.leases.len) * spreadPerHost
+	crowded := spread >= spreadLeast
+	jittered := time.Duration(v.o.Random() * float64(spread))
+	switch {
+	case errors.Is(err, ErrStoreChanged), errors.Is(err, ErrCompacted):
+		if v.behind = true; crowded {
+			return pause + jittered
+		}
+	case errors.Is(err, errSilent), !crowded:
+		v.behind = true
+	case !v.behind:
+		v.reload = jittered
+	}
+	return pause
+}
+
+// load reads everything, unless a watch can go on from where the view is, and
+// shows what is different.
 func (v *View) load(ctx context.Context) error {
+	if !v.behind {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	w, err := v.o.Store.Load(ctx)
@@ -158,6 +197,7 @@ func (v *View) load(ctx context.Context) error {
 	now := v.o.Clock.Uptime()
 	v.hearing.heard(now)
 	v.publish(volumeOf(v.p.load(w, now)))
+	v.behind, v.reload = false, v.fullLoadEvery()
 	return nil
 }
 
@@ -176,8 +216,9 @@ func (v *View) follow(ctx context.Context) error {
 		<-ended
 	}()
 	clock := v.o.Clock
-	silent := clock.Uptime() + v.o.Progress
-	reload := clock.Uptime() + v.fullLoadEvery()
+	patience := missedProgress * ProgressWithin(v.p.leases.len)
+	silent := clock.Uptime() + patience
+	reload := clock.Uptime() + v.reload
 	for {
 		timer := clock.Timer(v.wake(min(silent, reload)) - clock.Uptime())
 		select {
@@ -185,9 +226,9 @@ func (v *View) follow(ctx context.Context) error {
 			if clock.Uptime() >= silent {
 				// It waited for us, while this machine slept say: etcd may have
 				// been restored meanwhile, and be past this revision again.
-				return fmt.Errorf("%w for %s", errSilent, v.o.Progress)
+				return fmt.Errorf("%w for %s", errSilent, patience)
 			}
-			silent = clock.Uptime() + v.o.Progress
+			silent = clock.Uptime() + patience
 			v.take(b)
 		case err := <-end:
 			timer.Stop()
@@ -201,7 +242,7 @@ func (v *View) follow(ctx context.Context) error {
 		}
 		switch {
 		case now >= silent:
-			return fmt.Errorf("%w for %s", errSilent, v.o.Progress)
+			return fmt.Errorf("%w for %s", errSilent, patience)
 		case now >= reload:
 			return errFullLoad
 		}

@@ -186,6 +186,7 @@ func (l *loop) firstLease(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		o.Asked = l.clock.Uptime()
 		if o.Lease, err = l.acquire(ctx, &world, claim); err != nil {
 			return err
 		}

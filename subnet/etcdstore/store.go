@@ -31,8 +31,7 @@ const (
 	// own two minutes would be too long after etcd is back.
 	maxReconnect = 2 * time.Second
 	// tick is how often a watch proves that the store is the same and the
-	// stream alive. It promises progress every 10 s, and a thousand hosts
-	// should not ask more often than that takes.
+	// stream alive, where nothing else shows it: see [subnet.ProgressWithin].
 	tick = 8 * time.Second
 )
 
@@ -52,6 +51,7 @@ type Store struct {
 	leases  pb.LeaseClient
 	auth    pb.AuthClient
 	tick    time.Duration
+	page    int64
 
 	identityKey, configKey, subnets, prefix string
 
@@ -63,6 +63,8 @@ type Store struct {
 
 	// known is the identity that the last Load returned.
 	known string
+	// past is what the last Load read, and a watch followed.
+	past past
 	// spare is a lease that a lost race left over.
 	spare  grant
 	closed bool
@@ -86,6 +88,7 @@ func New(opts Options) (*Store, error) {
 		tokens:      newTokens(opts.Username, access.secret),
 		wire:        newWire(opts.DialTimeout, opts.Resolver, access.tlsConfig),
 		tick:        tick,
+		page:        pageSize,
 		prefix:      opts.Prefix + "/",
 		identityKey: path.Join(opts.Prefix, layout.Identity),
 		configKey:   path.Join(opts.Prefix, layout.Config),
@@ -197,50 +200,6 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Load reads everything in one transaction. See [subnet.Store].
-func (s *Store) Load(ctx context.Context) (subnet.World, error) {
-	w, err := s.read(ctx)
-	if err == nil && w.Identity == "" && !s.opts.ReadOnly {
-		if err = s.identify(ctx); err == nil {
-			w, err = s.read(ctx)
-		}
-		if err == nil && w.Identity == "" {
-			err = subnet.ErrStoreChanged
-		}
-	}
-	if err != nil {
-		return subnet.World{}, s.fail(ctx, "load", err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.known = w.Identity
-	return w, nil
-}
-
-func (s *Store) read(ctx context.Context) (subnet.World, error) {
-	resp, err := s.client.Txn(ctx).Then(
-		clientv3.OpGet(s.identityKey),
-		clientv3.OpGet(s.configKey),
-		clientv3.OpGet(s.subnets, clientv3.WithPrefix()),
-	).Commit()
-	if err != nil {
-		return subnet.World{}, err
-	}
-	const identity, config, subnets = 0, 1, 2
-	w := subnet.World{
-		Identity: identityOf(answer(resp, identity)),
-		Revision: subnet.Revision(resp.Header.Revision),
-		Config:   documentOf(answer(resp, config)),
-	}
-	var kvs []layout.KV
-	for _, kv := range answer(resp, subnets) {
-		kvs = append(kvs, s.subnetOf(kv))
-	}
-	read := layout.Read(kvs)
-	w.Leases, w.Bad = read.Leases, read.Bad
-	return w, nil
-}
-
 // identify gives the store an identity unless somebody else just did.
 func (s *Store) identify(ctx context.Context) error {
 	_, err := s.client.Txn(ctx).
@@ -275,14 +234,4 @@ func documentOf(kvs []*mvccpb.KeyValue) subnet.Document {
 		return subnet.Document{}
 	}
 	return subnet.Document{Text: string(kvs[0].Value), Modified: subnet.Revision(kvs[0].ModRevision)}
-}
-
-func (s *Store) subnetOf(kv *mvccpb.KeyValue) layout.KV {
-	return layout.KV{
-		Key:      strings.TrimPrefix(string(kv.Key), s.subnets),
-		Value:    kv.Value,
-		Lease:    subnet.LeaseID(kv.Lease),
-		Created:  subnet.Revision(kv.CreateRevision),
-		Modified: subnet.Revision(kv.ModRevision),
-	}
 }

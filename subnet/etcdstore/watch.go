@@ -8,6 +8,7 @@ import (
 	"io"
 	"iter"
 	"math"
+	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -34,6 +35,17 @@ var (
 // streamWide is the watch id of answers that concern a whole stream.
 const streamWide = -1
 
+// crowd is how many hosts may ask for proofs as often as a few do. Where there are
+// more, each asks the less often: etcd has no more to answer than from these.
+const crowd = 2500
+
+// busyTicks is how many ticks the store goes unproven at most while the stream
+// itself shows that it lives.
+const busyTicks = 4
+
+// tickJitter is by what part of it a tick may be shorter.
+const tickJitter = 0.25
+
 // reopenPause keeps a stream that breaks again and again from being a busy loop.
 const reopenPause = 100 * time.Millisecond
 
@@ -49,7 +61,12 @@ const reopenPause = 100 * time.Millisecond
 // that a restart of an etcd member does not make every host load everything.
 func (s *Store) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subnet.Batch, error] {
 	return func(yield func(subnet.Batch, error) bool) {
-		w := &watch{Store: s, yield: yield, at: after, identity: s.identity(), since: time.Now()}
+		known := s.pastAt(after)
+		w := &watch{
+			Store: s, yield: yield, at: after, identity: s.identity(), witness: known.witness,
+			every: s.tick * time.Duration(max(crowd, known.leases)) / crowd, since: time.Now(),
+		}
+		defer func() { s.follow(w.at, w.witness) }()
 		for {
 			err := w.run(ctx)
 			if errors.Is(err, errStopped) {
@@ -88,11 +105,14 @@ type watch struct {
 	yield func(subnet.Batch, error) bool
 	// at is the revision up to which everything was yielded.
 	at subnet.Revision
+	// every is the tick for as many hosts as there are.
+	every time.Duration
 	// identity is what the store must be; empty until it is known.
 	identity string
-	// witness is the last event; nil before the first one. A store that does
-	// not know of it has another past: one that was restored, and has been
-	// written to since until its revision was no longer behind ours.
+	// witness is the last event, or what a load found in its place; nil: there
+	// was none. A store that does not know of it has another past: one that was
+	// restored, and has been written to since until its revision was no longer
+	// behind ours.
 	witness *mvccpb.Event
 	// since is when there was a verified stream for the last time, or the
 	// beginning: the DialTimeout to have another counts from there.
@@ -107,8 +127,12 @@ type watch struct {
 	// verified: after the stream was opened, the store was found to be the
 	// same.
 	verified bool
-	// silent counts ticks since the last message.
-	silent int
+	// silent counts proofs asked for since the last message, proven is when
+	// the last one was, heard when something was yielded. The next proof is
+	// quiet after both.
+	silent        int
+	proven, heard time.Time
+	quiet         time.Duration
 	// events are fragments of a message that is not complete.
 	events []*mvccpb.Event
 }
@@ -139,14 +163,18 @@ func (w *watch) run(ctx context.Context) error {
 		}
 	}()
 	w.silent, w.events = 0, nil
-	ticks := time.NewTicker(w.tick)
-	defer ticks.Stop()
+	w.rest()
+	tick := time.NewTimer(time.Until(w.proof()))
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-ticks.C:
-			err = w.prove(ctx, stream)
+		case <-tick.C:
+			if !time.Now().Before(w.proof()) {
+				err = w.prove(ctx, stream)
+			}
+			tick.Reset(time.Until(w.proof()))
 		case m, open := <-messages:
 			if !open { // It saw the end of ctx before us.
 				return context.Cause(ctx)
@@ -235,8 +263,10 @@ func (w *watch) handle(ctx context.Context, m message) error {
 		// Not earlier: what was verified before the stream was opened might
 		// be gone by then.
 		err := w.verify(ctx)
-		w.verified = err == nil
-		return err
+		if w.verified = err == nil; !w.verified {
+			return err
+		}
+		return w.emit(subnet.Batch{Revision: w.at})
 	case m.Fragment:
 		w.events = append(w.events, m.Events...)
 		return nil
@@ -248,12 +278,34 @@ func (w *watch) handle(ctx context.Context, m message) error {
 	return w.deliver(events)
 }
 
-// prove makes sure, at every tick, that the store is the same, and asks the
-// stream for a sign of life.
+// proof is when the next one is due: when the stream has been quiet for a while,
+// and now and then although it is not.
+func (w *watch) proof() time.Time {
+	last := w.proven
+	if w.heard.After(last) {
+		last = w.heard
+	}
+	next, late := last.Add(w.quiet), w.proven.Add(busyTicks*w.every)
+	if late.Before(next) {
+		return late
+	}
+	return next
+}
+
+// rest begins the time until the next proof. Hosts whose streams were opened
+// together must not ask together for ever.
+func (w *watch) rest() {
+	w.proven = time.Now()
+	w.quiet = w.every - time.Duration(rand.Float64()*tickJitter*float64(w.every))
+}
+
+// prove makes sure that the store is the same, and asks the stream for a sign of
+// life.
 func (w *watch) prove(ctx context.Context, stream pb.Watch_WatchClient) error {
 	if w.silent++; w.silent > 2 {
 		return errStalled
 	}
+	w.rest()
 	if err := w.verify(ctx); err != nil {
 		return err
 	}
@@ -310,6 +362,7 @@ func (w *watch) progress(m message) error {
 }
 
 func (w *watch) emit(b subnet.Batch) error {
+	w.heard = time.Now()
 	if !w.yield(b, nil) {
 		return errStopped
 	}
@@ -338,7 +391,7 @@ func (w *watch) revision(rev subnet.Revision, events []*mvccpb.Event) error {
 		return nil // Known: see open.
 	}
 	b := subnet.Batch{Revision: rev}
-	var kvs []layout.KV
+	var kvs []*mvccpb.KeyValue
 	for _, e := range events {
 		key := string(e.Kv.Key)
 		name, isSubnet := strings.CutPrefix(key, w.subnets)
@@ -356,14 +409,14 @@ func (w *watch) revision(rev subnet.Revision, events []*mvccpb.Event) error {
 		case isSubnet && deleted:
 			b.Deleted = append(b.Deleted, name)
 		case isSubnet:
-			kvs = append(kvs, w.subnetOf(e.Kv))
+			kvs = append(kvs, e.Kv)
 		}
 	}
 	w.at, w.witness = rev, events[len(events)-1]
 	if b.Config == nil && len(b.Deleted)+len(kvs) == 0 {
 		return nil
 	}
-	read := layout.Read(kvs)
+	read := layout.Read(w.subnetsOf(kvs))
 	b.Put, b.Bad = read.Leases, read.Bad
 	return w.emit(b)
 }

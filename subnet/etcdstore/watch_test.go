@@ -217,7 +217,11 @@ func TestWatchNoticesASilentStream(t *testing.T) {
 		}
 		return m
 	}}
-	if r := next(t, follow(t, s, loaded(t, s).Revision)); !errors.Is(r.err, errStalled) {
+	results := follow(t, s, loaded(t, s).Revision)
+	if r := next(t, results); r.err != nil {
+		t.Fatalf("Watch of a store that was just proven = %v", r.err)
+	}
+	if r := next(t, results); !errors.Is(r.err, errStalled) {
 		t.Errorf("Watch = %+v, %v, want %v", r.Batch, r.err, errStalled)
 	}
 }

@@ -298,8 +298,11 @@ func (s *Store) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subn
 		w := s.newWatch(after)
 		progress := time.NewTicker(s.opts.Progress)
 		defer progress.Stop()
-		for {
+		for begun := false; ; begun = true {
 			batches, changed, err := w.next()
+			if err == nil && !begun && len(batches) == 0 {
+				batches = []subnet.Batch{{Revision: w.at}}
+			}
 			for _, b := range batches {
 				if !yield(b, nil) {
 					return

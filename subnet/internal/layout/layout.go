@@ -65,7 +65,8 @@ func (kv KV) lease() (subnet.Lease, error) {
 		return subnet.Lease{Subnet: s}, err
 	}
 	l := subnet.Lease{Subnet: s, ID: kv.Lease, Created: kv.Created, Modified: kv.Modified}
-	if err := json.Unmarshal(kv.Value, &l.Attrs); err != nil {
+	// Not by json.Unmarshal, which would scan the value once more.
+	if err := l.Attrs.UnmarshalJSON(kv.Value); err != nil {
 		return subnet.Lease{Subnet: s}, fmt.Errorf("read value of %s: %w", kv.Key, err)
 	}
 	return l, nil
