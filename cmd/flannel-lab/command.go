@@ -21,6 +21,7 @@ const usage = `usage: flannel-lab COMMAND [FLAGS]
 
   demo    hosts in network namespaces, containers that talk, each backend in turn
   bench   what each way to join two hosts carries, and what it costs
+  storm   many hosts at once on one etcd, and what each costs it
   scale   what thousands of peers cost a host, and how soon one more is reached
   faults  for how long traffic stands still when a host is broken, fault by fault
 
@@ -57,6 +58,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return err
 		}
 		return runFaults(ctx, o, stdout, stderr)
+	case "storm":
+		o, err := parseStorm(rest, stdout)
+		if err != nil {
+			return err
+		}
+		return runStorm(ctx, o, stdout, stderr)
 	case lab.EtcdCommand:
 		return runEtcd(ctx, rest, stderr)
 	case bench.TrafficCommand:

@@ -5,6 +5,7 @@
 //	flannel-lab bench    one way to join two hosts beside the other: rates, latency, CPU
 //	flannel-lab scale    thousands of peers: the start, one change, many changes
 //	flannel-lab faults   one thing after the other that breaks a host: what is lost
+//	flannel-lab storm    many hosts at once on one etcd: requests, bytes, times
 //	flannel-lab etcd     a member of what a lab runs as its etcd; not for people
 //	flannel-lab traffic  what sends and receives in a container; likewise
 //	flannel-lab forward  the floor that the bench compares with; likewise
