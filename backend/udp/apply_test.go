@@ -317,7 +317,7 @@ func TestApplyPortTaken(t *testing.T) {
 	}
 	err = h.Apply(t.Context(), h.desired())
 	other.Close()
-	want := fmt.Sprintf("udp port is taken: 127.0.0.1:%d: stop the program that has it (`ss -lunp sport = :%d` shows it;", h.port, h.port)
+	want := fmt.Sprintf("udp port is taken: 127.0.0.1:%d is held by this process: stop it (`ss -lunp sport = :%d` shows it;", h.port, h.port)
 	if !errors.Is(err, ErrPortTaken) || !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("apply: %v", err)
 	}

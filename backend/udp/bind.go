@@ -108,8 +108,8 @@ func openSocket(ctx context.Context, at netip.AddrPort, first func(fd int) error
 	conn, err := lc.ListenPacket(ctx, network, at.String())
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
-		return nil, fmt.Errorf("%w: %s: stop the program that has it (`ss -lunp sport = :%d` shows it; flanneld uses this port too) or set Backend.Port: %w",
-			ErrPortTaken, at, at.Port(), err)
+		return nil, fmt.Errorf("%w: %s is held by %s: stop it (`ss -lunp sport = :%d` shows it; flanneld uses this port too) or set Backend.Port: %w",
+			ErrPortTaken, at, portHolder(at), at.Port(), err)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return nil, fmt.Errorf("bind udp socket: the uplink has lost its address %s: %w", at.Addr(), err)
 	case err != nil:

@@ -4,9 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -201,54 +198,13 @@ func attachError(name string, err error) error {
 
 // busyError refuses a device that somebody holds.
 func busyError(name string) error {
-	return fmt.Errorf("open device %s: %w: held by %s; stop it first", name, ErrDeviceBusy, holder(name))
+	return fmt.Errorf("open device %s: %w: held by %s; stop it first", name, ErrDeviceBusy, deviceHolder(name))
 }
 
 // foreignError refuses a device that only has our device's name.
 func foreignError(name, kind string) error {
 	return fmt.Errorf("open device %s: %w but of %s: it is not flannel's; rename or delete it (ip link del %s)",
 		name, ErrForeignDevice, kind, name)
-}
-
-// holder names the process that has the TUN device name open, for an error: as
-// well as /proc shows it, which lists only what lives in our PID namespace.
-func holder(name string) string {
-	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*") //nolint:errcheck // the pattern is constant
-	for _, fd := range fds {
-		if target, err := os.Readlink(fd); err != nil || target != tunNode {
-			continue
-		}
-		dir, n := filepath.Split(fd)
-		proc := filepath.Dir(filepath.Clean(dir))
-		info, err := os.ReadFile(filepath.Join(proc, "fdinfo", n))
-		if err != nil || !strings.Contains(string(info), "iff:\t"+name+"\n") || !sameNetwork(proc) {
-			continue
-		}
-		pid := filepath.Base(proc)
-		if pid == strconv.Itoa(os.Getpid()) {
-			return "this process"
-		}
-		comm, err := os.ReadFile(filepath.Join(proc, "comm"))
-		if err != nil {
-			return "process " + pid
-		}
-		return strings.TrimSpace(string(comm)) + " (process " + pid + ")"
-	}
-	return "another process"
-}
-
-// sameNetwork reports whether the process at proc lives in the network namespace
-// of the calling thread, where device names mean what they mean here.
-func sameNetwork(proc string) bool {
-	if filepath.Base(proc) == strconv.Itoa(os.Getpid()) {
-		return true // our threads may stand in several
-	}
-	its, err := os.Readlink(filepath.Join(proc, "ns/net"))
-	if err != nil {
-		return false
-	}
-	own, err := os.Readlink("/proc/thread-self/ns/net")
-	return err == nil && own == its
 }
 
 func (all tuns) queues() []Device {

@@ -1,0 +1,106 @@
+package udp
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const holdPort = "UDP_TEST_HOLDS_PORT"
+
+// TestHoldPort is not a test but another process's daemon.
+func TestHoldPort(t *testing.T) {
+	at := os.Getenv(holdPort)
+	if at == "" {
+		return // the test that needs it starts it
+	}
+	held, err := net.ListenPacket("udp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	fmt.Println("held")
+	_, _ = bufio.NewReader(os.Stdin).ReadByte()
+}
+
+// A port that another process has, at our address or at all, is left to it, and the
+// error says whose it is. Another port, or another address, is no conflict.
+func TestKernelBusyPort(t *testing.T) {
+	for _, at := range []string{"198.18.0.1:8285", "0.0.0.0:8285", "[::]:8285"} {
+		t.Run(at, func(t *testing.T) {
+			a := twoMachines(t)[0]
+			a.ns.ip(t, "addr add 198.18.0.9/24 dev eth0")
+			other := exec.Command("ip", "netns", "exec", string(a.ns), os.Args[0], "-test.run=^TestHoldPort$")
+			other.Env = append(os.Environ(), holdPort+"="+at)
+			stdin, err1 := other.StdinPipe()
+			stdout, err2 := other.StdoutPipe()
+			if err := errors.Join(err1, err2, other.Start()); err != nil {
+				t.Fatal(err)
+			}
+			if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "held\n" {
+				t.Fatalf("%q, %v", line, err)
+			}
+			a.boot(t)
+			err := a.apply(t)
+			want := fmt.Sprintf("udp port is taken: 198.18.0.1:8285 is held by udp.test (process %d): stop it (`ss -lunp sport = :8285` shows it; "+
+				"flanneld uses this port too) or set Backend.Port: listen udp4 198.18.0.1:8285: bind: address already in use", other.Process.Pid)
+			if !errors.Is(err, ErrPortTaken) || err.Error() != want {
+				t.Errorf("got  %v\nwant %s", err, want)
+			}
+			if links := a.ns.ip(t, "link"); strings.Contains(links, device) || len(a.Descriptors()) != 0 {
+				t.Errorf("touched:\n%s", links)
+			}
+			a.options = `{"Queues":2,"Port":8286}`
+			a.boot(t)
+			a.mustApply(t)
+			if err := a.Close(); err != nil {
+				t.Error(err)
+			}
+			stdin.Close()
+			if err := other.Wait(); err != nil {
+				t.Error(err)
+			}
+			a.options = ""
+			a.boot(t)
+			a.mustApply(t)
+			if err := a.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestParseSockets(t *testing.T) {
+	c, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6loopback})
+	if err != nil {
+		t.Skipf("needs IPv6 on loopback: %v", err)
+	}
+	defer c.Close()
+	text, err := os.ReadFile("/proc/thread-self/net/udp6")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := netip.MustParseAddrPort(c.LocalAddr().String())
+	found := false
+	for _, s := range parseSockets(string(text)) {
+		found = found || s.at == at
+	}
+	if !found || portHolder(at) != "this process" {
+		t.Errorf("%s, held by %s, is not found in:\n%s", at, portHolder(at), text)
+	}
+	c.Close()
+	if got := portHolder(at); got != someone {
+		t.Errorf("a free port is held by %s", got)
+	}
+	for _, odd := range []string{"", "a b c d e f g h i j", "1: 0100007F:XX a b c d e f g h i", "1: 01007F:2020 a b c d e f g h i", "1: 0100007F a b c d e f g h i"} {
+		if got := parseSockets(odd); got != nil {
+			t.Errorf("%q is read as %v", odd, got)
+		}
+	}
+}
