@@ -2,7 +2,6 @@ package udp
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -32,15 +31,15 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 		return err
 	}
 	b.mtu.Store(int64(b.MTU(d.Uplink)))
-	peers, own, unfit := b.project(d)
-	b.setPeers(peers, own)
+	p := b.project(d)
+	b.setPeers(p.peers, p.own)
 	link, linkErr := b.ensureDevice(ctx, b.MTU(d.Uplink))
 	if link.Index == 0 {
-		return errors.Join(linkErr, unfit)
+		return errors.Join(linkErr, p.unfit)
 	}
 	addrs, addrErr := reconcile.Apply(ctx, b.addresses(link, d))
 	upErr := b.bringUp(ctx, link)
-	routes, routeErr := b.applyRoutes(ctx, link, d)
+	routes, routeErr := b.applyRoutes(ctx, link, d, p.routes)
 	if b.params.Observe != nil {
 		b.params.Observe(reconcile.Result{
 			Put:     addrs.Put + routes.Put,
@@ -48,7 +47,7 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 			Failed:  addrs.Failed + routes.Failed,
 		})
 	}
-	return errors.Join(linkErr, addrErr, upErr, routeErr, unfit)
+	return errors.Join(linkErr, addrErr, upErr, routeErr, p.unfit)
 }
 
 // openSockets opens what is not open yet, and closes those of addresses that we have
@@ -244,11 +243,13 @@ func (b *Backend) addresses(link kernel.Link, d backend.Desired) reconcile.Step 
 	})
 }
 
-// applyRoutes leads the whole network into the device. What other routes are ours
-// and which are not touched is [backend.Router]'s policy.
-func (b *Backend) applyRoutes(ctx context.Context, link kernel.Link, d backend.Desired) (reconcile.Result, error) {
+// applyRoutes leads the whole network into the device, but for what the direct
+// routes lead elsewhere. What other routes are ours and which are not touched is
+// [backend.Router]'s policy.
+func (b *Backend) applyRoutes(ctx context.Context, link kernel.Link, d backend.Desired, direct []backend.PeerRoute) (reconcile.Result, error) {
 	plan := backend.RoutePlan{
 		Desired:   d,
+		Routes:    direct,
 		Devices:   []int{link.Index},
 		Blackhole: b.params.Blackhole,
 	}
@@ -261,20 +262,25 @@ func (b *Backend) applyRoutes(ctx context.Context, link kernel.Link, d backend.D
 	}
 	step, blocked := b.router.Step(ctx, plan)
 	r, err := reconcile.Apply(ctx, step)
-	return r, errors.Join(blocked, err)
+	return r, errors.Join(blocked, backend.Blame(err, backend.PeerOf(plan.Routes)))
 }
 
-// project turns leases into peers of the packet path. Peers that cannot be
-// reached are left out and named in the error.
-func (b *Backend) project(d backend.Desired) ([]peer, subnet.ByFamily[netip.Addr], error) {
-	var (
-		peers []peer
-		errs  []error
-		own   subnet.ByFamily[netip.Addr]
-	)
-	for f, p := range d.Own.Subnet {
-		if p.IsValid() {
-			own[f] = p.Masked().Addr()
+// projection is what the leases mean.
+type projection struct {
+	// peers and own are what the packet path knows.
+	peers []peer
+	own   subnet.ByFamily[netip.Addr]
+	// routes lead to peers past it.
+	routes []backend.PeerRoute
+	// unfit names the peers that cannot be reached, which are left out.
+	unfit error
+}
+
+func (b *Backend) project(d backend.Desired) (p projection) {
+	var errs []error
+	for f, own := range d.Own.Subnet {
+		if own.IsValid() {
+			p.own[f] = own.Masked().Addr()
 		}
 	}
 	former := b.former(d)
@@ -286,13 +292,17 @@ func (b *Backend) project(d backend.Desired) ([]peer, subnet.ByFamily[netip.Addr
 			continue
 		}
 		to.former = former[lease.Subnet]
-		for _, p := range lease.Subnet {
-			if p.IsValid() {
-				peers = append(peers, peer{prefix: p.Masked(), endpoint: to})
+		for _, prefix := range lease.Subnet {
+			if prefix.IsValid() {
+				p.peers = append(p.peers, peer{prefix: prefix.Masked(), endpoint: to})
 			}
 		}
+		if r, ok := b.directRoute(d.Uplink, lease, to); ok {
+			p.routes = append(p.routes, r)
+		}
 	}
-	return peers, own, errors.Join(errs...)
+	p.unfit = errors.Join(errs...)
+	return p
 }
 
 // former are the addresses that peers had a moment ago.
@@ -314,35 +324,13 @@ func (b *Backend) endpoint(d backend.Desired, a subnet.Attrs) (endpoint, error) 
 	if n := d.Config.Ranges[f].Network; n.IsValid() && n.Contains(addr) {
 		return endpoint{}, fmt.Errorf("its public address is inside the network %s, which the tunnel itself carries", n)
 	}
-	port, published, err := b.peerPort(a.BackendData[f])
+	data, err := readData(a.BackendData[f])
 	if err != nil {
 		return endpoint{}, err
 	}
-	return endpoint{to: netip.AddrPortFrom(addr, port), vary: published}, nil
-}
-
-// backendData is what hosts of ours publish beside their address.
-type backendData struct {
-	// Port is where the host receives datagrams; nil: it does not say.
-	Port *uint16
-}
-
-// peerPort is the port in a peer's backend data, or else the configured one.
-// Published tells whether it is the first: then the peer is a host of ours, for
-// flannel publishes none.
-func (b *Backend) peerPort(data subnet.RawJSON) (port uint16, published bool, _ error) {
-	if data == "" {
-		return b.port, false, nil
+	to := endpoint{to: netip.AddrPortFrom(addr, b.port), direct: b.direct && data.DirectRouting}
+	if data.Port != nil { // a host of ours, for flannel publishes none
+		to.to, to.vary = netip.AddrPortFrom(addr, *data.Port), true
 	}
-	var fields backendData
-	if err := json.Unmarshal([]byte(data), &fields); err != nil {
-		return 0, false, fmt.Errorf("read its backend data %s: %w", data, err)
-	}
-	switch {
-	case fields.Port == nil:
-		return b.port, false, nil
-	case *fields.Port == 0:
-		return 0, false, fmt.Errorf("read its backend data %s: Port is 0", data)
-	}
-	return *fields.Port, true, nil
+	return to, nil
 }

@@ -76,8 +76,8 @@ func parseHeirloom(name string) (heirloom, error) {
 func (b *Backend) Inherit(ctx context.Context, d backend.Desired, files []*os.File) backend.Inheritance {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	peers, own, _ := b.project(d) //nolint:errcheck // the first Apply says which peers do not fit
-	b.setPeers(peers, own)
+	p := b.project(d) // the first Apply says which peers do not fit
+	b.setPeers(p.peers, p.own)
 	var in backend.Inheritance
 	at := netip.AddrPortFrom(d.Uplink.Addr[outer(d.Uplink)], b.port)
 	b.mtu.Store(int64(b.MTU(d.Uplink)))

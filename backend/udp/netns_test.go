@@ -167,7 +167,14 @@ func (m *machine) lease() subnet.Lease {
 func (m *machine) outer() string { return cmp.Or(m.address, fmt.Sprintf("198.18.0.%d", m.n)) }
 
 // uplink is eth0.
-func (m *machine) uplink() backend.Uplink { return testUplink(m.outer()) }
+func (m *machine) uplink() backend.Uplink {
+	u := testUplink(m.outer())
+	if link, err := m.host.LinkByName(context.Background(), "eth0"); err == nil {
+		u.Link.Index = link.Index
+	}
+	u.Segments = []netip.Prefix{netip.MustParsePrefix("198.18.0.0/24")}
+	return u
+}
 
 // boot makes a new backend, as a new process would.
 func (m *machine) boot(t testing.TB) {

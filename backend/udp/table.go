@@ -17,6 +17,8 @@ type endpoint struct {
 	former netip.Addr
 	// vary: what goes there may come from any of our ports.
 	vary bool
+	// direct: the peer also takes packets that come without the tunnel.
+	direct bool
 }
 
 // peer says where the packets for one prefix go.

@@ -3,7 +3,6 @@ package udp
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -47,6 +46,9 @@ type Options struct {
 	// Queues is how many queues the device has, each with a socket and two
 	// threads of its own; 0: see defaultQueues.
 	Queues int
+	// DirectRouting sends packets for peers on the uplink's own segment, which have
+	// it on too, without the tunnel.
+	DirectRouting bool
 }
 
 // defaultQueues is one queue for two cores, which its two loops keep busy: a loop
@@ -65,9 +67,10 @@ func ParseOptions(c *subnet.Config) (Options, []string, error) {
 	whole := o.String("Offload", "auto", "auto", "off") == "off"
 	fixed := o.String("SourcePorts", "vary", "vary", "fixed") == "fixed"
 	queues := o.Int("Queues", 0, 0, queuesMost)
+	direct := o.Bool("DirectRouting", false)
 	return Options{
 		Port:  uint16(port), //nolint:gosec // within its bounds
-		Whole: whole, FixedSource: fixed, Queues: queues,
+		Whole: whole, FixedSource: fixed, Queues: queues, DirectRouting: direct,
 	}, o.Unknown(), o.Err()
 }
 
@@ -79,6 +82,7 @@ type Backend struct {
 	whole  bool
 	queues int
 	fixed  bool // the source port
+	direct bool // no tunnel on the segment
 	log    *slog.Logger
 	// open attaches to the TUN device name: openTUN, or a test's.
 	open func(name string, o tunOptions) (tunnel, error)
@@ -132,6 +136,7 @@ func New(p backend.Params) (backend.Backend, error) {
 		port:    opts.Port,
 		whole:   opts.Whole,
 		fixed:   opts.FixedSource,
+		direct:  opts.DirectRouting,
 		queues:  cmp.Or(opts.Queues, defaultQueues(runtime.GOMAXPROCS(0))),
 		log:     p.Logger(),
 		open:    openTUN,
@@ -175,12 +180,9 @@ func (b *Backend) Attrs(u backend.Uplink) (subnet.Attrs, error) {
 		return a, err
 	}
 	a.PublicIP[outer(u)] = u.Public[outer(u)]
-	data, err := json.Marshal(backendData{Port: &b.port})
-	if err != nil {
-		return a, fmt.Errorf("write backend data: %w", err)
-	}
-	a.BackendData[outer(u)] = subnet.RawJSON(data)
-	return a, nil
+	var err error
+	a.BackendData[outer(u)], err = b.publish()
+	return a, err
 }
 
 // overhead is the length of the outer headers.
@@ -193,7 +195,7 @@ func (b *Backend) MTU(u backend.Uplink) int { return u.Link.MTU - overhead(u) }
 
 // Tunnel names the TUN device and the UDP port.
 func (b *Backend) Tunnel() backend.Tunnel {
-	return backend.Tunnel{Devices: []string{device}, Port: b.port, Encapsulation: backend.PlainPacket}
+	return backend.Tunnel{Devices: []string{device}, Direct: b.direct, Port: b.port, Encapsulation: backend.PlainPacket}
 }
 
 // Counters is Stats by name: backend.Counter.

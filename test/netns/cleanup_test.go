@@ -26,6 +26,7 @@ func cleanupCases() []cleanupCase {
 		{name: "vxlan", config: configs["vxlan"]},
 		{name: "vxlan, both families", config: `{` + dual + `"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`},
 		{name: "vxlan, DirectRouting", config: `{` + dual + `"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`},
+		{name: "udp, DirectRouting", config: `{` + dual + `"Network":"10.5.0.0/16","Backend":{"Type":"udp","DirectRouting":true}}`},
 		{name: "host-gw", config: configs["host-gw"]},
 		{name: "host-gw, both families", config: `{` + dual + `"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`},
 	} {
@@ -158,6 +159,7 @@ func wantTouched(t *testing.T, c cleanupCase, before, during map[string][]string
 	backend, place, _ := strings.Cut(c.name, "/")
 	want := map[string][]string{
 		"udp":                    {"addresses", "links"},
+		"udp, DirectRouting":     {"addresses", "links", "nexthops"},
 		"vxlan":                  {"addresses", "fdb", "links", "neighbours", "nexthops"},
 		"vxlan, both families":   {"addresses", "fdb", "links", "neighbours", "nexthops"},
 		"vxlan, DirectRouting":   {"addresses", "fdb", "links", "nexthops"},

@@ -23,6 +23,7 @@ const forgedPort = 9999
 var plainConfigs = map[string]string{
 	"host-gw":       configs["host-gw"],
 	"DirectRouting": `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`,
+	"udp direct":    `{"Network":"10.5.0.0/16","Backend":{"Type":"udp","DirectRouting":true}}`,
 }
 
 // A host that sends with another host's source is found out by its MAC, and a
