@@ -78,6 +78,7 @@ func (b *Backend) Inherit(ctx context.Context, d backend.Desired, files []*os.Fi
 	defer b.mu.Unlock()
 	p := b.project(d) // the first Apply says which peers do not fit
 	b.setPeers(p.peers, p.own)
+	b.follow(files)
 	var in backend.Inheritance
 	at := netip.AddrPortFrom(d.Uplink.Addr[outer(d.Uplink)], b.port)
 	b.mtu.Store(int64(b.MTU(d.Uplink)))
@@ -97,6 +98,26 @@ func (b *Backend) Inherit(ctx context.Context, d backend.Desired, files []*os.Fi
 	}
 	in.Whole, in.Refused = b.tunnel != nil && b.outlets.load().open(), refused
 	return in
+}
+
+// follow takes over the number of queues from files where nobody said how many there
+// must be: packets wait in each of them. The number of cores that made it another one
+// counts again once the service was stopped.
+func (b *Backend) follow(files []*os.File) {
+	var there [queuesMost]bool
+	most := 0
+	for _, f := range files {
+		if h, err := parseHeirloom(f.Name()); err == nil && h.device == device && h.n < queuesMost {
+			there[h.n] = true
+			most = max(most, h.n+1)
+		}
+	}
+	if whole := !slices.Contains(there[:most], false); !b.auto || !whole || most == 0 || most == b.queues {
+		return
+	}
+	b.log.Info("keeping as many queues as the former process had", "device", device, "queues", most)
+	b.queues = most
+	b.traffic = make([]traffic, most)
 }
 
 // sift sorts files by kind and number, and refuses those whose names do not fit.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -332,6 +333,58 @@ func TestKernelRefusesHeirlooms(t *testing.T) {
 			}
 			a.start(t)
 			mustPing(t, a.container, "10.5.2.2")
+		})
+	}
+}
+
+// Where nobody said how many queues there must be, those of the former process are
+// taken over, whatever became of the cores; what does not make a whole is replaced.
+func TestKernelInheritsQueues(t *testing.T) {
+	tests := []struct {
+		name          string
+		options       string
+		before, cores int
+		drop          string
+		queues        int
+		whole         bool
+	}{
+		{name: "fewer cores", options: "{}", before: 4, cores: 2, queues: 4, whole: true},
+		{name: "more cores", options: "{}", before: 2, cores: 4, queues: 2, whole: true},
+		{name: "more than one core", options: "{}", before: 1, cores: 3, queues: 1, whole: true},
+		{name: "one queue is missing", options: "{}", before: 3, cores: 3, drop: queue1, queues: 3},
+		{name: "one socket is missing", options: "{}", before: 3, cores: 2, drop: socket1, queues: 3},
+		{name: "the number is set", options: `{"Queues":2}`, before: 2, cores: 4, queues: 2, whole: true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			cores := runtime.GOMAXPROCS(2 * tt.before) // a queue for two
+			defer runtime.GOMAXPROCS(cores)
+			m := twoMachines(t)
+			a, b := m[0], m[1]
+			b.boot(t)
+			b.mustApply(t, a)
+			b.start(t)
+			a.options = tt.options
+			a.boot(t)
+			a.mustApply(t, b)
+			files := a.keep(t)
+			a.Close()
+			if tt.drop != "" {
+				files = drop(files, tt.drop)
+			}
+			runtime.GOMAXPROCS(2 * tt.cores)
+			a.boot(t)
+			in := a.inherit(t, files, b)
+			if in.Whole != tt.whole || tt.whole && in.Refused != nil {
+				t.Errorf("inherited %+v", in)
+			}
+			a.mustApply(t, b)
+			if got := a.Level().Queues; got != tt.queues || len(a.Descriptors()) != 2*tt.queues {
+				t.Errorf("%d queues, descriptors %v; want %d", got, names(a.Descriptors()), tt.queues)
+			}
+			a.start(t)
+			mustPing(t, a.container, "10.5.2.2")
+			mustPing(t, b.container, "10.5.1.2")
 		})
 	}
 }

@@ -81,6 +81,7 @@ type Backend struct {
 	port   uint16
 	whole  bool
 	queues int
+	auto   bool // nobody said how many
 	fixed  bool // the source port
 	direct bool // no tunnel on the segment
 	log    *slog.Logger
@@ -137,6 +138,7 @@ func New(p backend.Params) (backend.Backend, error) {
 		whole:   opts.Whole,
 		fixed:   opts.FixedSource,
 		direct:  opts.DirectRouting,
+		auto:    opts.Queues == 0,
 		queues:  cmp.Or(opts.Queues, defaultQueues(runtime.GOMAXPROCS(0))),
 		log:     p.Logger(),
 		open:    openTUN,
