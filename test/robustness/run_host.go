@@ -19,7 +19,7 @@ import (
 
 const (
 	// restartAfter is systemd's RestartSec of our unit.
-	restartAfter = time.Second
+	restartAfter = 200 * time.Millisecond
 	// stopWithin is how long a daemon may take to end when asked: TimeoutStopSec
 	// of our unit.
 	stopWithin = 15 * time.Second
