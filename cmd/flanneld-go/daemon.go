@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"time"
 
@@ -32,6 +33,8 @@ type store interface {
 	// Endpoints are those in use: none until they are discovered.
 	Endpoints() []string
 	Stats() etcdstore.Stats
+	// Abandon ends the connections from an address that this host has no more.
+	Abandon(local netip.Addr)
 	Close() error
 }
 

@@ -50,8 +50,14 @@ func (bubbleClock) Timer(d time.Duration) subnet.Timer {
 	return subnet.Timer{C: t.C, Stop: func() { t.Stop() }}
 }
 
-// openStore is a memory that can be closed.
-type openStore struct{ *memstore.Store }
+// openStore is a memory that can be closed, with the addresses that it was told are
+// gone.
+type openStore struct {
+	*memstore.Store
+	gone *[]netip.Addr
+}
+
+func (s openStore) Abandon(local netip.Addr) { *s.gone = append(*s.gone, local) }
 
 func (openStore) Close() error { return nil }
 
@@ -119,6 +125,7 @@ type testHost struct {
 	units       units
 	places      dockerPlaces
 	log         *logBuffer
+	gone        []netip.Addr
 	board       *status.Board
 	loop        *loop
 	cancel      context.CancelFunc
@@ -174,7 +181,7 @@ func (h *testHost) start() {
 	h.board = status.NewBoard(clock.Now, initialStatus(h.opts, h.node))
 	d := &daemon{
 		opts: h.opts, log: log, clock: clock, node: h.node, instance: h.instance, dir: statedir.Dir(h.opts.stateDir),
-		board: h.board, store: openStore{h.store}, firewall: firewall.New(firewall.Options{Log: log, Tools: h.tools, Native: h.table}),
+		board: h.board, store: openStore{h.store, &h.gone}, firewall: firewall.New(firewall.Options{Log: log, Tools: h.tools, Native: h.table}),
 		units: h.units, places: h.places,
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(h.t.Context()))

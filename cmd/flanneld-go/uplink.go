@@ -234,6 +234,11 @@ func (l *loop) adoptUplink(up backend.Uplink, attrs subnet.Attrs, both bool) {
 		m.former, m.lingers = former.Addr, now+moveLinger
 		m.wakeIn(moveLinger)
 	}
+	for f, a := range former.Addr {
+		if !both && a.IsValid() && a != up.Addr[f] {
+			l.store.Abandon(a) // else we wait for answers that go there
+		}
+	}
 	m.moves++
 	m.movedAt = now
 	l.attrs = attrs

@@ -125,6 +125,9 @@ func TestAddressIsFollowed(t *testing.T) {
 		if line := h.line("msg=\"uplink changed\""); !strings.Contains(line, "addresses=[198.18.0.77]") || !strings.Contains(line, "former_addresses=[198.18.0.1]") {
 			t.Error(line)
 		}
+		if want := []netip.Addr{netip.MustParseAddr("198.18.0.1")}; !slices.Equal(h.gone, want) {
+			t.Errorf("connections from %s are ended, want %s", h.gone, want)
+		}
 		if h.log.count("repaired what somebody else") != 0 {
 			t.Error("what follows from it is called a repair")
 		}

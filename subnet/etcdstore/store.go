@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"path"
 	"strings"
 	"sync"
@@ -179,6 +180,11 @@ func (s *Store) connect() (*clientv3.Client, error) {
 		},
 	})
 }
+
+// Abandon ends the connections from an address that this host has no more. Nothing
+// comes back to there, and TCP would find out after many seconds; others are made at
+// once.
+func (s *Store) Abandon(local netip.Addr) { s.wire.abandon(local) }
 
 // Close ends all connections. It may be called again.
 func (s *Store) Close() error {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,8 +37,9 @@ type wire struct {
 	onTrouble func()
 
 	mu sync.Mutex
-	// trouble holds the cause per address; guarded by mu.
+	// trouble holds the cause per address, and open the connections; guarded by mu.
 	trouble map[string]cause
+	open    map[*wireConn]bool
 }
 
 // cause is why an endpoint does not work.
@@ -51,6 +53,7 @@ func newWire(timeout time.Duration, resolver *net.Resolver, tlsConfig func() *tl
 		dialer:    net.Dialer{Timeout: timeout, Resolver: resolver},
 		tlsConfig: tlsConfig,
 		trouble:   map[string]cause{},
+		open:      map[*wireConn]bool{},
 	}
 }
 
@@ -112,7 +115,34 @@ func (w *wire) dial(ctx context.Context, addr string) (net.Conn, error) {
 		}
 		return nil, err
 	}
-	return &wireConn{Conn: conn, wire: w, addr: addr, secure: w.secure.Load(), plain: true}, nil
+	c := &wireConn{Conn: conn, wire: w, addr: addr, secure: w.secure.Load(), plain: true}
+	w.mu.Lock()
+	w.open[c] = true
+	w.mu.Unlock()
+	return c, nil
+}
+
+// abandon closes the connections from a local address.
+func (w *wire) abandon(local netip.Addr) {
+	w.mu.Lock()
+	var dead []*wireConn
+	for c := range w.open {
+		if from, ok := c.LocalAddr().(*net.TCPAddr); ok && from.AddrPort().Addr().Unmap() == local {
+			dead = append(dead, c)
+		}
+	}
+	w.mu.Unlock()
+	for _, c := range dead {
+		_ = c.Close() // whoever reads hears of it
+	}
+}
+
+// Close forgets the connection.
+func (c *wireConn) Close() error {
+	c.wire.mu.Lock()
+	delete(c.wire.open, c)
+	c.wire.mu.Unlock()
+	return c.Conn.Close()
 }
 
 // wireConn is a connection that has not answered yet. It is used by one reader,
