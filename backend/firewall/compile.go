@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/firewall/firewalld"
@@ -49,6 +50,9 @@ type Desired struct {
 	// Uplink is the name of the interface by which packets of peers come in
 	// plainly; needed if Tunnel.Direct.
 	Uplink string
+	// AlsoUplink is another such interface, while one replaces the other; empty:
+	// there is none.
+	AlsoUplink string
 	// Segments are the ranges of the uplink.
 	Segments []netip.Prefix
 	// Peers are all other hosts, in any order.
@@ -74,7 +78,7 @@ type Desired struct {
 func (d Desired) native(nat bool) native.Desired {
 	return native.Desired{
 		Networks: d.Networks, Own: d.Own, Tunnel: d.Tunnel,
-		Uplink: d.Uplink, Segments: d.Segments, Peers: d.Peers, AcceptMark: d.AcceptMark && d.ForwardRules,
+		Uplink: d.Uplink, AlsoUplink: d.AlsoUplink, Segments: d.Segments, Peers: d.Peers, AcceptMark: d.AcceptMark && d.ForwardRules,
 		NAT: nat, Masquerade: d.Masquerade, RandomFully: d.RandomFully,
 	}
 }
@@ -106,8 +110,13 @@ func (d Desired) addresses() []netip.Addr {
 // interfaces are the ways by which packets of peers come in and go out.
 func (d Desired) interfaces() []string {
 	out := d.Tunnel.Devices[:len(d.Tunnel.Devices):len(d.Tunnel.Devices)]
-	if d.Tunnel.Direct && d.Uplink != "" {
-		out = append(out, d.Uplink)
+	if !d.Tunnel.Direct {
+		return out
+	}
+	for _, name := range []string{d.Uplink, d.AlsoUplink} {
+		if name != "" && !slices.Contains(out, name) {
+			out = append(out, name)
+		}
 	}
 	return out
 }

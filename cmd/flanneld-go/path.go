@@ -57,7 +57,7 @@ func (l *loop) apply(ctx context.Context) error {
 	l.path.peers, l.path.refused, l.path.bad = peers, refused, l.snap.Bad
 	l.keepDescriptors(ctx, l.backend)
 	err := l.backend.Apply(ctx, backend.Desired{
-		Config: l.config.current, Uplink: l.uplink, Also: l.move.also(now),
+		Config: l.config.current, Uplink: l.uplink, Also: l.move.also(now).Addr,
 		Own: l.lease.own, Peers: l.path.peers, Former: l.path.former.leases(now),
 	})
 	l.keepDescriptors(ctx, l.backend)
@@ -306,6 +306,7 @@ func (l *loop) applyFirewall(ctx context.Context) error {
 		Own:          l.lease.own.Subnet,
 		Tunnel:       l.backend.Tunnel(),
 		Uplink:       l.uplink.Link.Name,
+		AlsoUplink:   l.move.also(l.clock.Uptime()).Link.Name,
 		Segments:     l.uplink.Segments,
 		Masquerade:   l.opts.ipMasq,
 		RandomFully:  !l.opts.noFullyRandom,

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -20,10 +19,11 @@ const (
 	// chooseEvery is the least time between two choices while the uplink works.
 	chooseEvery = time.Second
 	// moveAfter is for how long other addresses must be chosen, without a break, to
-	// be followed: who configures a host takes them away and puts them back. It
-	// doubles with each move up to moveAfterMost, and moveMemory after the last one
-	// all is forgotten.
-	moveAfter, moveAfterMost, moveMemory = time.Second, time.Minute, 5 * time.Minute
+	// be followed: who configures a host takes them away and puts them back. From
+	// the move after movesFree on it doubles with each, up to moveAfterMost, until
+	// the choice has stayed the same for moveMemory.
+	moveAfter, moveAfterMost = time.Second, time.Minute
+	movesFree, moveMemory    = 4, 2 * time.Minute
 	// moveSpread is what peers get to learn of another address before we send from
 	// it, moveLinger how long the former one counts after that, with us as with
 	// peers.
@@ -33,12 +33,12 @@ const (
 // moveState is how the uplink is followed. One that works is left only when peers
 // know the next one:
 //
-//	[stays] -- another is chosen, for moveAfter --> [announced] -- etcd has it, moveSpread --.
-//	   ^  ^                                            |                                     |
-//	   |  '------- the present one is chosen again ----'                                     |
-//	   '------------------------- sends by the next one <------------------------------------'
-//	                                    ^
-//	   broken, another chosen for moveAfter, or the same address elsewhere
+//	[stays] -- another is chosen, for moveAfter --> [opened] -- a round --> [announced]
+//	   ^  ^                                            |                        |   |
+//	   |  '-------- the present one is chosen again ---+------------------------'   |
+//	   '---- sends by the next one <--------- etcd has it, moveSpread --------------'
+//	                 ^
+//	   broken, and another chosen for moveAfter, or the same address elsewhere
 type moveState struct {
 	// stale: the kernel has told of changes since the choice at the uptime chosenAt.
 	stale    bool
@@ -48,16 +48,16 @@ type moveState struct {
 	// next is where to go, chosen since the uptime since; without an index: nowhere.
 	next  backend.Uplink
 	since time.Duration
-	// announced: the keeper has next's addresses; etcd since the uptime told, if that
-	// is not 0.
-	announced bool
-	told      time.Duration
-	// former are addresses that still count, until the uptime lingers.
-	former  subnet.ByFamily[netip.Addr]
+	// opened: what comes to next is received. announced: the keeper has its
+	// addresses; etcd since the uptime told, if that is not 0.
+	opened, announced bool
+	told              time.Duration
+	// former is the uplink before, which still counts until the uptime lingers.
+	former  backend.Uplink
 	lingers time.Duration
-	// moves are those of late, the last one at the uptime movedAt.
-	moves   int
-	movedAt time.Duration
+	// moves are those of late; another choice was made last at the uptime swayed.
+	moves  int
+	swayed time.Duration
 	// wake is in what time to look again; 0: there is no hurry.
 	wake time.Duration
 }
@@ -75,6 +75,10 @@ func (l *loop) takeUplink(ctx context.Context) error {
 	}
 	l.move.wake = 0
 	now := l.clock.Uptime()
+	if l.move.lingers != 0 && now >= l.move.lingers {
+		l.move.lingers = 0
+		l.abandon(l.uplink) // before that address goes, too
+	}
 	trouble := l.lookAtUplink(ctx)
 	if weigh(vital, trouble) == minor {
 		return trouble // what cannot be read says nothing
@@ -90,9 +94,9 @@ func (l *loop) takeUplink(ctx context.Context) error {
 		return l.moveUplink(trouble, now)
 	}
 	if l.move.announced {
-		l.move.announced = false
 		l.lease.keeper.Publish(l.attrs)
 	}
+	l.move.opened, l.move.announced = false, false
 	if trouble == nil && l.move.failed != nil {
 		return &harmless{l.move.failed}
 	}
@@ -124,8 +128,11 @@ func (m *moveState) consider(present, chosen backend.Uplink, err error, now time
 	case sameWay(m.next, chosen):
 		m.next = chosen // its MTU may be another
 	default:
-		m.next, m.since, m.told = chosen, now, 0
-		m.announced = m.announced && m.next.Public == chosen.Public
+		if now-m.swayed > moveMemory {
+			m.moves = 0
+		}
+		m.swayed = now
+		m.next, m.since, m.told, m.opened = chosen, now, 0, false
 	}
 }
 
@@ -135,11 +142,8 @@ func sameWay(a, b backend.Uplink) bool {
 }
 
 // patience is for how long the next move must wait.
-func (m *moveState) patience(now time.Duration) time.Duration {
-	if now-m.movedAt > moveMemory {
-		m.moves = 0
-	}
-	return min(moveAfter<<min(m.moves, 10), moveAfterMost)
+func (m *moveState) patience() time.Duration {
+	return min(moveAfter<<max(0, min(m.moves-movesFree, 10)), moveAfterMost)
 }
 
 func (m *moveState) wakeIn(d time.Duration) {
@@ -148,15 +152,15 @@ func (m *moveState) wakeIn(d time.Duration) {
 	}
 }
 
-// also are addresses at which packets may arrive beside the present uplink's.
-func (m *moveState) also(now time.Duration) subnet.ByFamily[netip.Addr] {
+// also is the uplink by which packets may arrive beside the present one; zero: none.
+func (m *moveState) also(now time.Duration) backend.Uplink {
 	switch {
-	case m.announced:
-		return m.next.Addr
+	case m.opened:
+		return m.next
 	case now < m.lingers:
 		return m.former
 	}
-	return subnet.ByFamily[netip.Addr]{}
+	return backend.Uplink{}
 }
 
 // untilMove shortens a pause so that it does not outlast what is awaited.
@@ -185,7 +189,7 @@ func (l *loop) moveUplink(trouble error, now time.Duration) error {
 		l.adoptUplink(m.next, attrs, trouble == nil)
 		return nil
 	}
-	if left := m.since + m.patience(now) - now; left > 0 {
+	if left := m.since + m.patience() - now; left > 0 {
 		m.wakeIn(left)
 		return trouble
 	}
@@ -196,15 +200,18 @@ func (l *loop) moveUplink(trouble error, now time.Duration) error {
 	return nil
 }
 
-// announced has peers told of the next uplink's addresses, and reports whether they
-// have had the time to learn them.
+// announced has peers told of the next uplink's addresses, a round after we have begun
+// to receive there, and reports whether they have had the time to learn them.
 func (l *loop) announced(attrs subnet.Attrs, now time.Duration) bool {
 	m := &l.move
-	if !m.announced {
-		m.announced = true
-		l.lease.keeper.Publish(attrs)
+	if !m.opened {
+		m.opened = true
+		m.wakeIn(time.Millisecond)
 		l.log.Info("uplink is about to change", "interface", m.next.Link.Name, "addresses", addrs(m.next.Addr), "public_addresses", addrs(m.next.Public))
+		return false
 	}
+	m.announced = true
+	l.lease.keeper.Publish(attrs)
 	if m.told == 0 && l.lease.keeper.Lease().Attrs.PublicIP == attrs.PublicIP {
 		m.told = now
 	}
@@ -229,23 +236,30 @@ func (l *loop) attrsBy(up backend.Uplink) (subnet.Attrs, error) {
 // adoptUplink sends by another uplink from now on. Both: the former one is still there.
 func (l *loop) adoptUplink(up backend.Uplink, attrs subnet.Attrs, both bool) {
 	m, now, former := &l.move, l.clock.Uptime(), l.uplink
-	m.next, m.announced, m.told = backend.Uplink{}, false, 0
+	m.next, m.opened, m.announced, m.told = backend.Uplink{}, false, false, 0
 	if both {
-		m.former, m.lingers = former.Addr, now+moveLinger
+		m.lingers = now + moveLinger
 		m.wakeIn(moveLinger)
 	}
-	for f, a := range former.Addr {
-		if !both && a.IsValid() && a != up.Addr[f] {
-			l.store.Abandon(a) // else we wait for answers that go there
-		}
+	m.former = former
+	if !both {
+		l.abandon(up) // else we wait for answers that go there
 	}
 	m.moves++
-	m.movedAt = now
 	l.attrs = attrs
 	if l.lease.keeper != nil {
 		l.lease.keeper.Publish(attrs)
 	}
 	l.changeUplink(up)
+}
+
+// abandon ends what we say to etcd from the former uplink's addresses.
+func (l *loop) abandon(up backend.Uplink) {
+	for f, a := range l.move.former.Addr {
+		if a.IsValid() && a != up.Addr[f] {
+			l.store.Abandon(a)
+		}
+	}
 }
 
 // changeUplink takes over what is different with an uplink, and says so.

@@ -139,9 +139,13 @@ func (c *compiler) fromElsewhere() bool {
 	case c.Uplink == "":
 	case c.Tunnel.Direct:
 		c.fromUplink()
-		d.say("", gone(chainUplink), comesBy(c.Uplink))
+		for _, name := range c.uplinks() {
+			d.say("", gone(chainUplink), comesBy(name))
+		}
 	case !slices.ContainsFunc(c.Segments, c.Networks[c.f].Overlaps):
-		d.say("", dropAs(OutsideSource), comesBy(c.Uplink))
+		for _, name := range c.uplinks() {
+			d.say("", dropAs(OutsideSource), comesBy(name))
+		}
 	}
 	if !c.lost.has(c.f, FeatureFIB) {
 		d.say("", dropAs(OutsideSource), noWayBack())
@@ -237,10 +241,16 @@ func (c *compiler) translations(d *draft) {
 // interfaces are the ways into the overlay.
 func (c *compiler) interfaces() []string {
 	out := slices.Clone(c.Tunnel.Devices)
-	if c.Tunnel.Direct && c.Uplink != "" {
-		out = append(out, c.Uplink)
+	if c.Tunnel.Direct {
+		out = append(out, c.uplinks()...)
 	}
 	return out
+}
+
+// uplinks are the interfaces that lead to the peers.
+func (c *compiler) uplinks() []string {
+	names := []string{c.Uplink, c.AlsoUplink}
+	return slices.Compact(slices.DeleteFunc(names, func(name string) bool { return name == "" }))
 }
 
 // multicast is 224.0.0.0/4 (RFC 5771) or ff00::/8 (RFC 4291).

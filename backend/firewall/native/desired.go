@@ -45,6 +45,9 @@ type Desired struct {
 	// Uplink is the name of the interface that leads to the peers. Without it
 	// packets that come by it are not looked at.
 	Uplink string
+	// AlsoUplink is another such interface, while one replaces the other; empty:
+	// there is none.
+	AlsoUplink string
 	// Segments are the ranges of the uplink. Where one overlaps the network,
 	// addresses of the network are at home on the uplink too.
 	Segments []netip.Prefix
