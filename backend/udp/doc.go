@@ -45,6 +45,9 @@
 //     goes on with that.
 //   - The packet path takes no lock and allocates nothing per packet. It sees
 //     peers as one immutable value behind an atomic pointer.
+//   - With DirectRouting, peers on the uplink's own segment that publish it too get
+//     plain routes, for the family of the outer addresses. They stay in the table:
+//     which way a packet takes its sender decides.
 //   - The device is persistent: it outlives the daemon with address and routes,
 //     until Cleanup.
 //
