@@ -138,13 +138,18 @@ func looks() map[string]string {
 // dates.
 var volatile = regexp.MustCompile(`\[\d+:\d+\]|packets \d+ bytes \d+|# (Generated|Completed) .*`)
 
+// disturbed is what ip says when something changed while it looked: it may lack
+// some of it, or met the name of another lab's namespace, all of which it looks up,
+// at a moment when that was not one yet or not any more.
+var disturbed = regexp.MustCompile(`Dump was interrupted|Peer netns reference is invalid`)
+
 // look is a host's network state, as lines of text.
 func look(t *testing.T, h *lab.Host) map[string][]string {
 	t.Helper()
 	state := map[string][]string{}
 	for what, script := range looks() {
 		out := run(t, h, script)
-		for strings.Contains(out, "Dump was interrupted") { // by a change meanwhile, says ip: it may lack something
+		for disturbed.MatchString(out) {
 			out = run(t, h, script)
 		}
 		state[what] = strings.Split(volatile.ReplaceAllString(out, ""), "\n")
