@@ -48,8 +48,8 @@ const (
 	restartWithin = time.Minute
 	// longestOutage is what is promised.
 	longestOutage = time.Second
-	// longestStart bounds an outage for as long as a program takes to start,
-	// which with udp carries every packet: that is the machine's.
+	// longestStart bounds an outage for as long as a program takes to start, which
+	// carries every packet where nobody keeps its sockets: that is the machine's.
 	longestStart = 5 * time.Second
 )
 
@@ -297,7 +297,7 @@ func ourRestartCell(ctx context.Context, o *overlay) (string, error) {
 		return "", err
 	}
 	limit := longestOutage
-	if o.walk.name == "udp" {
+	if o.walk.name == "udp" && !o.machines[0].services.keeps {
 		limit = longestStart
 	}
 	gap, err := o.under(ctx, limit, func() error {

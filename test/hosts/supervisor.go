@@ -14,6 +14,8 @@ type supervisor struct {
 	// boot is the command that boots the machine and ends with it. Its only
 	// child is the machine's process 1.
 	boot func(m *Machine) []string
+	// keeps: what a service gives into its keeping is there after a restart.
+	keeps bool
 	// join: nobody but we moves what is run in the machine into its cgroups.
 	join bool
 	// up succeeds when process 1 can be told to start services.
@@ -46,9 +48,11 @@ func systemd() supervisor {
 				"SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
 			}
 		},
-		up: "systemctl show --property=Version",
-		// Containers need to make cgroups.
-		settle: `for d in /sys/fs/cgroup /sys/fs/cgroup/*; do mount -o remount,rw,bind $d || exit 1; done
+		keeps: true,
+		up:    "systemctl show --property=Version",
+		// Containers need to make cgroups. Without a source, mount would look for
+		// one in the list of mounts, which lacks some while a boot changes it.
+		settle: `for d in /sys/fs/cgroup /sys/fs/cgroup/*; do mount -o remount,rw,bind cgroup $d || exit 1; done
 			systemctl is-system-running --wait && exit
 			systemctl --failed --no-legend --plain; journalctl -b --no-pager -p notice -n 30; exit 1`,
 		installed: "systemctl daemon-reload",
