@@ -86,8 +86,11 @@ func (l *loop) releaseBridge(ctx context.Context) error {
 
 // freeSubnet makes Docker take the subnet from docker0, where that is allowed.
 func (l *loop) freeSubnet(ctx context.Context) error {
-	problem := withHint(fmt.Errorf("docker network %s cannot be made yet: %s has %s until Docker is restarted", l.opts.dockerNetwork, dockerBridge, l.hostAddr()), "systemctl restart docker")
-	return l.restartOnce(ctx, problem)
+	problem := fmt.Errorf("docker network %s cannot be made yet: %s has %s until Docker is restarted", l.opts.dockerNetwork, dockerBridge, l.hostAddr())
+	if l.docker.seen.held() {
+		return l.heldProblem(problem)
+	}
+	return l.restartOnce(ctx, withHint(problem, "systemctl restart docker"))
 }
 
 // dockerSpec is the network as it should be.

@@ -117,10 +117,15 @@ func (l *loop) differsProblem(differs []string) error {
 	}
 	err := fmt.Errorf("%s: Docker must be restarted for its containers to be reached", strings.Join(differs, "; "))
 	if l.holdsBack(differs) {
-		return withHint(fmt.Errorf("%w; \"live-restore\" is on, and docker0 keeps its address as long as any of the %d containers runs", err, l.docker.seen.engine.Info.ContainersRunning),
-			"docker stop $(docker ps -q), then systemctl restart docker")
+		return l.heldProblem(err)
 	}
 	return withHint(err, "systemctl restart docker")
+}
+
+// heldProblem is a problem that no restart mends while containers run.
+func (l *loop) heldProblem(err error) error {
+	return withHint(fmt.Errorf("%w; \"live-restore\" is on, and docker0 keeps its address as long as any of the %d containers runs", err, l.docker.seen.engine.Info.ContainersRunning),
+		"docker stop $(docker ps -q), then systemctl restart docker")
 }
 
 // holdsBack reports that Docker keeps docker0 as it is over a restart, and docker0

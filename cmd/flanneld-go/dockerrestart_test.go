@@ -195,6 +195,28 @@ func TestEveryFailedStartIsRolledBack(t *testing.T) {
 	}
 }
 
+// docker0 gives the subnet up by a restart, but not while containers of
+// live-restore run.
+func TestLiveRestoreKeepsTheSubnet(t *testing.T) {
+	inDockerBubble(t, "28.5.2", func(h *dockerHost) {
+		h.start()
+		h.settled()
+		h.stop()
+		h.opts.dockerNetwork = "flannel"
+		h.engine.Info = `{"LiveRestoreEnabled": true, "ContainersRunning": 2}`
+		h.start()
+		h.eventually(resync, "said", func() bool {
+			p := h.problem(status.ComponentDocker)
+			return strings.HasPrefix(p.Message, "docker network flannel cannot be made yet: ") && strings.HasSuffix(p.Message, "as long as any of the 2 containers runs") &&
+				p.Hint == "docker stop $(docker ps -q), then systemctl restart docker"
+		})
+		if got := h.units.done(); got != "restart" {
+			t.Errorf("jobs %q: another restart would change nothing", got)
+		}
+		h.stop()
+	})
+}
+
 // obeyNothing is a dockerd that starts, whatever its file says.
 func (h *dockerHost) obeyNothing() error { return nil }
 
