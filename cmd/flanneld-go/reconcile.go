@@ -12,7 +12,6 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
-	"github.com/flanneld-go/flanneld-go/backend/reconcile"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/subnet"
@@ -69,6 +68,7 @@ type loop struct {
 	attrs       subnet.Attrs
 	lease       leaseState
 	path        pathState
+	quarrel     quarrel
 	// neighbours is shared with the one who sifts events.
 	neighbours neighbourState
 	files      fileState
@@ -143,6 +143,7 @@ func (l *loop) run(ctx context.Context) error {
 			return err
 		}
 		l.beat.set(l.clock.Now())
+		l.makePeace()
 		timer := l.clock.Timer(l.untilMove(l.untilCache(l.inGrace(l.pause(complete)))))
 		// News is worth a try at once, and ends the patience with what failed.
 		select {
@@ -174,11 +175,15 @@ func (l *loop) run(ctx context.Context) error {
 
 // drain collects events for a moment, so that one cause makes one round.
 func (l *loop) drain(ctx context.Context, events <-chan kernel.Event) {
-	timer := l.clock.Timer(settle)
+	timer := l.clock.Timer(l.quarrel.settle())
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+			return
+		case <-l.snap.Changed(): // a quarrel must not hold up peers
+			return
+		case <-l.lease.changed():
 			return
 		case <-timer.C:
 			return
@@ -306,19 +311,4 @@ func (l *loop) remember() error {
 		l.log.Warn("change of docker's file is unreadable, going on without the way back", "error", err)
 	}
 	return nil
-}
-
-// observe counts what an Apply changed.
-func (l *loop) observe(r reconcile.Result) {
-	l.board.Update(func(s *status.Status) {
-		s.Sync.Put += uint64(r.Put)
-		s.Sync.Deleted += uint64(r.Deleted)
-	})
-	switch {
-	case r.Put+r.Deleted == 0:
-	case l.path.steady:
-		l.log.Warn("repaired what somebody else changed in the kernel", "put", r.Put, "deleted", r.Deleted)
-	default:
-		l.log.Debug("kernel entries changed", "put", r.Put, "deleted", r.Deleted)
-	}
 }

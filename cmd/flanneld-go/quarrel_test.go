@@ -1,0 +1,107 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestQuarrel(t *testing.T) {
+	var q quarrel
+	now := time.Hour
+	repair := func(after time.Duration) bool {
+		now += after
+		return q.repaired(now)
+	}
+	// One a second is no quarrel, however long it lasts.
+	for range 100 {
+		if repair(time.Second) || q.settle() != settle {
+			t.Fatal("a repair each second is a quarrel")
+		}
+	}
+	began := 0
+	for i := range 12 {
+		if repair(20 * time.Millisecond) {
+			began = i
+		}
+	}
+	if began != quarrelBurst-1 {
+		t.Errorf("it begins with repair %d, want %d", began, quarrelBurst-1)
+	}
+	var waits []time.Duration
+	for range 4 {
+		repair(q.settle())
+		waits = append(waits, q.settle())
+	}
+	if diff := cmp.Diff([]time.Duration{5 * time.Second, 5 * time.Second, 5 * time.Second, 5 * time.Second}, waits); diff != "" {
+		t.Errorf("waits (-want +got):\n%s", diff)
+	}
+	if q.ended(now + quarrelOver - 1) {
+		t.Error("it ends too early")
+	}
+	if !q.ended(now+quarrelOver) || q.settle() != settle || q.ended(now+quarrelOver) {
+		t.Errorf("it does not end once: %+v", q)
+	}
+}
+
+// Somebody deletes a route as often as it is put back: it is not for ever put back at
+// once, nor is all of it logged. Peers that come meanwhile do not wait for it.
+func TestQuarrelIsSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(networkConfig)
+		h.start()
+		defer h.stop()
+		h.ready()
+		h.peer("10.5.200.0-24", "198.18.0.2")
+		has := func(want ...string) func() bool {
+			return func() bool { return cmp.Equal(h.routes(), want) }
+		}
+		first, second := "10.5.200.0/24 via 198.18.0.2", "10.5.201.0/24 via 198.18.0.3"
+		h.eventually(soon, "a route", has(first))
+		time.Sleep(time.Minute)
+		const lasts = 2 * time.Minute
+		deleted := 0
+		for began := time.Now(); time.Since(began) < lasts; deleted++ {
+			synctest.Wait()
+			h.deleteRoutes()
+			h.eventually(2*quarrelMax, "the route again", has(first))
+		}
+		if least, most := int(lasts/quarrelMax), int(lasts/quarrelMax)+20; deleted < least || deleted > most {
+			t.Errorf("%d repairs in %s, want %d to %d", deleted, lasts, least, most)
+		}
+		if n := h.log.count("repaired what somebody else"); n != quarrelBurst {
+			t.Errorf("%d repairs logged, want %d", n, quarrelBurst)
+		}
+		const slow, quick = "repairs are slowed down", "repairs are made at once again"
+		if n := h.log.count(slow); n != 1 {
+			t.Errorf("said %d times that %s", n, slow)
+		}
+		h.deleteRoutes()
+		synctest.Wait()
+		h.peer("10.5.201.0-24", "198.18.0.3")
+		h.eventually(100*time.Millisecond, "a peer amid the quarrel", has(first, second))
+		h.eventually(2*quarrelOver, "peace", func() bool { return h.log.count(quick) == 1 })
+		if line := h.line(quick); !strings.Contains(line, "repairs=") {
+			t.Error(line)
+		}
+		h.deleteRoutes()
+		h.eventually(100*time.Millisecond, "the routes at once", has(first, second))
+	})
+}
+
+// deleteRoutes is somebody else.
+func (h *testHost) deleteRoutes() {
+	h.t.Helper()
+	table := h.kernel.Routes()
+	routes, err := table.List(h.t.Context())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if err := table.Delete(h.t.Context(), routes); err != nil {
+		h.t.Fatal(err)
+	}
+}
