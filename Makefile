@@ -63,11 +63,15 @@ FIGURES := TestNoConfigYet|TestBadConfigWaitsForAGoodOne|TestPathsFollowTheStore
 BENCH_FLAGS ?= --rounds 5 --seconds 0.5 --docs docs
 # That of many peers: less than 2 minutes.
 SCALE_FLAGS ?= --rounds 3 --docs docs
+# That of boot storms: 100 daemons, and 500 hosts in one process, in less than 2
+# minutes. `flannel-lab storm` alone has 200 and 2,000.
+STORM_FLAGS ?= --daemons 100 --hosts 500 --quiet 16s --churn 8s --down 8s --docs docs
 
 .PHONY: bench
-bench: deps build ## benchmarks: the data path and many peers into docs/, batches to the kernel, diffs, whole hosts
+bench: deps build ## benchmarks: the data path, many peers and boot storms into docs/, batches to the kernel, diffs, whole hosts
 	bin/flannel-lab bench $(BENCH_FLAGS)
 	bin/flannel-lab scale $(SCALE_FLAGS)
+	bin/flannel-lab storm $(STORM_FLAGS)
 	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./subnet ./backend/...
 	$(GO) test -count=1 -v -run '$(FIGURES)' ./test/netns | grep -E '^ +[a-z_]+_test.go|^(---|    ---|ok|FAIL)'
 

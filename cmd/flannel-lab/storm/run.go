@@ -259,12 +259,12 @@ func (r *run) away(ctx context.Context, title string, then func(context.Context)
 }
 
 // compact makes etcd forget all that any watch could go on from.
-func compact(ctx context.Context, endpoint string) error {
+func compact(ctx context.Context, endpoint string) (err error) {
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop()})
 	if err != nil {
 		return fmt.Errorf("compact etcd: %w", err)
 	}
-	defer client.Close()
+	defer func() { err = errors.Join(err, client.Close()) }()
 	// Nobody watches this key, and nobody's revision is as high.
 	put, err := client.Put(ctx, "/flannel-lab/storm", "")
 	if err != nil {
