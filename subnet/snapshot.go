@@ -183,8 +183,13 @@ func (p *projection) load(w World, now time.Duration) bool {
 	p.bad = make(map[string]BadKey, len(w.Bad))
 	for _, b := range w.Bad {
 		p.bad[b.Key] = b
-		if e := entries[b.Occupies]; e != nil && b.Key == b.Occupies.Key() {
+		if b.Key != b.Occupies.Key() {
+			continue
+		}
+		if e := entries[b.Occupies]; e != nil {
 			entries[b.Occupies] = &entry{lease: e.lease, unreadable: true}
+		} else if l, known := joined(entries, b.Occupies); known {
+			entries[b.Occupies] = &entry{lease: l, unreadable: true}
 		}
 	}
 	index := newOverlapIndex()
@@ -196,6 +201,26 @@ func (p *projection) load(w World, now time.Duration) bool {
 	}
 	p.rebuild(entries, index)
 	return !p.shows(before)
+}
+
+// joined takes the halves of s out of entries, and returns a lease made of them; false:
+// none is there. The paths that a process left in the kernel tell of the families one
+// by one.
+func joined(entries map[Subnet]*entry, s Subnet) (l Lease, known bool) {
+	l.Subnet = s
+	for f, p := range s {
+		var half Subnet
+		half[f] = p
+		e := entries[half]
+		if e == nil {
+			continue
+		}
+		delete(entries, half)
+		known = true
+		l.Attrs.BackendType = e.lease.Attrs.BackendType
+		l.Attrs.PublicIP[f], l.Attrs.BackendData[f] = e.lease.Attrs.PublicIP[f], e.lease.Attrs.BackendData[f]
+	}
+	return l, known
 }
 
 // contradicts reports whether w, of the same identity and no earlier revision,

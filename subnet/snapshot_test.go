@@ -1,0 +1,61 @@
+package subnet
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// A peer of two families that is known by its paths alone keeps both while its key
+// cannot be read, and is what the key says as soon as it can.
+func TestUnreadableKeyOfAPeerKnownByItsPaths(t *testing.T) {
+	both := Subnet{IPv4: netip.MustParsePrefix("10.5.1.0/24"), IPv6: netip.MustParsePrefix("fd05:0:0:1::/64")}
+	path := func(f Family, addr string) Lease {
+		l := Lease{Attrs: Attrs{BackendType: "vxlan"}}
+		l.Subnet[f], l.Attrs.PublicIP[f], l.Attrs.BackendData[f] = both[f], netip.MustParseAddr(addr), RawJSON(fmt.Sprintf(`{"of":%d}`, f))
+		return l
+	}
+	v4, v6 := path(IPv4, "198.18.0.2"), path(IPv6, "fd00::2")
+	whole := Lease{Subnet: both, Attrs: Attrs{BackendType: "vxlan"}}
+	for f, l := range []Lease{v4, v6} {
+		whole.Attrs.PublicIP[f], whole.Attrs.BackendData[f] = l.Attrs.PublicIP[f], l.Attrs.BackendData[f]
+	}
+	half := whole
+	half.Attrs.PublicIP[IPv4], half.Attrs.BackendData[IPv4] = netip.Addr{}, ""
+	for _, tt := range []struct {
+		name  string
+		known []Lease
+		want  Lease
+	}{
+		{"both paths", []Lease{v4, v6}, whole},
+		{"one path", []Lease{v6}, half},
+		{"a lease", []Lease{whole}, whole},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			config := Document{Text: "{}", Modified: 1}
+			p := newProjection("", defaultHold, newHearing(time.Hour, 0))
+			p.load(World{Identity: "one", Revision: 10, Config: config, Leases: tt.known}, 0)
+			p.partial = true
+			p.load(World{Identity: "one", Revision: 20, Config: config, Bad: []BadKey{{Key: both.Key(), Occupies: both, Modified: 15}}}, 0)
+			if n := p.snapshot().Len(); n != 1 {
+				t.Errorf("%d leases of one peer", n)
+			}
+			p.release(time.Minute)
+			sameAddr := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+			samePrefix := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+			if d := cmp.Diff([]Lease{tt.want}, slices.Clone(p.snapshot().Leases()), sameAddr, samePrefix); d != "" {
+				t.Errorf("while unreadable: -want +got\n%s", d)
+			}
+			read := whole
+			read.Created, read.Modified, read.ID = 12, 21, 7
+			p.apply(Batch{Revision: 21, Put: []Lease{read}}, time.Minute)
+			if d := cmp.Diff([]Lease{read}, slices.Clone(p.snapshot().Leases()), sameAddr, samePrefix); d != "" {
+				t.Errorf("when readable: -want +got\n%s", d)
+			}
+		})
+	}
+}
