@@ -164,7 +164,7 @@ func wantTouched(t *testing.T, c cleanupCase, before, during map[string][]string
 	backend, place, _ := strings.Cut(c.name, "/")
 	want := map[string][]string{
 		"udp":                    {"addresses", "links"},
-		"udp, DirectRouting":     {"addresses", "links", "nexthops"},
+		"udp, DirectRouting":     {"addresses", "fdb", "links", "nexthops"},
 		"vxlan":                  {"addresses", "fdb", "links", "neighbours", "nexthops"},
 		"vxlan, both families":   {"addresses", "fdb", "links", "neighbours", "nexthops"},
 		"vxlan, DirectRouting":   {"addresses", "fdb", "links", "nexthops"},
