@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -218,7 +219,9 @@ func (v *View) follow(ctx context.Context) error {
 	clock := v.o.Clock
 	patience := missedProgress * ProgressWithin(v.p.leases.len)
 	silent := clock.Uptime() + patience
-	reload := clock.Uptime() + v.reload
+	// It counts from when the store is followed again: one that is still away
+	// must not make everybody load when it is back.
+	reload := time.Duration(math.MaxInt64)
 	for {
 		timer := clock.Timer(v.wake(min(silent, reload)) - clock.Uptime())
 		select {
@@ -229,6 +232,7 @@ func (v *View) follow(ctx context.Context) error {
 				return fmt.Errorf("%w for %s", errSilent, patience)
 			}
 			silent = clock.Uptime() + patience
+			reload = min(reload, clock.Uptime()+v.reload)
 			v.take(b)
 		case err := <-end:
 			timer.Stop()

@@ -1,7 +1,9 @@
 package subnet_test
 
 import (
+	"context"
 	"fmt"
+	"iter"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -59,6 +61,57 @@ func TestViewGoesOnAfterAnOutage(t *testing.T) {
 		after(5 * time.Minute)
 		if got := w.loads() - before; got != 1 {
 			t.Errorf("%d loads after 5 min, want 1", got)
+		}
+		w.finish()
+	})
+}
+
+// patientStore is a Store whose watches wait for one that is away, as those of etcd
+// do, before they give up.
+type patientStore struct{ subnet.Store }
+
+func (s patientStore) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subnet.Batch, error] {
+	return func(yield func(subnet.Batch, error) bool) {
+		for b, err := range s.Store.Watch(ctx, after) {
+			if err != nil {
+				timer := time.NewTimer(5 * time.Second)
+				select {
+				case <-timer.C:
+				case <-ctx.Done():
+					timer.Stop()
+				}
+			}
+			if !yield(b, err) {
+				return
+			}
+		}
+	}
+}
+
+// The time until the load counts from when etcd is back, and not from when a watch
+// began to wait for it.
+func TestViewDoesNotLoadFromAStoreThatIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := watch(t, crowdOf(t), func(o *subnet.ViewOptions) {
+			o.Store, o.Random = patientStore{o.Store}, func() float64 { return 0.5 }
+		})
+		before := w.loads()
+		w.store.SetUnavailable(errDown)
+		after(time.Minute)
+		if got := w.loads() - before; got != 0 {
+			t.Errorf("%d loads of a store that is away, want none", got)
+		}
+		w.store.SetUnavailable(nil)
+		for tries := 0; !w.view.Snapshot().Synced && tries < 200; tries++ {
+			after(100 * time.Millisecond)
+		}
+		w.synced(true, "")
+		if got := w.loads() - before; got != 0 {
+			t.Errorf("%d loads until it was followed again, want none", got)
+		}
+		after(3 * time.Second)
+		if got := w.loads() - before; got != 1 {
+			t.Errorf("%d loads 3 s later, want 1", got)
 		}
 		w.finish()
 	})
