@@ -88,6 +88,7 @@ func (r *Router) Step(ctx context.Context, plan RoutePlan) (reconcile.Step, erro
 	}
 	words := &describer{ctx: ctx, kernel: r.Kernel}
 	ours := plan.proof(words)
+	table.ours = ours
 	var foreign []kernel.Route
 	for _, e := range table.routes {
 		if !ours(e) {
@@ -143,6 +144,35 @@ type listed struct {
 	reconcile.Table[kernel.Route]
 	routes []kernel.Route
 	err    error
+	ours   func(kernel.Route) bool
+}
+
+// Put deletes first what IPv6 would not let be replaced: it refuses an onlink gateway
+// that a route of another link covers, and the gateway to a peer's subnet lies within.
+// So a peer that goes from a direct route to the tunnel is without one for a moment.
+func (l listed) Put(ctx context.Context, routes []kernel.Route) error {
+	var covering map[kernel.RouteKey]kernel.Route // made for the first of these
+	var inTheWay []kernel.Route
+	for _, r := range routes {
+		if !r.OnLink || !r.Gateway.Is6() {
+			continue
+		}
+		if covering == nil {
+			covering = make(map[kernel.RouteKey]kernel.Route)
+			for _, e := range l.routes {
+				if e.Dst.Addr().Is6() && l.ours(e) {
+					covering[e.Key()] = e
+				}
+			}
+		}
+		if old, ok := covering[r.Key()]; ok && old.Link != r.Link && old.Dst.Contains(r.Gateway) {
+			inTheWay = append(inTheWay, old)
+		}
+	}
+	if len(inTheWay) > 0 {
+		_ = l.Delete(ctx, inTheWay) // what stays is in the way of a put, which says so
+	}
+	return l.Table.Put(ctx, routes)
 }
 
 // List returns what was read.

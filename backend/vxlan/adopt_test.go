@@ -2,9 +2,13 @@ package vxlan_test
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/backend/reconcile"
@@ -154,6 +158,32 @@ func TestUplinkIsFollowedInPlace(t *testing.T) {
 				t.Errorf("MTU() = %d, want 1350", mtu)
 			}
 		})
+	}
+}
+
+// A peer that was on the segment gets the tunnel's routes of both families, although
+// IPv6 does not replace one by the other.
+func TestDirectPeerGetsTheTunnel(t *testing.T) {
+	h := newHost(t, dual, `,"DirectRouting":true`)
+	peer := lease("10.5.3.0-24&fd05:0:0:3::-64", "198.18.0.2", "5e:ca:ce:aa:6f:af", "fd00:198:18::2", "5e:ca:ce:aa:6f:a6")
+	d := h.desired("10.5.54.0-24&fd05:0:0:54::-64", peer)
+	h.apply(d)
+	d.Uplink.Segments = nil
+	h.apply(d)
+	routes, err := h.Routes().List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, r := range routes {
+		got = append(got, fmt.Sprintf("%s via %s onlink %t", r.Dst, r.Gateway, r.OnLink))
+	}
+	slices.Sort(got)
+	if diff := cmp.Diff([]string{"10.5.3.0/24 via 10.5.3.0 onlink true", "fd05:0:0:3::/64 via fd05:0:0:3:: onlink true"}, got); diff != "" {
+		t.Errorf("routes (-want +got)\n%s", diff)
+	}
+	if h.apply(d); h.result != (reconcile.Result{}) {
+		t.Errorf("the next Apply changes %+v", h.result)
 	}
 }
 

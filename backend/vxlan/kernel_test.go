@@ -144,6 +144,22 @@ func TestPing(t *testing.T) {
 	}
 }
 
+// Hosts of one segment that are told that it is none any more go on by the tunnel.
+func TestPingWithoutTheSegment(t *testing.T) {
+	lab := backendtest.NewLab(t, vxlan.New, fmt.Sprintf(dual, `,"DirectRouting":true`), 0, 0)
+	lab.ApplyAll()
+	for _, h := range lab.Hosts {
+		h.Uplink.Segments = nil
+	}
+	lab.ApplyAll()
+	lab.PingAll()
+	for i, h := range lab.Hosts {
+		if h.Apply(t.Context()); h.Result != (reconcile.Result{}) {
+			t.Errorf("host %d: second Apply: observed %+v, want nothing", i+1, h.Result)
+		}
+	}
+}
+
 // Whatever is broken by hand comes back in one Apply, with the same MAC, so
 // that peers need not be told.
 func TestRepair(t *testing.T) {
