@@ -138,6 +138,11 @@ func finish(ctx context.Context, f *Fault, all []*series, since time.Time) ([]Sa
 			samples[i].Heal = never
 		}
 	}
+	for _, s := range all {
+		if err := s.awaitAnswers(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if err := wait(ctx, quiet); err != nil {
 		return nil, err
 	}
@@ -199,6 +204,20 @@ func (s *series) awaitHealing(ctx context.Context, f *Fault) (bool, error) {
 			return false, context.Cause(ctx)
 		}
 	}
+}
+
+// awaitAnswers waits until packets pass again, both ways, or for healWithin: the
+// host may be as before, and still nobody answers.
+func (s *series) awaitAnswers(ctx context.Context) error {
+	from := time.Now()
+	for _, p := range s.pings {
+		for !p.Answered(from) && time.Since(from) < healWithin {
+			if err := wait(ctx, healLook); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (s *series) look(ctx context.Context, f *Fault) (bool, error) {

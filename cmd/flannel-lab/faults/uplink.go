@@ -2,9 +2,14 @@ package faults
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
 )
 
 // Uplink is the hosts' interface on the switch.
@@ -42,8 +47,37 @@ func flapUplink(ctx context.Context, n *network) (time.Time, error) {
 	if err := n.run(ctx, "ip link set %s up", uplink); err != nil {
 		return time.Time{}, err
 	}
-	up := time.Now()
-	return up, n.restoreDefault(ctx)
+	if err := errors.Join(n.restoreDefault(ctx), n.awaitCarrier(ctx)); err != nil {
+		return time.Time{}, err
+	}
+	// Whom the host asked for before that it asks again only after a second.
+	err := n.run(ctx, "ip neigh flush dev %s nud incomplete", uplink)
+	return time.Now(), err
+}
+
+// awaitCarrier waits until both ends of the uplink are up. The kernel tells a switch
+// up to a second later than the host that a port of its has a carrier again
+// (net/core/link_watch.c), and until then the switch drops.
+func (n *network) awaitCarrier(ctx context.Context) error {
+	ends := []struct {
+		node *lab.Node
+		name string
+	}{{n.host().Node, uplink}, {n.lab.Switch, fmt.Sprintf("h%d", n.host().Number)}}
+	for _, end := range ends {
+		for {
+			link, err := end.node.Links().LinkByName(end.name)
+			if err != nil {
+				return fmt.Errorf("find %s in %s: %w", end.name, end.node.Name, err)
+			}
+			if link.Attrs().OperState == netlink.OperUp {
+				break
+			}
+			if err := wait(ctx, time.Millisecond); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // moveUplink gives the uplink another address in place of its own, or its own in

@@ -156,6 +156,19 @@ func (p *Pinging) Stop() PingResult {
 	return p.Since(time.Time{})
 }
 
+// Answered reports whether a request that was sent at or after a time has its answer.
+// It may be called at any time.
+func (p *Pinging) Answered(from time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := len(p.sent) - 1; i >= 0 && !p.sent[i].Before(from); i-- {
+		if p.rtt[i] != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // LostAt returns when the requests were sent that were not answered. It is called
 // after Stop. An answer that came late is one: on a busy machine it may be only
 // its reader who was late.

@@ -71,8 +71,12 @@ func TestPingsSince(t *testing.T) {
 		{"amid a loss", 45 * ms, PingResult{Sent: 5, Received: 3, Min: 8 * ms, Median: 9 * ms, Max: 10 * ms, Gap: 25 * ms}},
 		{"the first is answered", 65 * ms, PingResult{Sent: 3, Received: 3, Min: 8 * ms, Median: 9 * ms, Max: 10 * ms}},
 		{"none", time.Hour, PingResult{}},
+		{"none any more", 95 * ms, PingResult{}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			if got, want := p.Answered(began.Add(tc.from)), tc.want.Received > 0; got != want {
+				t.Errorf("Answered = %t, want %t", got, want)
+			}
 			if diff := cmp.Diff(tc.want, p.Since(began.Add(tc.from))); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
