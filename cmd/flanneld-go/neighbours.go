@@ -76,6 +76,7 @@ func (l *loop) sift(in <-chan kernel.Event, out chan<- kernel.Event) {
 	var calm <-chan time.Time // while it lasts
 	held := false             // until it has ended
 	tell := func(e kernel.Event) {
+		l.heard.Or(uint32(e.Topic))
 		select {
 		case out <- e:
 		default:

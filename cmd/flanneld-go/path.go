@@ -11,6 +11,7 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/firewall"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -21,7 +22,9 @@ type pathState struct {
 	applied bool
 	// steady: the last Apply left nothing to do, so that what the next one
 	// has to change, for the same own subnet and peers, somebody else undid.
-	steady  bool
+	steady bool
+	// heard are the topics of the events that this Apply answers.
+	heard   kernel.Topic
 	own     subnet.Subnet
 	peers   []subnet.Lease
 	former  formerPeers
@@ -56,6 +59,7 @@ func (l *loop) apply(ctx context.Context) error {
 	l.path.own = l.lease.own.Subnet
 	l.path.peers, l.path.refused, l.path.bad = peers, refused, l.snap.Bad
 	l.keepDescriptors(ctx, l.backend)
+	l.path.heard = kernel.Topic(l.heard.Swap(0)) //nolint:gosec // it was one
 	err := l.backend.Apply(ctx, backend.Desired{
 		Config: l.config.current, Uplink: l.uplink, Also: l.move.also(now).Addr,
 		Own: l.lease.own, Peers: l.path.peers, Former: l.path.former.leases(now),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend/reconcile"
@@ -82,7 +83,8 @@ func (l *loop) observe(r reconcile.Result) {
 		l.log.Warn("somebody else keeps changing what this host needs in the kernel, repairs are slowed down",
 			"at_most", quarrelMax, "hint", "ip monitor link address route neigh nexthop")
 	case l.quarrel.wait == 0:
-		l.log.Warn("repaired what somebody else changed in the kernel", "put", r.Put, "deleted", r.Deleted)
+		l.log.Warn("repaired what somebody else changed in the kernel",
+			"put", r.Put, "deleted", r.Deleted, "events", cmp.Or(l.path.heard.String(), "none"))
 	}
 }
 

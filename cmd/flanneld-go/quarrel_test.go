@@ -73,8 +73,8 @@ func TestQuarrelIsSlow(t *testing.T) {
 		if least, most := int(lasts/quarrelMax), int(lasts/quarrelMax)+20; deleted < least || deleted > most {
 			t.Errorf("%d repairs in %s, want %d to %d", deleted, lasts, least, most)
 		}
-		if n := h.log.count("repaired what somebody else"); n != quarrelBurst {
-			t.Errorf("%d repairs logged, want %d", n, quarrelBurst)
+		if n := h.log.count(`repaired what somebody else changed in the kernel" put=1 deleted=0 events=route`); n != quarrelBurst {
+			t.Errorf("%d repairs logged, want %d:\n%s", n, quarrelBurst, h.log.buf.String())
 		}
 		const slow, quick = "repairs are slowed down", "repairs are made at once again"
 		if n := h.log.count(slow); n != 1 {

@@ -69,6 +69,8 @@ type loop struct {
 	lease       leaseState
 	path        pathState
 	quarrel     quarrel
+	// heard are the topics of the kernel's events since the last Apply.
+	heard atomic.Uint32
 	// neighbours is shared with the one who sifts events.
 	neighbours neighbourState
 	files      fileState
