@@ -10,9 +10,15 @@ import (
 // iptables-save shows one that does not exist like one that is empty. So that
 // Cleanup can tell them apart, those that we are the first to use get a mark
 // beside them: an empty chain of our own, like that of a table which we made.
+//
+// Who flushes a table, as firewalld does when it is reloaded, takes the marks and
+// leaves the chains. What a process has seen marked it marks again.
 
 // madePrefix begins the names of marks.
 const madePrefix = ChainPrefix + "MADE-"
+
+// madeTable is the end of that of a table.
+const madeTable = "TABLE"
 
 // firstUses are the chains in which spec has a jump and that, by what can be seen,
 // nobody has used yet. A table that we made goes as a whole.
@@ -50,18 +56,46 @@ func (c *chain) untouched() bool {
 	return c != nil && c.policy == "ACCEPT" && !slices.ContainsFunc(c.rules, func(l line) bool { return !jumpsToUs(l) })
 }
 
+// mark is a mark of something that we made, by the rest of its name.
+type mark struct {
+	variant     Variant
+	table, name string
+}
+
+// recallMade remembers the marks that are there.
+func (f *Firewall) recallMade(states []state) {
+	for _, s := range states {
+		for _, t := range s.set {
+			for _, c := range t.chains {
+				if name, marked := strings.CutPrefix(c.name, madePrefix); marked {
+					f.made[mark{s.variant, t.name, name}] = struct{}{}
+				}
+			}
+		}
+	}
+}
+
 // markMade puts the marks into a change that is about to be written. Without one
 // an empty chain is left behind at the end, so that no failure is worth more
 // than a word.
 func (f *Firewall) markMade(ctx context.Context, c *change) {
+	var marks []string
+	if _, made := f.made[mark{c.variant, c.table, madeTable}]; made && c.unmarked {
+		marks = append(marks, madeTable)
+	}
 	for _, name := range c.firstUses {
-		exists, err := f.tools.HasChain(ctx, c.variant, c.table, name)
-		if err != nil {
-			f.log.DebugContext(ctx, "chain cannot be looked for", "variant", c.variant.Command, "table", c.table, "chain", name, "error", err)
-			continue
+		if _, made := f.made[mark{c.variant, c.table, name}]; !made {
+			exists, err := f.tools.HasChain(ctx, c.variant, c.table, name)
+			if err != nil {
+				f.log.DebugContext(ctx, "chain cannot be looked for", "variant", c.variant.Command, "table", c.table, "chain", name, "error", err)
+			}
+			if err != nil || exists {
+				continue
+			}
 		}
-		if !exists {
-			c.lines = append([]string{":" + madePrefix + name + " - [0:0]"}, c.lines...)
-		}
+		marks = append(marks, name)
+	}
+	for _, name := range marks {
+		c.lines = append([]string{":" + madePrefix + name + " - [0:0]"}, c.lines...)
 	}
 }

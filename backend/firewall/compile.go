@@ -26,7 +26,7 @@ const (
 	chainNAT     = ChainPrefix + "NAT"
 	chainRaw     = ChainPrefix + "RAW"
 	// chainMade is empty and says that we created the table it is in.
-	chainMade = ChainPrefix + "MADE-TABLE"
+	chainMade = madePrefix + madeTable
 )
 
 // The chains of others that we look at.

@@ -66,11 +66,13 @@ type Firewall struct {
 	// clean are the families that have been found without anything of ours
 	// since the last Apply that wanted something there.
 	clean subnet.ByFamily[bool]
+	// made are the marks seen of what we made.
+	made map[mark]struct{}
 }
 
 // New returns a Firewall that has not acted yet.
 func New(o Options) *Firewall {
-	f := &Firewall{log: o.Log, tools: o.Tools, native: o.Native, firewalld: o.Firewalld, known: map[Variant]reading{}}
+	f := &Firewall{log: o.Log, tools: o.Tools, native: o.Native, firewalld: o.Firewalld, known: map[Variant]reading{}, made: map[mark]struct{}{}}
 	if f.log == nil {
 		f.log = slog.Default()
 	}
@@ -238,6 +240,7 @@ func (f *Firewall) Cleanup(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("%s firewall: %w", family, err))
 		}
 	}
+	clear(f.made)
 	// Accepts go before the drops that they count on, and iptables before a
 	// reload of firewalld's removes the marks of what we made there.
 	errs = append(errs, f.firewalld.Cleanup(ctx), f.cleanupNative(ctx))
@@ -287,6 +290,7 @@ func (f *Firewall) converge(ctx context.Context, family subnet.Family, want func
 		if len(states) == 0 {
 			return unread
 		}
+		f.recallMade(states)
 		changes := planAll(states, want)
 		if len(changes) == 0 {
 			return unread

@@ -3,6 +3,7 @@ package firewall
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -69,6 +70,7 @@ func TestCleanupOrder(t *testing.T) {
 // walled is a machine with a real firewalld.
 type walled struct {
 	*machine
+	bus    *firewalldtest.Bus
 	wall   *firewalldtest.Real
 	before string
 }
@@ -79,6 +81,7 @@ func wall(t *testing.T, m *machine, p path, backend string) *walled {
 	t.Helper()
 	w := &walled{machine: m}
 	bus := firewalldtest.NewBus(t)
+	w.bus = bus
 	m.host.do(t, func() error {
 		w.wall = firewalldtest.NewReal(t, bus, backend)
 		return nil
@@ -131,6 +134,83 @@ func testFirewalld(t *testing.T, p path, backendName string) {
 		}
 	}
 	wantCall(t, "after Cleanup", a.container.call(t, "", b.contained()), "unreachable")
+}
+
+// Cleanup leaves all as it was beside a firewalld, whose reloads take our marks of
+// what we made, and beside one that has stopped since.
+func TestCleanupBesideFirewalld(t *testing.T) {
+	for _, tt := range []struct {
+		command, docker string
+		stopped         bool
+	}{
+		{"iptables-nft", "20.10", false},
+		{"iptables-nft", "28.5", false},
+		{"iptables-nft", "28.5", true},
+		{"iptables-legacy", "28.5", false},
+	} {
+		t.Run(fmt.Sprintf("%s/%s/stopped %t", tt.command, tt.docker, tt.stopped), func(t *testing.T) {
+			t.Parallel()
+			testCleanupBesideFirewalld(t, tt.command, tt.docker, tt.stopped)
+		})
+	}
+}
+
+func testCleanupBesideFirewalld(t *testing.T, command, docker string, stopped bool) {
+	p := wallPaths(t)[0]
+	p.variant = command
+	ma, _, _ := pair(t, p)
+	w := wall(t, ma, p, "nftables")
+	everything := func() (text string) {
+		t.Helper()
+		w.host.do(t, func() error {
+			text = w.b.everything(t)
+			return nil
+		})
+		return text
+	}
+	// Docker writes its rules again when it hears of a reload.
+	reloaded := func() {
+		t.Helper()
+		if !strings.Contains(everything(), ":DOCKER-USER") {
+			w.others(t, dockerWrites(t, docker, 3))
+		}
+	}
+	w.wall.Cmd(t, "--reload")
+	reloaded()
+	before := everything()
+	w.apply(t)
+	reloaded()
+	w.apply(t)
+	w.wall.Cmd(t, "--reload")
+	reloaded()
+	w.apply(t)
+	if !strings.Contains(everything(), ChainPrefix) {
+		t.Fatalf("nothing was written:\n%s", everything())
+	}
+	if stopped {
+		w.wall.Stop()
+		reloaded()
+		w.apply(t)
+	}
+	another := New(Options{
+		Log: quiet(), Tools: w.b.tools, Firewalld: firewalld.New(firewalld.Options{Log: quiet(), Connect: w.bus.Connect, Config: w.wall.Config()}),
+	})
+	w.host.do(t, func() error { return another.Cleanup(t.Context()) })
+	if stopped {
+		w.host.do(t, func() error {
+			w.wall.Start(t)
+			return nil
+		})
+	}
+	reloaded()
+	// A chain that is flushed and written again stands elsewhere.
+	lines := func(text string) []string { return slices.Sorted(strings.SplitSeq(text, "\n")) }
+	if diff := cmp.Diff(lines(before), lines(everything())); diff != "" {
+		t.Errorf("after Cleanup (-before +after):\n%s", diff)
+	}
+	if diff := cmp.Diff(strings.Split(w.before, "\n"), strings.Split(w.wall.Listing(t), "\n")); diff != "" {
+		t.Errorf("firewalld after Cleanup (-want +got):\n%s", diff)
+	}
 }
 
 // testForgedBesideFirewalld: who is no peer does not get in by the uplink, whatever

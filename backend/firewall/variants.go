@@ -34,6 +34,8 @@ type change struct {
 	// firstUses are chains of nf_tables that may come to exist by this change,
 	// orphans those that came to by one of ours and that nobody uses now.
 	firstUses, orphans []string
+	// unmarked: the table is there, and no mark says that we created it.
+	unmarked bool
 }
 
 // script is the input of iptables-restore.
@@ -81,6 +83,7 @@ func planTable(v Variant, have *table, spec tableSpec, network netip.Prefix) cha
 	}
 	if v.NFT && len(c.lines) > 0 {
 		c.firstUses, c.orphans = firstUses(have, spec), orphans(have, spec)
+		c.unmarked = have != nil && have.chain(chainMade) == nil && len(spec.chains) > 0
 	}
 	c.unmake = have.chain(chainMade) != nil && len(spec.chains) == 0 && !have.inUse()
 	return c

@@ -1,6 +1,7 @@
 package firewalld
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,6 +55,8 @@ type Options struct {
 	// Here reports whether firewalld's table is in the network namespace of
 	// the calling thread; nil: ask nf_tables.
 	Here func() (bool, error)
+	// Config is the folder of permanent objects; empty: /etc/firewalld.
+	Config string
 }
 
 // Client keeps our policies in firewalld. Its methods are safe for concurrent use;
@@ -62,6 +65,7 @@ type Client struct {
 	log     *slog.Logger
 	connect func(ctx context.Context) (*dbus.Conn, error)
 	here    func() (bool, error)
+	config  string
 
 	mu sync.Mutex
 	// reloaded is the firewalld that we made reload for the sake of what it
@@ -71,7 +75,7 @@ type Client struct {
 
 // New returns a Client that has not acted yet.
 func New(o Options) *Client {
-	c := &Client{log: o.Log, connect: o.Connect, here: o.Here}
+	c := &Client{log: o.Log, connect: o.Connect, here: o.Here, config: cmp.Or(o.Config, "/etc/firewalld")}
 	if c.log == nil {
 		c.log = slog.Default()
 	}
@@ -291,8 +295,18 @@ func (c *Client) converge(ctx context.Context, fw *door, p policy) error {
 
 // Cleanup removes our policies and sets. If a reload would lose settings of others,
 // what is left until the next one are policies without a rule and sets without an
-// address.
+// address. Of a firewalld that does not run the permanent ones are removed.
 func (c *Client) Cleanup(ctx context.Context) error {
+	files, err := c.files()
+	if err == nil && len(files) > 0 {
+		var stopped bool
+		if stopped, err = c.stopped(ctx); stopped {
+			return removeAll(files)
+		}
+	}
+	if err != nil {
+		return err
+	}
 	return c.visit(ctx, func(ctx context.Context, fw *door) error {
 		sets, err := fw.sets(ctx)
 		if err != nil {

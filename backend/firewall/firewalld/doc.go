@@ -87,7 +87,8 @@
 //   - Without the table "inet firewalld" in our own network namespace Apply and
 //     Cleanup do nothing, and do not ask the bus: a firewalld that looks after
 //     another namespace is none of ours, nor is one that is not running. Without a
-//     bus, or with nobody of firewalld's name there, they do nothing either.
+//     bus, or with nobody of firewalld's name there, Apply does nothing either;
+//     Cleanup removes the files of the permanent objects then.
 //   - A policy or set is ours by its name and its description. One without the
 //     description is left alone: [ErrForeign].
 //   - Zones, other policies and firewalld.conf are never written.

@@ -129,6 +129,9 @@ func (r *Real) Start(t testing.TB) {
 	})
 }
 
+// Config is its folder of permanent objects.
+func (r *Real) Config() string { return r.config }
+
 // Stop ends it and waits for it.
 func (r *Real) Stop() { r.stop() }
 
