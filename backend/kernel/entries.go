@@ -87,7 +87,7 @@ func (n *Netlink) Neighbours(link int) reconcile.Table[Neighbour] {
 		e.beginNeighbour(typ, flags, neighbour{family: family(nb.Addr), link: nb.Link, state: unix.NUD_PERMANENT})
 		e.addr(unix.NDA_DST, nb.Addr)
 	}
-	return &table[Neighbour]{
+	t := &table[Neighbour]{
 		n:     n,
 		dumps: []dump{{encode: encodeNeighbourDump(unix.AF_UNSPEC, link)}},
 		parse: func(m message) (Neighbour, bool, error) {
@@ -104,6 +104,10 @@ func (n *Netlink) Neighbours(link int) reconcile.Table[Neighbour] {
 		},
 		encodeDelete: func(e *encoder, nb Neighbour) { encode(e, unix.RTM_DELNEIGH, 0, nb) },
 	}
+	if n.own != nil {
+		t.known = &n.own.neighbours
+	}
+	return t
 }
 
 // FDB implements Host.
@@ -115,7 +119,7 @@ func (n *Netlink) FDB(link int) reconcile.Table[FDB] {
 		e.bytes(unix.NDA_LLADDR, f.MAC[:])
 		e.addr(unix.NDA_DST, f.Dst)
 	}
-	return &table[FDB]{
+	t := &table[FDB]{
 		n:     n,
 		dumps: []dump{{encode: encodeNeighbourDump(unix.AF_BRIDGE, link)}},
 		parse: func(m message) (FDB, bool, error) {
@@ -133,6 +137,10 @@ func (n *Netlink) FDB(link int) reconcile.Table[FDB] {
 		},
 		encodeDelete: func(e *encoder, f FDB) { encode(e, unix.RTM_DELNEIGH, 0, f) },
 	}
+	if n.own != nil {
+		t.known = &n.own.fdb
+	}
+	return t
 }
 
 // beginNeighbour begins a neighbour message (struct ndmsg).

@@ -49,7 +49,7 @@ func (n *Netlink) watch(ctx context.Context, sock *os.File) (<-chan Event, error
 	go func() {
 		defer close(ended)
 		defer cancel()
-		readEvents(ctx, sock, newClassifier(links, resolved), sub.Add)
+		readEvents(ctx, sock, newClassifier(links, resolved, n.own), sub.Add)
 		stop()
 		_ = sock.Close() // nothing was written
 	}()
@@ -98,7 +98,7 @@ func readEvents(ctx context.Context, sock *os.File, class classifier, add func(E
 			// socket is empty. Who reads the state again because of our
 			// event must not do so before.
 			drain(sock, buf, class)
-			clear(class.resolved)
+			class.doubt()
 			add(Event{Topic: TopicOverrun})
 			continue
 		case err != nil:
@@ -107,7 +107,7 @@ func readEvents(ctx context.Context, sock *os.File, class classifier, add func(E
 		for b := buf[:n]; len(b) > 0; {
 			var m message
 			if m, b, err = nextMessage(b); err != nil {
-				clear(class.resolved)
+				class.doubt()
 				add(Event{Topic: TopicOverrun}) // something happened
 				break
 			}
@@ -154,10 +154,12 @@ type classifier struct {
 	others map[int]bool
 	// resolved is what was heard of the others' neighbours.
 	resolved resolution
+	// own are the messages that nobody is told of; nil: none.
+	own *echoes
 }
 
-func newClassifier(links []Link, resolved []Neighbour) classifier {
-	c := classifier{others: map[int]bool{}, resolved: resolution{}}
+func newClassifier(links []Link, resolved []Neighbour, own *echoes) classifier {
+	c := classifier{others: map[int]bool{}, resolved: resolution{}, own: own}
 	for _, l := range links {
 		c.note(l)
 	}
@@ -200,10 +202,16 @@ func (c classifier) event(m message) (e Event, ok bool) {
 		ok, err = forwardingOfAll(m)
 	}
 	if err != nil {
-		clear(c.resolved)
+		c.doubt()
 		return Event{Topic: TopicOverrun}, true
 	}
-	return e, ok
+	return e, !c.own.ours(m) && ok
+}
+
+// doubt forgets what was heard: more was said than that.
+func (c classifier) doubt() {
+	clear(c.resolved)
+	c.own.doubt()
 }
 
 func (c classifier) linkEvent(m message) (e Event, ok bool, err error) {

@@ -22,6 +22,9 @@ type Options struct {
 	NetNS string
 	// Gateways is the form in which routes through a gateway are written.
 	Gateways GatewayForm
+	// OthersOnly leaves out of Events what this very Host does to entries. Changes
+	// of links are told of all the same.
+	OthersOnly bool
 }
 
 // GatewayForm is a form of routes through a gateway.
@@ -41,6 +44,8 @@ type Netlink struct {
 	// turn holds conn for the one who uses it; nil after Close.
 	turn chan *conn
 	hops hopTable // guarded by turn
+	// own tells our own writes from others'; nil: events tell of both.
+	own *echoes
 }
 
 var _ Host = (*Netlink)(nil)
@@ -68,6 +73,12 @@ func Open(o Options) (_ *Netlink, err error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	if o.OthersOnly {
+		if n.own, err = newEchoes(c); err != nil {
+			_ = unix.Close(c.fd) // the first error is the one to tell
+			return nil, fmt.Errorf("open netlink: %w", err)
+		}
 	}
 	n.turn <- c
 	return n, nil
@@ -147,6 +158,14 @@ type table[E notation] struct {
 	link  func(E) int
 	// encodePut and encodeDelete write the request for one entry.
 	encodePut, encodeDelete func(*encoder, E)
+	// known is where to note what is in the kernel; nil: nowhere.
+	known notebook[E]
+}
+
+// notebook notes what a table is known to hold.
+type notebook[E any] interface {
+	put(entries []E)
+	remove(entries []E)
 }
 
 // List implements reconcile.Table.
@@ -159,16 +178,25 @@ func (t *table[E]) List(ctx context.Context) ([]E, error) {
 	if err != nil {
 		return nil, err
 	}
+	if t.known != nil {
+		t.known.put(out)
+	}
 	return out, nil
 }
 
 // Put implements reconcile.Table.
 func (t *table[E]) Put(ctx context.Context, entries []E) error {
+	if t.known != nil {
+		t.known.put(entries)
+	}
 	return t.batch(ctx, "put", entries, t.encodePut)
 }
 
 // Delete implements reconcile.Table.
 func (t *table[E]) Delete(ctx context.Context, entries []E) error {
+	if t.known != nil {
+		t.known.remove(entries)
+	}
 	return t.batch(ctx, "delete", entries, t.encodeDelete)
 }
 
@@ -189,6 +217,11 @@ func (t *table[E]) batch(ctx context.Context, op string, entries []E, encode fun
 		return nil
 	})
 	bad.rest(0, len(entries), err)
+	if t.known != nil {
+		for _, f := range bad {
+			t.known.remove(entries[f.i : f.i+1]) // What is there is not known.
+		}
+	}
 	return entryErrors(ctx, t.n, op, entries, t.link, bad)
 }
 

@@ -217,7 +217,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add(ack(1, 22, unix.NLM_F_CAPPED, make([]byte, unix.SizeofNlMsghdr), "why"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		class := newClassifier(nil, nil)
+		class := newClassifier(nil, nil, nil)
 		for len(b) > 0 {
 			m, rest, err := nextMessage(b)
 			if err != nil {
