@@ -41,6 +41,9 @@ type Router struct {
 
 	differ  reconcile.Differ[kernel.Route, kernel.RouteKey]
 	desired []kernel.Route
+	// blocked says what was in the way of a destination at the last Step; nil: that
+	// is not known.
+	blocked func(netip.Prefix) error
 	// reported are the foreign routes that the log named last.
 	reported string
 }
@@ -96,6 +99,9 @@ func (r *Router) Step(ctx context.Context, plan RoutePlan) (reconcile.Step, erro
 		}
 	}
 	blocked := words.occupied(foreign, connected)
+	if r.blocked = nil; table.err == nil {
+		r.blocked = blocked
+	}
 
 	desired := r.desired[:0]
 	var errs []error

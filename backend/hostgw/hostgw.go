@@ -9,6 +9,7 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/reconcile"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -23,6 +24,8 @@ var ErrNotOnSegment = errors.New("not on the segment")
 type Backend struct {
 	params backend.Params
 	router backend.Router
+	// uplink is that of the last Apply.
+	uplink backend.Uplink
 }
 
 var (
@@ -54,9 +57,28 @@ func (b *Backend) Tunnel() backend.Tunnel { return backend.Tunnel{Direct: true} 
 
 // Apply makes the main table hold one route per peer.
 func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
+	b.uplink = d.Uplink
 	routes, skipped := b.project(d)
 	step, blocked := b.router.Step(ctx, backend.RoutePlan{Desired: d, Routes: routes, Blackhole: b.params.Blackhole})
 	r, err := b.params.ApplyAndSweep(ctx, nil, step)
+	if b.params.Observe != nil {
+		b.params.Observe(r)
+	}
+	return errors.Join(skipped, blocked, backend.Blame(err, backend.PeerOf(routes)))
+}
+
+var _ backend.Follower = (*Backend)(nil)
+
+// Follow does to the routes what c did to the peers.
+func (b *Backend) Follow(ctx context.Context, c backend.Change) error {
+	if !b.router.Followable() {
+		return backend.ErrNotFollowed
+	}
+	// Those without a route had none.
+	old, _ := b.project(backend.Desired{Uplink: b.uplink, Peers: c.Old})
+	routes, skipped := b.project(backend.Desired{Uplink: b.uplink, Peers: c.New})
+	step, blocked := b.router.Follow(old, routes)
+	r, err := reconcile.Apply(ctx, step)
 	if b.params.Observe != nil {
 		b.params.Observe(r)
 	}

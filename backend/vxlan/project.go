@@ -3,6 +3,7 @@ package vxlan
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
@@ -26,6 +27,18 @@ type projection struct {
 
 	entries
 	vteps map[subnet.RawJSON]kernel.MAC
+	// macs are the peers by their FDB entry.
+	macs map[kernel.FDBKey]holder
+	// clash: a peer has no entries because of another's. When that one goes, the
+	// first must be looked at again.
+	clash bool
+}
+
+// holder is the peer of a MAC. A host with two subnets has one MAC for both.
+type holder struct {
+	peer   subnet.Subnet
+	public netip.Addr
+	users  int
 }
 
 // entries are what the kernel should hold for all peers.
@@ -33,8 +46,6 @@ type entries struct {
 	fdb        subnet.ByFamily[[]kernel.FDB]
 	neighbours subnet.ByFamily[[]kernel.Neighbour]
 	routes     []backend.PeerRoute
-	// macs are the peers by their FDB entry.
-	macs map[kernel.FDBKey]*subnet.Lease
 }
 
 // project maps d's peers to entries, which are valid until the next call. Peers that
@@ -57,18 +68,24 @@ func (p *projection) project(devices subnet.ByFamily[device], d backend.Desired)
 	return errors.Join(errs...)
 }
 
+// clear empties the entries, whose buffers stay.
+func (e *entries) clear() {
+	for f := range e.fdb {
+		e.fdb[f], e.neighbours[f] = e.fdb[f][:0], e.neighbours[f][:0]
+	}
+	e.routes = e.routes[:0]
+}
+
 // reset empties the buffers, and the MACs once most of them are of the past.
 func (p *projection) reset(peers int) {
 	const spare = 1024
-	for f := range p.fdb {
-		p.fdb[f], p.neighbours[f] = p.fdb[f][:0], p.neighbours[f][:0]
-	}
-	p.routes = p.routes[:0]
+	p.entries.clear()
+	p.clash = false
 	if p.vteps == nil || len(p.vteps) > 4*peers+spare {
 		p.vteps = make(map[subnet.RawJSON]kernel.MAC, peers)
 	}
 	if p.macs == nil {
-		p.macs = make(map[kernel.FDBKey]*subnet.Lease, peers)
+		p.macs = make(map[kernel.FDBKey]holder, peers)
 	}
 	clear(p.macs)
 }
@@ -92,9 +109,7 @@ func (p *projection) add(f subnet.Family, dev device, peer *subnet.Lease) error 
 	}
 	public := peer.Attrs.PublicIP[f]
 	if p.opts.DirectRouting && p.uplink.OnSegment(public) {
-		p.routes = append(p.routes, backend.PeerRoute{Peer: peer, Route: kernel.Route{
-			Dst: peer.Subnet[f], Gateway: public, Link: p.uplink.Link.Index, Protocol: kernel.Protocol,
-		}})
+		p.routes = append(p.routes, p.direct(f, peer))
 		return nil
 	}
 	mac, err := p.vtep(peer.Attrs.BackendData[f])
@@ -111,27 +126,44 @@ func (p *projection) tunnel(f subnet.Family, dev device, peer *subnet.Lease, mac
 	if mac == dev.mac {
 		return fmt.Errorf("its VtepMAC %s is this host's own", mac)
 	}
-	switch first := p.macs[fdb.Key()]; {
-	case first == nil:
-		p.macs[fdb.Key()] = peer
+	first, taken := p.macs[fdb.Key()]
+	switch {
+	case !taken:
+		first = holder{peer: peer.Subnet, public: fdb.Dst}
 		p.fdb[f] = append(p.fdb[f], fdb)
-	case first.Attrs.PublicIP[f] != fdb.Dst:
-		return fmt.Errorf("its VtepMAC %s is also that of %s", mac, first.Subnet)
+	case first.public != fdb.Dst:
+		p.clash = true
+		return fmt.Errorf("its VtepMAC %s is also that of %s", mac, first.peer)
 	default:
 		// One host with two subnets: the former one stays in view for a while
 		// after the host has moved, and longer where its key cannot be read.
 	}
+	first.users++
+	p.macs[fdb.Key()] = first
 	p.neighbours[f] = append(p.neighbours[f], kernel.Neighbour{Link: dev.index, Addr: dst.Addr(), MAC: mac})
-	p.routes = append(p.routes, backend.PeerRoute{Peer: peer, Route: kernel.Route{
-		Dst: dst, Gateway: dst.Addr(), Link: dev.index, OnLink: true, Protocol: kernel.Protocol,
-	}})
+	p.routes = append(p.routes, p.tunnelled(f, dev, peer))
 	return nil
+}
+
+// direct is the route to a peer on the uplink's own segment.
+func (p *projection) direct(f subnet.Family, peer *subnet.Lease) backend.PeerRoute {
+	return backend.PeerRoute{Peer: peer, Route: kernel.Route{
+		Dst: peer.Subnet[f], Gateway: peer.Attrs.PublicIP[f], Link: p.uplink.Link.Index, Protocol: kernel.Protocol,
+	}}
+}
+
+// tunnelled is the route to a peer through the device.
+func (p *projection) tunnelled(f subnet.Family, dev device, peer *subnet.Lease) backend.PeerRoute {
+	dst := peer.Subnet[f]
+	return backend.PeerRoute{Peer: peer, Route: kernel.Route{
+		Dst: dst, Gateway: dst.Addr(), Link: dev.index, OnLink: true, Protocol: kernel.Protocol,
+	}}
 }
 
 // peerOf returns a function for backend.Blame that finds the peer of an entry
 // of ours, be it a past one of the same MAC.
-func (e *entries) peerOf() func(entry any) *backend.PeerError {
-	ofRoute := backend.PeerOf(e.routes)
+func (p *projection) peerOf() func(entry any) *backend.PeerError {
+	ofRoute := backend.PeerOf(p.routes)
 	return func(entry any) *backend.PeerError {
 		var key kernel.FDBKey
 		switch k := entry.(type) {
@@ -142,14 +174,8 @@ func (e *entries) peerOf() func(entry any) *backend.PeerError {
 		default:
 			return ofRoute(entry)
 		}
-		peer := e.macs[key]
-		if peer == nil {
-			return nil
-		}
-		for f, fdb := range e.fdb {
-			if len(fdb) > 0 && fdb[0].Link == key.Link {
-				return backend.NewPeerError(peer, subnet.Family(f), nil) //nolint:gosec // one of two
-			}
+		if h, found := p.macs[key]; found {
+			return &backend.PeerError{Subnet: h.peer, PublicIP: h.public}
 		}
 		return nil
 	}

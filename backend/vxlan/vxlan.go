@@ -24,6 +24,8 @@ type Backend struct {
 	log    *slog.Logger
 
 	projection projection
+	// devices are those of the last Apply.
+	devices    subnet.ByFamily[device]
 	router     backend.Router
 	fdb        subnet.ByFamily[reconcile.Differ[kernel.FDB, kernel.FDBKey]]
 	neighbours subnet.ByFamily[reconcile.Differ[kernel.Neighbour, kernel.NeighbourKey]]
@@ -142,6 +144,7 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 		total.Put, total.Deleted, total.Failed = total.Put+r.Put, total.Deleted+r.Deleted, total.Failed+r.Failed
 		errs = append(errs, err)
 	}
+	b.devices = subnet.ByFamily[device]{}
 	links, err := b.kernel.Links(ctx)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
@@ -155,6 +158,7 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 			done(b.address(ctx, f, dev, d.Own.Subnet[f]))
 		}
 	}
+	b.devices = devices
 	done(b.peers(ctx, devices, d))
 	if b.params.Observe != nil {
 		b.params.Observe(total)
