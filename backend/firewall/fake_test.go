@@ -282,6 +282,12 @@ func (f *fakeNative) Apply(_ context.Context, d native.Desired) error {
 
 func (f *fakeNative) Cleanup(ctx context.Context) error { return f.Apply(ctx, native.Desired{}) }
 
+func (f *fakeNative) Follow(context.Context, []native.Peer, []native.Peer) (native.Step, error) {
+	return native.Step{}, native.ErrNotFollowed
+}
+
+func (f *fakeNative) Undisturbed() bool { return true }
+
 func (f *fakeNative) Counters() (map[string]uint64, error) {
 	return map[string]uint64{native.ForeignSource: 1}, nil
 }

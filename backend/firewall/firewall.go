@@ -45,6 +45,8 @@ type Firewalld interface {
 // Native is what is needed of a [native.Table], which is the real one.
 type Native interface {
 	Apply(ctx context.Context, d native.Desired) error
+	Follow(ctx context.Context, gone, fresh []native.Peer) (native.Step, error)
+	Undisturbed() bool
 	Cleanup(ctx context.Context) error
 	Counters() (map[string]uint64, error)
 }

@@ -45,7 +45,7 @@ func (f *Firewall) readOne(ctx context.Context, v Variant) (ruleset, error) {
 func (e *Exec) Stamp(_ context.Context, v Variant) (Stamp, error) {
 	if v.NFT {
 		g, err := native.CurrentGeneration()
-		return Stamp(fmt.Sprint(g)), err
+		return stampOf(g), err
 	}
 	p, err := openPoller(v.Family, e.hashSeed())
 	if err != nil {

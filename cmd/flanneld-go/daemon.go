@@ -116,7 +116,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { _ = os.Remove(d.opts.socket) }() // its listener removes it too
-	host, err := kernel.Open(kernel.Options{})
+	host, err := kernel.Open(kernel.Options{OthersOnly: true})
 	if err != nil {
 		ls.close()
 		return fmt.Errorf("open netlink: %w", err)
@@ -177,7 +177,7 @@ func (d *daemon) announce(ctx context.Context, beat *heartbeat) error {
 				continue
 			}
 			if !told {
-				d.complain(d.notify.Ready(d.board.Snapshot().Line()))
+				d.complain(d.notify.Ready(d.board.Glance().Line()))
 				told = true
 			}
 		case <-watchdog:
@@ -186,7 +186,7 @@ func (d *daemon) announce(ctx context.Context, beat *heartbeat) error {
 				d.complain(d.notify.Ping())
 			}
 		case <-d.board.Changed():
-			s := d.board.Snapshot()
+			s := d.board.Glance()
 			if s.Ready && !told {
 				d.complain(d.notify.Ready(s.Line()))
 				told = true

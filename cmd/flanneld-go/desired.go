@@ -35,17 +35,12 @@ type refusal struct {
 func selectPeers(cfg *subnet.Config, me self, leases []subnet.Lease) (peers []subnet.Lease, refused []refusal) {
 	peers = make([]subnet.Lease, 0, len(leases))
 	for _, l := range leases {
-		switch {
-		case l.Subnet == me.subnet || l.Attrs.Owner != "" && l.Attrs.Owner == me.node:
-		case l.Subnet.Overlaps(me.subnet):
-			refused = append(refused, refusal{lease: l, why: fmt.Sprintf("overlaps our own subnet %s", me.subnet)})
-		case !insideNetwork(cfg, l.Subnet):
-			refused = append(refused, refusal{lease: l, why: "lies outside the network " + strings.Join(networks(cfg), " and ")})
-		case awaited(cfg, me, l):
-		case publishes(l, me.public):
-			refused = append(refused, refusal{lease: l, why: "publishes this host's own address: a stale key, or two hosts with one --public-ip", shared: l.Attrs.Owner != ""})
-		default:
+		switch v, r := judgeLease(cfg, me, l); v {
+		case isPeer:
 			peers = append(peers, l)
+		case isRefused:
+			refused = append(refused, r)
+		case isNone:
 		}
 	}
 	slices.SortFunc(peers, func(a, b subnet.Lease) int { return a.Subnet.Compare(b.Subnet) })
@@ -53,6 +48,33 @@ func selectPeers(cfg *subnet.Config, me self, leases []subnet.Lease) (peers []su
 		return peers, refused
 	}
 	return dropOverlaps(peers, refused)
+}
+
+// verdict is what a lease comes to, by itself.
+type verdict uint8
+
+const (
+	// isNone: it is our own, or nobody's yet.
+	isNone verdict = iota
+	isPeer
+	isRefused
+)
+
+// judgeLease says what a lease comes to.
+func judgeLease(cfg *subnet.Config, me self, l subnet.Lease) (verdict, refusal) {
+	switch {
+	case l.Subnet == me.subnet || l.Attrs.Owner != "" && l.Attrs.Owner == me.node:
+		return isNone, refusal{}
+	case l.Subnet.Overlaps(me.subnet):
+		return isRefused, refusal{lease: l, why: fmt.Sprintf("overlaps our own subnet %s", me.subnet)}
+	case !insideNetwork(cfg, l.Subnet):
+		return isRefused, refusal{lease: l, why: "lies outside the network " + strings.Join(networks(cfg), " and ")}
+	case awaited(cfg, me, l):
+		return isNone, refusal{}
+	case publishes(l, me.public):
+		return isRefused, refusal{lease: l, why: "publishes this host's own address: a stale key, or two hosts with one --public-ip", shared: l.Attrs.Owner != ""}
+	}
+	return isPeer, refusal{}
 }
 
 // anyOverlap is the check that every round pays for: sorted by address, with

@@ -88,7 +88,12 @@ type noTable struct{ firewall.Native }
 
 func (noTable) Apply(context.Context, native.Desired) error { return &native.ErrUnsupported{} }
 func (noTable) Cleanup(context.Context) error               { return nil }
-func (noTable) Counters() (map[string]uint64, error)        { return nil, &native.ErrUnsupported{} }
+func (noTable) Undisturbed() bool                           { return false }
+func (noTable) Follow(context.Context, []native.Peer, []native.Peer) (native.Step, error) {
+	return native.Step{}, native.ErrNotFollowed
+}
+
+func (noTable) Counters() (map[string]uint64, error) { return nil, &native.ErrUnsupported{} }
 
 // logBuffer is a log that many write and the test reads.
 type logBuffer struct {

@@ -390,6 +390,7 @@ func (l *loop) writeCache(next statedir.Cache) error {
 	if err := l.dir.SaveCache(next); err != nil {
 		return err
 	}
+	next.Peers = slices.Clone(next.Peers) // they are changed in place
 	l.lease.cached, l.lease.cachedAt = next, l.clock.Uptime()
 	return nil
 }

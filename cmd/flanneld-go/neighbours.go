@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -118,6 +119,9 @@ func (l *loop) firewallPeers(ctx context.Context) ([]native.Peer, error) {
 			peer.MAC[f] = macs[a]
 		}
 		peers = append(peers, peer)
+	}
+	if len(l.path.former) > 0 { // in the order in which changes can be followed
+		slices.SortStableFunc(peers, func(a, b native.Peer) int { return a.Subnet.Compare(b.Subnet) })
 	}
 	return peers, err
 }

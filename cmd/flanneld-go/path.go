@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -24,11 +25,15 @@ type pathState struct {
 	// has to change, for the same own subnet and peers, somebody else undid.
 	steady bool
 	// heard are the topics of the events that this Apply answers.
-	heard   kernel.Topic
-	own     subnet.Subnet
+	heard kernel.Topic
+	own   subnet.Subnet
+	// peers, sorted by subnet, are the loop's alone: it changes them in place.
 	peers   []subnet.Lease
 	former  formerPeers
 	refused []refusal
+	// failed are the peers without a path, with the reasons.
+	failed map[subnet.Subnet]error
+	follow followState
 	// bad are the keys that are no leases.
 	bad []subnet.BadKey
 	// clashes are the addresses that several owners publish.
@@ -49,7 +54,10 @@ const dataPathProof = 2 * time.Second
 // apply makes the kernel hold our device and the paths to all peers. Failures
 // of single peers are a problem of their own and do not end the round.
 func (l *loop) apply(ctx context.Context) error {
-	me := self{l.node, l.attrs.PublicIP, l.lease.own.Subnet}
+	if l.stillApplied() {
+		return nil
+	}
+	me := l.self()
 	peers, refused := selectPeers(l.config.current, me, l.snap.Leases())
 	now := l.clock.Uptime()
 	if same := slices.Equal(peers, l.path.peers); !same || l.path.own != l.lease.own.Subnet {
@@ -58,6 +66,7 @@ func (l *loop) apply(ctx context.Context) error {
 	}
 	l.path.own = l.lease.own.Subnet
 	l.path.peers, l.path.refused, l.path.bad = peers, refused, l.snap.Bad
+	l.path.follow.end()
 	l.keepDescriptors(ctx, l.backend)
 	l.path.heard = kernel.Topic(l.heard.Swap(0)) //nolint:gosec // it was one
 	err := l.backend.Apply(ctx, backend.Desired{
@@ -66,16 +75,31 @@ func (l *loop) apply(ctx context.Context) error {
 	})
 	l.keepDescriptors(ctx, l.backend)
 	failed, rest := splitPeerErrors(err)
+	l.path.failed = failed
 	l.blameDocker(failed)
 	l.path.steady = err == nil
-	l.board.Update(func(s *status.Status) { s.Peers = peerList(l.path.peers, l.path.refused, failed) })
+	l.showPeers()
 	l.reportPeers(failed)
 	if rest != nil {
 		return rest
 	}
 	l.path.applied = true
+	l.beginToFollow()
 	l.startDataPath(ctx, l.backend)
 	return nil
+}
+
+// self is what tells our own leases from those of peers.
+func (l *loop) self() self { return self{l.node, l.attrs.PublicIP, l.lease.own.Subnet} }
+
+// showPeers puts the peers on the board, and makes the list only for who asks.
+func (l *loop) showPeers() {
+	count := len(l.path.peers) + len(l.path.refused)
+	snap, cfg, me, failed := l.snap, l.config.current, l.self(), maps.Clone(l.path.failed)
+	l.board.UpdatePeers(count, func() []status.Peer {
+		peers, refused := selectPeers(cfg, me, snap.Leases())
+		return peerList(peers, refused, failed)
+	})
 }
 
 // reportPeers keeps the problem of peers without a path, and of keys that may

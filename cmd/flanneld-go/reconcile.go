@@ -137,7 +137,7 @@ func (l *loop) run(ctx context.Context) error {
 		return err
 	}
 	drift := l.firewall.Drift(ctx)
-	stages := l.stages()
+	w, stages := &wakes{events, drift}, l.stages()
 	for {
 		complete, err := l.round(ctx, stages)
 		if err != nil {
@@ -146,31 +146,54 @@ func (l *loop) run(ctx context.Context) error {
 		}
 		l.beat.set(l.clock.Now())
 		l.makePeace()
-		timer := l.clock.Timer(l.untilMove(l.untilCache(l.inGrace(l.pause(complete)))))
+		l.idle(ctx, w, l.untilMove(l.untilCache(l.inGrace(l.pause(complete)))))
+		if ctx.Err() != nil {
+			l.leave()
+			return nil
+		}
+	}
+}
+
+// wakes are what others say; one that is closed is nil.
+type wakes struct {
+	events <-chan kernel.Event
+	drift  <-chan struct{}
+}
+
+// idle waits until a round is due. Meanwhile it follows changes that are of peers and
+// nothing else.
+func (l *loop) idle(ctx context.Context, w *wakes, pause time.Duration) {
+	due := l.clock.Uptime() + pause
+	for {
+		timer := l.clock.Timer(l.path.follow.until(due) - l.clock.Uptime())
+		again := false
 		// News is worth a try at once, and ends the patience with what failed.
 		select {
 		case <-ctx.Done():
 		case <-l.snap.Changed():
+			again = l.follow(ctx)
 			l.retry = retryMin
 		case <-l.lease.changed():
 			l.retry = retryMin
 		case <-timer.C:
-		case _, ok := <-events:
+		case _, ok := <-w.events:
 			if !ok {
-				events = nil
+				w.events, again = nil, true
 				break
 			}
 			l.move.stale = true
-			l.drain(ctx, events)
-		case _, ok := <-drift:
+			l.path.follow.end()
+			l.drain(ctx, w.events)
+		case _, ok := <-w.drift:
 			if !ok {
-				drift = nil
+				w.drift, again = nil, true
+				break
 			}
+			again = l.firewall.Undisturbed(ctx)
 		}
 		timer.Stop()
-		if ctx.Err() != nil {
-			l.leave()
-			return nil
+		if !again || ctx.Err() != nil {
+			return
 		}
 	}
 }
@@ -213,6 +236,7 @@ func (l *loop) pause(complete bool) time.Duration {
 // ends the process.
 func (l *loop) round(ctx context.Context, stages []stage) (complete bool, _ error) {
 	began := l.clock.Uptime()
+	defer func() { l.path.follow.rounded(began, l.clock.Uptime()) }()
 	complete, ready, broken := true, true, false
 	for _, s := range stages {
 		err := s.run(ctx)
@@ -230,6 +254,7 @@ func (l *loop) round(ctx context.Context, stages []stage) (complete bool, _ erro
 		complete = false
 		ready = ready && s.weight == minor
 		if broken = s.weight == vital; broken {
+			l.path.follow.end()
 			break
 		}
 	}

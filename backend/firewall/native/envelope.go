@@ -105,8 +105,7 @@ func digit(f subnet.Family) string { return [...]string{"4", "6"}[f] }
 // by the first rule. One from outside of the network is dropped, and counted as
 // such, when it comes out of the tunnel.
 func (c *compiler) judge(g subnet.Family) {
-	from := source(g)
-	from.base, from.offset = transport, from.offset+c.start()
+	from := c.innerSource(g)
 	sets := c.senderSets(g, from)
 	c.out.sets = append(c.out.sets, sets...)
 	d := c.draft(innerName(g), hook{})
@@ -120,6 +119,13 @@ func (c *compiler) judge(g subnet.Family) {
 	d.say("", dropAs(PeerSource), from.in(c.Networks[g]))
 	d.say("cut short", dropAs(NotOverlay))
 	d.done()
+}
+
+// innerSource is where the inner packet has its source address.
+func (c *compiler) innerSource(g subnet.Family) field {
+	from := source(g)
+	from.base, from.offset = transport, from.offset+c.start()
+	return from
 }
 
 // senderName differs between encapsulations: a set's typeof, which says where the

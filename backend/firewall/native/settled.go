@@ -4,23 +4,27 @@ import (
 	"reflect"
 	"slices"
 	"time"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 // settled is what was found to be in place, and in which generation.
 type settled struct {
 	generation Generation
 	want       Desired
+	// names are those of the sets of senders, which rules refer to.
+	names subnet.ByFamily[[]string]
 	// read is when; zero, which is long ago, for never.
 	read time.Time
 }
 
 // settle remembers a round that found nothing to do. What is wanted is copied: it
 // is the caller's.
-func settle(g Generation, want Desired) settled {
+func settle(g Generation, want Desired, names subnet.ByFamily[[]string]) settled {
 	want.Tunnel.Devices = slices.Clone(want.Tunnel.Devices)
 	want.Segments = slices.Clone(want.Segments)
 	want.Peers = slices.Clone(want.Peers)
-	return settled{g, want, time.Now()}
+	return settled{g, want, names, time.Now()}
 }
 
 // still reports whether the same is wanted, and still in place.

@@ -81,7 +81,7 @@ func TestReadsWhenNeeded(t *testing.T) {
 func TestDesiredEqual(t *testing.T) {
 	base := dual()
 	for name, changed := range variations(reflect.ValueOf(&base).Elem(), "") {
-		old := settle(Generation{1, 1}, base)
+		old := settle(Generation{1, 1}, base, subnet.ByFamily[[]string]{})
 		if !old.still(Generation{1, 1}, base) {
 			t.Fatalf("before %s: not equal to itself", name)
 		}

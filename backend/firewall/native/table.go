@@ -87,6 +87,7 @@ func (t *Table) once(ctx context.Context, d Desired) error {
 		return nil
 	}
 	var changes subnet.ByFamily[change]
+	var names subnet.ByFamily[[]string]
 	operations := 0
 	for _, f := range subnet.Families() {
 		if t.lost.has(f, FeatureTables) {
@@ -100,13 +101,16 @@ func (t *Table) once(ctx context.Context, d Desired) error {
 		if err != nil {
 			return err
 		}
+		for _, s := range want.sets {
+			names[f] = append(names[f], s.name)
+		}
 		changes[f] = diff(have, want)
 		operations += changes[f].operations()
 	}
 	if operations == 0 {
 		t.last = settled{}
 		if unknown == nil {
-			t.last = settle(generation, d)
+			t.last = settle(generation, d, names)
 		}
 		return nil
 	}

@@ -51,6 +51,8 @@ type Status struct {
 	Lease    Lease     `json:"lease"`
 	Backend  Backend   `json:"backend"`
 	Peers    []Peer    `json:"peers"`
+	// PeerCount is how many there are, also where they are not listed.
+	PeerCount int `json:"-"`
 	// BadKeys are the keys in etcd that are no leases.
 	BadKeys []BadKey `json:"bad_keys,omitempty"`
 	// SharedAddresses are those that leases of several owners publish.
@@ -253,6 +255,8 @@ type Board struct {
 	status   Status
 	problems map[string]Problem
 	changed  chan struct{}
+	// list makes the peers; nil: they are made.
+	list func() []Peer
 }
 
 // NewBoard returns a board in StateStarting.
@@ -268,6 +272,15 @@ func (b *Board) Update(f func(*Status)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f(&b.status)
+	b.notify()
+}
+
+// UpdatePeers changes how many peers there are, and which: list makes them, in any
+// goroutine, if somebody asks before the next change.
+func (b *Board) UpdatePeers(count int, list func() []Peer) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.status.Peers, b.status.PeerCount, b.list = nil, count, list
 	b.notify()
 }
 
@@ -302,6 +315,20 @@ func (b *Board) Changed() <-chan struct{} { return b.changed }
 func (b *Board) Snapshot() Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.list != nil {
+		b.status.Peers, b.list = b.list(), nil
+	}
+	return b.snapshot()
+}
+
+// Glance is Snapshot, but for the list of peers.
+func (b *Board) Glance() Status {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.snapshot()
+}
+
+func (b *Board) snapshot() Status {
 	s := b.status
 	s.Problems = slices.SortedFunc(maps.Values(b.problems), func(x, y Problem) int {
 		if c := x.Since.Compare(y.Since); c != 0 {
@@ -328,7 +355,7 @@ func (b *Board) notify() {
 func (s Status) Line() string {
 	var parts []string
 	if s.Lease.Subnet != "" {
-		parts = append(parts, fmt.Sprintf("%s %s by %s, %d peers", s.State, s.Lease.Subnet, s.Backend.Type, len(s.Peers)))
+		parts = append(parts, fmt.Sprintf("%s %s by %s, %d peers", s.State, s.Lease.Subnet, s.Backend.Type, max(s.PeerCount, len(s.Peers))))
 	} else {
 		parts = append(parts, string(s.State))
 	}
