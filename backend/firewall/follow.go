@@ -41,6 +41,9 @@ func (f *Firewall) Undisturbed(ctx context.Context) bool {
 		return false
 	}
 	for v, r := range f.known {
+		if f.clean[v.Family] {
+			continue // Nothing of ours is there, nor wanted.
+		}
 		if stamp, err := f.tools.Stamp(ctx, v); err != nil || stamp != r.stamp {
 			return false
 		}

@@ -120,6 +120,12 @@ func (t *Table) once(ctx context.Context, d Desired) error {
 	level := slog.LevelInfo
 	if !slices.ContainsFunc(changes[:], change.structural) {
 		level = slog.LevelDebug // peers, and more often their MACs, come and go
+		// Keys are listed as they were told; rules may not be, so that those are
+		// read again.
+		t.last = settled{}
+		if now, err := t.door.generation(); unknown == nil && err == nil && now == generation.next() {
+			t.last = settle(now, d, names)
+		}
 	}
 	t.log.Log(ctx, level, "nftables changed", "table", TableName, "operations", operations)
 	return nil

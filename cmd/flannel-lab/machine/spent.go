@@ -26,14 +26,14 @@ func machineTime(stat string) (time.Duration, error) {
 	return sumTicks(fields[1], fields[2], fields[3], fields[6], fields[7])
 }
 
-// processTime is how long a process and its threads have been busy, from
-// /proc/PID/stat. The program's name, in parentheses, may contain anything.
+// processTime is how long a process and its threads have been busy, with the programs
+// that it ran and that have ended, from /proc/PID/stat. The program's name, in parentheses, may contain anything.
 func processTime(stat string) (time.Duration, error) {
 	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 13 {
+	if len(fields) < 15 {
 		return 0, fmt.Errorf("read /proc/PID/stat: %q: %w", stat, errProc)
 	}
-	return sumTicks(fields[11], fields[12])
+	return sumTicks(fields[11], fields[12], fields[13], fields[14])
 }
 
 func sumTicks(fields ...string) (time.Duration, error) {
@@ -72,7 +72,8 @@ func Spent() (time.Duration, error) {
 	return machineTime(string(stat))
 }
 
-// ProcessSpent is how long a process and its threads have been busy.
+// ProcessSpent is how long a process and its threads have been busy, with the programs
+// that it ran and that have ended.
 func ProcessSpent(pid int) (time.Duration, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
