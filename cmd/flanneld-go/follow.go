@@ -140,7 +140,7 @@ func (l *loop) follow(ctx context.Context) bool {
 		return false
 	}
 	l.beat.set(l.clock.Now())
-	if f.due == 0 {
+	if f.due == 0 && len(all) > 0 {
 		f.due = max(l.clock.Uptime()+roundSoon, f.ended+roundShare*f.took)
 	}
 	return true

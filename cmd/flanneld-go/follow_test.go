@@ -1,0 +1,196 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+	"github.com/flanneld-go/flanneld-go/subnet"
+)
+
+// followingTable is a table that follows, and remembers what.
+type followingTable struct {
+	mu          sync.Mutex
+	gone, fresh []string
+	applied     int
+}
+
+func (f *followingTable) Apply(context.Context, native.Desired) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.applied++
+	return nil
+}
+
+func (f *followingTable) Follow(_ context.Context, gone, fresh []native.Peer) (native.Step, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, p := range gone {
+		f.gone = append(f.gone, p.Subnet.String())
+	}
+	for _, p := range fresh {
+		f.fresh = append(f.fresh, p.Subnet.String())
+	}
+	return native.Step{}, nil
+}
+
+func (*followingTable) Undisturbed() bool                    { return true }
+func (*followingTable) Cleanup(context.Context) error        { return nil }
+func (*followingTable) Counters() (map[string]uint64, error) { return map[string]uint64{}, nil }
+
+func (f *followingTable) told() (gone, fresh []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.gone), slices.Clone(f.fresh)
+}
+
+// followingHost is a host that has been ready for a while.
+func followingHost(t *testing.T, table *followingTable) *testHost {
+	t.Helper()
+	h := newHost(t)
+	h.table = table
+	h.data.OverwriteConfig(networkConfig)
+	h.start()
+	h.ready()
+	h.peer("10.5.100.0-24", "198.18.0.100")
+	time.Sleep(12 * time.Second)
+	synctest.Wait()
+	return h
+}
+
+// A peer that comes, moves and goes is followed without a round; one comes soon after.
+func TestPeersAreFollowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := &followingTable{}
+		h := followingHost(t, table)
+		defer h.stop()
+		goneBefore, freshBefore := table.told()
+		step := func(what string, change func(), routes int) {
+			t.Helper()
+			runs := h.board.Snapshot().Sync.Runs
+			change()
+			synctest.Wait()
+			s := h.board.Snapshot()
+			if n := len(h.routes()); n != routes || len(s.Peers) != routes || s.PeerCount != routes {
+				t.Errorf("%s: %d routes, %d peers in the status, want %d: %v", what, n, len(s.Peers), routes, h.routes())
+			}
+			if s.Sync.Runs != runs {
+				t.Errorf("%s: %d rounds before, %d after", what, runs, s.Sync.Runs)
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+			// The firewall is tried again and again: this machine has none.
+			if got := h.board.Snapshot().Sync.Runs; got == runs {
+				t.Errorf("%s: no round in the second after", what)
+			}
+			time.Sleep(11 * time.Second) // between two rounds that come by themselves
+			synctest.Wait()
+		}
+		step("one joins", func() { h.peer("10.5.200.0-24", "198.18.0.2") }, 2)
+		step("one moves", func() { h.peer("10.5.200.0-24", "198.18.0.3") }, 2)
+		if !slices.ContainsFunc(h.routes(), func(r string) bool { return r == "10.5.200.0/24 via 198.18.0.3" }) {
+			t.Errorf("routes %v, want one by the new address", h.routes())
+		}
+		cache, err := statedir.Dir(h.opts.stateDir).LoadCache()
+		if err != nil || len(cache.Peers) != 2 {
+			t.Errorf("cache %+v, %v", cache.Peers, err)
+		}
+		h.data.DeleteKey("10.5.200.0-24")
+		h.eventually(soon+2*time.Second, "one leaves", func() bool { return len(h.routes()) == 1 })
+		gone, fresh := table.told()
+		if diff := cmp.Diff([]string{"10.5.200.0/24", "10.5.200.0/24"}, gone[len(goneBefore):]); diff != "" {
+			t.Errorf("gone (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff([]string{"10.5.200.0/24", "10.5.200.0/24"}, fresh[len(freshBefore):]); diff != "" {
+			t.Errorf("fresh (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// What means more than a path is a round's.
+func TestNotFollowed(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(h *testHost)
+		want   func(h *testHost) bool
+	}{
+		"a subnet that overlaps a peer's": {
+			func(h *testHost) { h.peer("10.5.100.128-25", "198.18.0.2") },
+			func(h *testHost) bool { return h.problem(status.ComponentPeers).Message != "" && len(h.routes()) == 1 },
+		},
+		"an address that two publish": {
+			func(h *testHost) {
+				h.owned("10.5.201.0-24", "198.18.0.7", "a")
+				h.owned("10.5.202.0-24", "198.18.0.7", "b")
+			},
+			func(h *testHost) bool { return len(h.board.Snapshot().SharedAddresses) == 1 && len(h.routes()) == 3 },
+		},
+		"a key that is no lease": {
+			func(h *testHost) { h.put("10.5.203.0-24", "{") },
+			func(h *testHost) bool { return len(h.board.Snapshot().BadKeys) == 1 },
+		},
+		"a peer on another segment": {
+			func(h *testHost) { h.peer("10.5.204.0-24", "203.0.113.1") },
+			func(h *testHost) bool { return h.problem(status.ComponentPeers).Message != "" && len(h.routes()) == 1 },
+		},
+		"somebody else's route": {
+			func(h *testHost) {
+				list, err := h.kernel.Routes().List(h.t.Context())
+				if err != nil {
+					h.t.Fatal(err)
+				}
+				mine := slices.DeleteFunc(slices.Clone(list), func(r kernel.Route) bool { return r.Protocol != kernel.Protocol })
+				if err := h.kernel.Routes().Delete(h.t.Context(), mine); err != nil {
+					h.t.Fatal(err)
+				}
+				h.peer("10.5.205.0-24", "198.18.0.5")
+			},
+			func(h *testHost) bool { return len(h.routes()) == 2 },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := followingHost(t, &followingTable{})
+				defer h.stop()
+				runs := h.board.Snapshot().Sync.Runs
+				tc.change(h)
+				h.eventually(soon, name, func() bool { return tc.want(h) })
+				if h.board.Snapshot().Sync.Runs == runs {
+					t.Error("no round was made")
+				}
+			})
+		})
+	}
+}
+
+func TestReplacePeers(t *testing.T) {
+	named := func(key, ip string) subnet.Lease {
+		s, err := subnet.ParseSubnet(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return subnet.Lease{Subnet: s, Attrs: subnet.Attrs{Instance: ip}}
+	}
+	peers := []subnet.Lease{named("10.5.1.0-24", "a"), named("10.5.3.0-24", "b"), named("10.5.5.0-24", "c")}
+	got := replacePeers(peers, backend.Change{
+		Old: []subnet.Lease{named("10.5.1.0-24", "a"), named("10.5.3.0-24", "b"), named("10.5.9.0-24", "x")},
+		New: []subnet.Lease{named("10.5.3.0-24", "d"), named("10.5.4.0-24", "e"), named("10.5.0.0-24", "f")},
+	})
+	var text []string
+	for _, p := range got {
+		text = append(text, p.Subnet.String()+" "+p.Attrs.Instance)
+	}
+	want := []string{"10.5.0.0/24 f", "10.5.3.0/24 d", "10.5.4.0/24 e", "10.5.5.0/24 c"}
+	if diff := cmp.Diff(want, text); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
