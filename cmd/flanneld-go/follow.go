@@ -96,7 +96,7 @@ func (f *followState) count(lease subnet.Lease, more int) {
 func (l *loop) stillApplied() bool {
 	f := &l.path.follow
 	_, follows := l.backend.(backend.Follower)
-	return follows && f.snap == l.snap && reflect.DeepEqual(f.uplink, l.uplink) && l.path.own == l.lease.own.Subnet && len(l.path.failed) == 0 &&
+	return follows && f.snap == l.snap && reflect.DeepEqual(f.uplink, l.uplink) && l.path.own == l.lease.own.Subnet && len(l.path.failed) == 0 && !l.moving() &&
 		f.due != 0 && l.clock.Uptime()-f.checked < resyncEvery
 }
 
@@ -105,7 +105,7 @@ func (l *loop) stillApplied() bool {
 func (l *loop) follow(ctx context.Context) bool {
 	f, next := &l.path.follow, l.view.Snapshot()
 	follower, ok := l.backend.(backend.Follower)
-	if !ok || f.snap == nil || f.snap != l.snap || !alike(l.snap, next) || l.path.own != l.lease.own.Subnet || closed(l.lease.changed()) {
+	if !ok || f.snap == nil || f.snap != l.snap || !alike(l.snap, next) || l.path.own != l.lease.own.Subnet || closed(l.lease.changed()) || l.moving() {
 		return false
 	}
 	all := next.Differences(l.snap)
@@ -144,6 +144,11 @@ func (l *loop) follow(ctx context.Context) bool {
 		f.due = max(l.clock.Uptime()+roundSoon, f.ended+roundShare*f.took)
 	}
 	return true
+}
+
+// moving reports whether this host has more addresses than its uplink's, for a while.
+func (l *loop) moving() bool {
+	return l.move.also(l.clock.Uptime()) != subnet.ByFamily[netip.Addr]{}
 }
 
 // alike reports whether two snapshots can differ in nothing but leases.

@@ -108,7 +108,8 @@ func TestPeersAreFollowed(t *testing.T) {
 		h.data.DeleteKey("10.5.200.0-24")
 		h.eventually(soon+2*time.Second, "one leaves", func() bool { return len(h.routes()) == 1 })
 		gone, fresh := table.told()
-		if diff := cmp.Diff([]string{"10.5.200.0/24", "10.5.200.0/24"}, gone[len(goneBefore):]); diff != "" {
+		// From where it was before it moved, a peer may send for a while.
+		if diff := cmp.Diff([]string{"10.5.200.0/24"}, gone[len(goneBefore):]); diff != "" {
 			t.Errorf("gone (-want +got):\n%s", diff)
 		}
 		if diff := cmp.Diff([]string{"10.5.200.0/24", "10.5.200.0/24"}, fresh[len(freshBefore):]); diff != "" {

@@ -78,7 +78,7 @@ func TestFollow(t *testing.T) {
 	if want, err = compile(d, subnet.IPv4, lacks{}); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(find(want.sets, set.id, senderName(subnet.IPv4, 24)).keys, find(have.sets, set.id, senderName(subnet.IPv4, 24)).keys); diff != "" {
+	if diff := cmp.Diff(find(want.sets, set.id, senderName(d.Tunnel.Encapsulation, subnet.IPv4, 24)).keys, find(have.sets, set.id, senderName(d.Tunnel.Encapsulation, subnet.IPv4, 24)).keys); diff != "" {
 		t.Errorf("keys (-want +got):\n%s", diff)
 	}
 }
