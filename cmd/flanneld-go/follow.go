@@ -146,9 +146,9 @@ func (l *loop) follow(ctx context.Context) bool {
 	return true
 }
 
-// moving reports whether this host has more addresses than its uplink's, for a while.
+// moving reports whether this host has another uplink besides, for a while.
 func (l *loop) moving() bool {
-	return l.move.also(l.clock.Uptime()) != subnet.ByFamily[netip.Addr]{}
+	return l.move.also(l.clock.Uptime()).Link.Index != 0
 }
 
 // alike reports whether two snapshots can differ in nothing but leases.
