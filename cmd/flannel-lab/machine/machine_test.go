@@ -12,7 +12,7 @@ func TestProc(t *testing.T) {
 		t.Errorf("machine: got %s, %v", got, err)
 	}
 	const process = "42 (a (b) c d) S 1 42 42 0 -1 4194304 9 9 9 9 150 50 7 7 20 0 9 0 1 1 1\n"
-	if got, err := processTime(process); err != nil || got != 2*time.Second {
+	if got, err := processTime(process); err != nil || got != 2140*time.Millisecond {
 		t.Errorf("process: got %s, %v", got, err)
 	}
 	if got, err := peakMemory("Name:\tx\nVmHWM:\t   2048 kB\nVmRSS:\t 1 kB\n"); err != nil || got != 2<<20 {
