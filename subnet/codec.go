@@ -189,35 +189,47 @@ func showPublicIP(addrs ByFamily[netip.Addr]) (v4, v6 *string) {
 // ignored. An address that cannot be read is an error, and so is a value
 // without any address and owner: it would belong to nobody.
 func (a *Attrs) UnmarshalJSON(b []byte) error {
+	out, usual := scanAttrs(b)
+	if !usual {
+		var err error
+		if out, err = decodeAttrs(b); err != nil {
+			return err
+		}
+	}
+	*a = out
+	return nil
+}
+
+// decodeAttrs decodes a value in whatever form it has.
+func decodeAttrs(b []byte) (Attrs, error) {
 	var w wireAttrs
 	err := json.Unmarshal(b, &w)
 	if errors.As(err, new(*json.SyntaxError)) {
-		return err // as who is called by json.Unmarshal never sees it
+		return Attrs{}, err // as who is called by json.Unmarshal never sees it
 	}
 	if err != nil {
-		return fmt.Errorf("decode lease: %w", err)
+		return Attrs{}, fmt.Errorf("decode lease: %w", err)
 	}
 	out := Attrs{BackendType: w.BackendType, Owner: w.Owner, Instance: w.Instance}
 	if out.PublicIP, err = parsePublicIPs(w.PublicIP, w.PublicIPv6); err != nil {
-		return fmt.Errorf("decode lease: %w", err)
+		return Attrs{}, fmt.Errorf("decode lease: %w", err)
 	}
 	data := [...]RawJSON{IPv4: w.BackendData, IPv6: w.BackendV6Data}
 	for _, f := range Families() {
 		if out.BackendData[f], err = compact(data[f]); err != nil {
-			return fmt.Errorf("decode lease: %w", err)
+			return Attrs{}, fmt.Errorf("decode lease: %w", err)
 		}
 	}
 	if c := w.Challenge; c != nil {
 		out.Challenge.Instance = c.Instance
 		if out.Challenge.PublicIP, err = parsePublicIPs(c.PublicIP, c.PublicIPv6); err != nil {
-			return fmt.Errorf("decode lease: Challenge: %w", err)
+			return Attrs{}, fmt.Errorf("decode lease: Challenge: %w", err)
 		}
 	}
 	if out.PublicIP == (ByFamily[netip.Addr]{}) && out.Owner == "" {
-		return errors.New("decode lease: has neither PublicIP nor Owner")
+		return Attrs{}, errors.New("decode lease: has neither PublicIP nor Owner")
 	}
-	*a = out
-	return nil
+	return out, nil
 }
 
 // canonical is a as it reads after a round through the store, so that what is
