@@ -121,28 +121,55 @@ func compareAddrs(a, b ByFamily[netip.Addr]) (compared, equal int) {
 // without an owner, which flannel wrote, belong to whoever has the address.
 func SamePublicIP(leases []Lease) [][]Lease {
 	byAddr := map[netip.Addr][]Lease{}
+	for _, a := range sharedAddrs(leases) {
+		byAddr[a] = nil
+	}
+	if len(byAddr) == 0 {
+		return nil
+	}
 	for _, l := range leases {
 		if l.Attrs.Owner == "" {
 			continue
 		}
 		for _, a := range l.Attrs.PublicIP {
-			if a.IsValid() {
-				byAddr[a] = append(byAddr[a], l)
+			if group, shared := byAddr[a]; shared {
+				byAddr[a] = append(group, l)
 			}
 		}
 	}
 	var groups [][]Lease
 	for _, group := range byAddr {
-		another := func(l Lease) bool { return l.Attrs.Owner != group[0].Attrs.Owner }
-		if !slices.ContainsFunc(group, another) {
-			continue
-		}
 		slices.SortFunc(group, bySubnet)
 		groups = append(groups, group)
 	}
 	slices.SortFunc(groups, func(a, b []Lease) int { return slices.CompareFunc(a, b, bySubnet) })
 	// Two hosts may share an address of either family.
 	return slices.CompactFunc(groups, slices.Equal)
+}
+
+// sharedAddrs returns the addresses that several owners publish, some repeatedly. As a
+// rule there is none, and of each address only an owner is kept.
+func sharedAddrs(leases []Lease) []netip.Addr {
+	var shared []netip.Addr
+	owners := make(map[netip.Addr]NodeID, len(leases))
+	for i := range leases {
+		attrs := &leases[i].Attrs
+		if attrs.Owner == "" {
+			continue
+		}
+		for _, a := range attrs.PublicIP {
+			if !a.IsValid() {
+				continue
+			}
+			owner, taken := owners[a]
+			if !taken {
+				owners[a] = attrs.Owner
+			} else if owner != attrs.Owner {
+				shared = append(shared, a)
+			}
+		}
+	}
+	return shared
 }
 
 func bySubnet(a, b Lease) int { return a.Subnet.Compare(b.Subnet) }

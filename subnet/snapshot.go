@@ -80,13 +80,22 @@ func (s *Snapshot) Stored(x Subnet) (Lease, bool) {
 // World is what the store held at the snapshot's revision, as a Load would have
 // read it. It may be the past, which a write that rests upon it finds out.
 func (s *Snapshot) World() World {
-	w := World{Identity: s.Identity, Revision: s.Revision, Config: s.Config, Bad: s.Bad}
+	// Keys are written once, and not for each comparison; what is sorted is small.
+	type keyed struct {
+		key string
+		*entry
+	}
+	all := make([]keyed, 0, s.list.len)
 	for e := range s.list.all() {
 		if e.stored() {
-			w.Leases = append(w.Leases, e.lease)
+			all = append(all, keyed{e.lease.Subnet.Key(), e})
 		}
 	}
-	slices.SortFunc(w.Leases, func(a, b Lease) int { return cmp.Compare(a.Subnet.Key(), b.Subnet.Key()) })
+	slices.SortFunc(all, func(a, b keyed) int { return cmp.Compare(a.key, b.key) })
+	w := World{Identity: s.Identity, Revision: s.Revision, Config: s.Config, Bad: s.Bad, Leases: make([]Lease, len(all))}
+	for i, e := range all {
+		w.Leases[i] = e.lease
+	}
 	return w
 }
 

@@ -131,6 +131,7 @@ func NewView(o ViewOptions) *View {
 			s.Err = errCached
 		}
 	}
+	v.o.World, v.o.Former = World{}, World{} // they are in p, and a view lives long
 	v.current.Store(s)
 	return v
 }

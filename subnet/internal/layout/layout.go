@@ -45,7 +45,9 @@ type Content struct {
 // Read sorts kvs by key and makes leases of them, and bad keys of the rest.
 func Read(kvs []KV) Content {
 	slices.SortFunc(kvs, func(a, b KV) int { return strings.Compare(a.Key, b.Key) })
-	var c Content
+	// Nearly all of them are leases: of a page that grew as they come half would be
+	// garbage.
+	c := Content{Leases: make([]subnet.Lease, 0, len(kvs))}
 	for _, kv := range kvs {
 		l, err := kv.lease()
 		if err != nil {
