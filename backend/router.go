@@ -103,7 +103,7 @@ func (r *Router) Step(ctx context.Context, plan RoutePlan) (reconcile.Step, erro
 		r.blocked = blocked
 	}
 
-	desired := r.desired[:0]
+	desired := slices.Grow(r.desired[:0], len(plan.Routes)+1)
 	var errs []error
 	for _, route := range plan.Routes {
 		if why := blocked(route.Dst); why != nil {

@@ -93,16 +93,18 @@ func (d Desired) firewalld(lacksNAT subnet.ByFamily[bool]) firewalld.Desired {
 		if lacksNAT[family] && d.Networks[family].IsValid() {
 			out.Interfaces = d.interfaces()
 		}
-		out.Peers = append(out.Peers, peersOf(d.addresses(), family)...)
+		out.Peers = append(out.Peers, peersOf(d.addresses(family), family)...)
 	}
 	return out
 }
 
-// addresses are what peers send from.
-func (d Desired) addresses() []netip.Addr {
-	var out []netip.Addr
-	for _, p := range d.Peers {
-		out = append(out, p.PublicIP[:]...)
+// addresses are what peers send from in one family.
+func (d Desired) addresses(f subnet.Family) []netip.Addr {
+	out := make([]netip.Addr, 0, len(d.Peers))
+	for i := range d.Peers {
+		if a := d.Peers[i].PublicIP[f]; a.IsValid() {
+			out = append(out, a)
+		}
 	}
 	return out
 }
@@ -193,7 +195,7 @@ func compile(d Desired, f subnet.Family, does share) []tableSpec {
 			nat.addNAT(translations(d, network, own, d.RandomFully && does.randomFully))
 		}
 	}
-	filter.addInput(d.Tunnel.Port, peersOf(d.addresses(), f))
+	filter.addInput(d.Tunnel.Port, peersOf(d.addresses(f), f))
 	return []tableSpec{raw, filter, nat}
 }
 

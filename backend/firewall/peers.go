@@ -19,7 +19,7 @@ const nibble = 4
 // peersOf returns the addresses of one family as the shortest list of prefixes
 // that covers exactly them, in order.
 func peersOf(addrs []netip.Addr, f subnet.Family) []netip.Prefix {
-	var own []netip.Addr
+	own := make([]netip.Addr, 0, len(addrs))
 	for _, a := range addrs {
 		if a.IsValid() && subnet.FamilyOf(a) == f {
 			own = append(own, a.Unmap().WithZone(""))

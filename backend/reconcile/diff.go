@@ -1,5 +1,7 @@
 package reconcile
 
+import "slices"
+
 // Plan is the difference between what should be and what is.
 type Plan[E any] struct {
 	// Put are the entries that are missing or have another value, in the
@@ -38,6 +40,9 @@ const (
 	skipped               // stands in desired already, or in conflict
 )
 
+// wanting reports whether an entry has to be put.
+func (s found) wanting() bool { return s == missing || s == changed || s == repeated }
+
 // Diff plans how actual becomes desired, in time linear in both. It changes
 // neither, and a nil owned claims every entry. The plan is valid until the next
 // call.
@@ -53,8 +58,15 @@ func (d *Differ[E, K]) Diff(desired, actual []E, owned func(E) bool) Plan[E] {
 			d.state[i] = next(d.state[i], a == desired[i])
 		}
 	}
+	put := 0
+	for _, s := range d.state {
+		if s.wanting() {
+			put++
+		}
+	}
+	d.plan.Put = slices.Grow(d.plan.Put, put)
 	for i, e := range desired {
-		if s := d.state[i]; s == missing || s == changed || s == repeated {
+		if d.state[i].wanting() {
 			d.plan.Put = append(d.plan.Put, e)
 		}
 	}

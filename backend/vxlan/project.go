@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
@@ -56,6 +57,7 @@ func (p *projection) project(devices subnet.ByFamily[device], d backend.Desired)
 	p.uplink = d.Uplink
 	var errs []error
 	for _, f := range p.params.Families() {
+		p.grow(f, devices[f], len(peers))
 		for i := range peers {
 			if !peers[i].Subnet[f].IsValid() {
 				continue
@@ -76,10 +78,19 @@ func (e *entries) clear() {
 	e.routes = e.routes[:0]
 }
 
+// grow makes room for as many peers' entries at once: buffers that double as they fill
+// leave as much garbage as they hold.
+func (e *entries) grow(f subnet.Family, dev device, peers int) {
+	e.routes = slices.Grow(e.routes, peers)
+	if dev.index != 0 {
+		e.fdb[f], e.neighbours[f] = slices.Grow(e.fdb[f], peers), slices.Grow(e.neighbours[f], peers)
+	}
+}
+
 // reset empties the buffers, and the MACs once most of them are of the past.
 func (p *projection) reset(peers int) {
 	const spare = 1024
-	p.entries.clear()
+	p.clear()
 	p.clash = false
 	if p.vteps == nil || len(p.vteps) > 4*peers+spare {
 		p.vteps = make(map[subnet.RawJSON]kernel.MAC, peers)
