@@ -3,6 +3,7 @@ package examples_test
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"go.etcd.io/etcd/server/v3/embed"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
@@ -554,18 +556,22 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	}
 }
 
-// A flag that a page names must exist in one of our commands.
+// A flag that a page names must exist in one of our commands, in etcd or in
+// iptables.
 func TestNamedFlagsExist(t *testing.T) {
-	exists := map[string]bool{"yes": true, "json": true, "help": true, "version": true}
+	exists := map[string]bool{"yes": true, "json": true, "help": true, "version": true, "random-fully": true}
+	etcd := flag.NewFlagSet("etcd", flag.ContinueOnError)
+	embed.NewConfig().AddFlags(etcd)
+	etcd.VisitAll(func(f *flag.Flag) { exists[f.Name] = true })
 	for _, folder := range []string{"cmd/flanneld-go", "cmd/flannelctl", "cmd/internal/cli"} {
 		for _, word := range constants(t, folder) {
 			exists[word] = true
 		}
 	}
-	flag := regexp.MustCompile("`--([a-z0-9_-]+)[^`]*`")
+	named := regexp.MustCompile("`--([a-z0-9_-]+)[^`]*`")
 	for _, page := range pages(t) {
-		for _, m := range flag.FindAllStringSubmatch(read(t, strings.TrimPrefix(page, root+"/")), -1) {
-			if !slices.Contains([]string{"client-cert-auth", "trusted-ca-file", "random-fully"}, m[1]) && !exists[m[1]] { // etcd's, iptables'
+		for _, m := range named.FindAllStringSubmatch(read(t, strings.TrimPrefix(page, root+"/")), -1) {
+			if !exists[m[1]] {
 				t.Errorf("%s: no command has --%s", page, m[1])
 			}
 		}
