@@ -70,7 +70,7 @@ func TestPing(t *testing.T) {
 	for name, command := range map[string]string{
 		"all routes":    "for r in $(ip route show proto 158 | cut -d' ' -f1); do ip route del $r; done",
 		"one route":     "ip route del 10.5.2.0/24",
-		"all nexthops":  "ip nexthop flush proto 158",
+		"all nexthops":  "ip nexthop flush",
 		"route changed": "ip route del 10.5.2.0/24 && ip route add 10.5.2.0/24 via 198.18.0.9 proto 158",
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -22,8 +22,14 @@ import (
 // knows whether it is the right one.
 //
 //	route A --\
-//	           >-- 2650800128 + hash: via 10.5.3.0 dev 4 onlink, protocol 158
+//	           >-- 2650800128 + hash: via 10.5.3.0 dev 4 onlink
 //	route B --/
+//
+// That number is also how an object is known to be ours. Its protocol is the
+// kernel's, not [Protocol]: when systemd-networkd starts it deletes all nexthop
+// objects of its links that it did not make, and the routes through them go along;
+// only those of the kernel it leaves, and no setting changes that before 256. The
+// kernel makes none by itself.
 //
 // The kernel deletes the routes through an object that is deleted. Which routes
 // refer to which object is therefore counted from complete dumps, and an object
@@ -42,6 +48,8 @@ const (
 	hopSpace = 1 << 24
 	// hopProbes is how many numbers are tried for one hop.
 	hopProbes = 16
+	// hopProtocol is the protocol of our objects.
+	hopProtocol = unix.RTPROT_KERNEL
 	// sizeofNhmsg is the fixed header of nexthop messages (struct nhmsg):
 	// family, scope, protocol, reserved, flags u32.
 	sizeofNhmsg = 8
@@ -61,6 +69,16 @@ func (h hop) id(probe int) int {
 	// In 32 bits: where an int has no more, the number wraps to a negative one
 	// and back on its way to the kernel.
 	return int(hopBase + (sum.Sum32()+uint32(probe))%hopSpace)
+}
+
+// names reports whether an object that holds h has the number for it that we give.
+func (h hop) names(id int) bool {
+	for probe := range hopProbes + 1 {
+		if h.id(probe) == id {
+			return true
+		}
+	}
+	return false
 }
 
 // hopOf is the hop of a route that can go through a nexthop object.
@@ -389,7 +407,7 @@ func (t *hopTable) sweep(ctx context.Context, c *conn) {
 func encodeHop(e *encoder, typ, flags uint16, id int, family byte) {
 	fixed := [sizeofNhmsg]byte{0: family}
 	if typ == unix.RTM_NEWNEXTHOP {
-		fixed[2] = Protocol
+		fixed[2] = hopProtocol
 	}
 	e.begin(typ, flags, fixed[:])
 	e.u32(unix.NHA_ID, id)
@@ -429,7 +447,6 @@ func parseHop(m message) (o object, ok bool, err error) {
 	if len(m.data) < sizeofNhmsg {
 		return o, false, fmt.Errorf("%w: short nexthop", errMalformed)
 	}
-	o.ours = m.data[2] == Protocol
 	o.onLink = u32(m.data[hopFlags:])&unix.RTNH_F_ONLINK != 0
 	err = eachAttr(m.data[sizeofNhmsg:], func(typ uint16, v []byte) {
 		switch typ {
@@ -441,5 +458,8 @@ func parseHop(m message) (o object, ok bool, err error) {
 			o.gateway = ip(v)
 		}
 	})
+	// Earlier versions gave theirs the protocol of routes.
+	protocol := m.data[2]
+	o.ours = protocol == Protocol || protocol == hopProtocol && o.names(o.id)
 	return o, err == nil, err
 }

@@ -85,7 +85,7 @@ func TestNexthopObjects(t *testing.T) {
 		t.Skipf("needs nexthop objects: %v", err)
 	}
 	put(t, ns.Routes(), via(l.Index, net3, gw3), via(l.Index, net4, gw3))
-	want := fmt.Sprintf("id %d via 10.5.3.0 dev flannel.1 scope link proto 158 onlink", kernel.HopID(gw3, l.Index, 0))
+	want := fmt.Sprintf("id %d via 10.5.3.0 dev flannel.1 scope link proto kernel onlink", kernel.HopID(gw3, l.Index, 0))
 	check := func(what string, want ...string) {
 		t.Helper()
 		got := nexthops(t, ns)
@@ -116,7 +116,7 @@ func TestNexthopNumberTaken(t *testing.T) {
 	l := vxlan(t, ns)
 	// Somebody else has our number, with another gateway; and at the next
 	// one the right gateway, but it is not ours to share.
-	ns.Run(t, "ip", "nexthop", "add", "id", fmt.Sprint(kernel.HopID(gw3, l.Index, 0)), "via", "10.9.9.9", "dev", "flannel.1", "onlink")
+	ns.Run(t, "ip", "nexthop", "add", "id", fmt.Sprint(kernel.HopID(gw3, l.Index, 0)), "via", "10.9.9.9", "dev", "flannel.1", "onlink", "protocol", "kernel")
 	ns.Run(t, "ip", "nexthop", "add", "id", fmt.Sprint(kernel.HopID(gw3, l.Index, 1)), "via", "10.5.3.0", "dev", "flannel.1", "onlink")
 	foreign := nexthops(t, ns)
 	r := via(l.Index, net3, gw3)
@@ -153,12 +153,25 @@ func TestNexthopNumberTaken(t *testing.T) {
 func TestNexthopOrphans(t *testing.T) {
 	ns := kerneltest.NetNS(t, kernel.Options{})
 	l := vxlan(t, ns)
-	orphan := []string{"ip", "nexthop", "add", "id", "2650800200", "via", "10.5.9.0", "dev", "flannel.1", "onlink", "protocol", "158"}
-	ns.Run(t, orphan[0], orphan[1:]...)
-	ns.Run(t, "ip", "nexthop", "add", "id", "7", "via", "10.5.9.0", "dev", "flannel.1", "onlink")
-	put(t, ns.Routes(), via(l.Index, net3, gw3))
-	if got := strings.Join(nexthops(t, ns), "\n"); strings.Contains(got, "2650800200") || !strings.Contains(got, "id 7 ") {
-		t.Errorf("after the first put: the orphan stays or a foreign one went:\n%s", got)
+	gw9 := netip.MustParseAddr("10.5.9.0")
+	own, next := kernel.HopID(gw9, l.Index, 0), kernel.HopID(gw9, l.Index, 1)
+	for _, o := range []struct {
+		id               int
+		gateway, options string
+		stays            bool
+	}{
+		{own, "10.5.9.0", "onlink protocol kernel", false},
+		{2650800200, "10.5.9.0", "onlink protocol 158", false}, // an earlier version's
+		{7, "10.5.9.0", "onlink", true},
+		{8, "10.5.9.0", "onlink protocol kernel", true},
+		{next, "10.5.9.9", "onlink protocol kernel", true},
+	} {
+		args := append([]string{"nexthop", "add", "id", fmt.Sprint(o.id), "via", o.gateway, "dev", "flannel.1"}, strings.Fields(o.options)...)
+		ns.Run(t, "ip", args...)
+		put(t, open(t, ns, kernel.Options{}).Routes(), via(l.Index, net3, gw3))
+		if got := strings.Join(nexthops(t, ns), "\n"); strings.Contains(got, fmt.Sprintf("id %d ", o.id)) != o.stays {
+			t.Errorf("%+v after a put:\n%s", o, got)
+		}
 	}
 	// A gateway that the kernel takes, in a route that it refuses.
 	bad := via(l.Index, net4, gw4)

@@ -176,7 +176,7 @@ func TestRepair(t *testing.T) {
 		"alias":              "ip link set flannel.1 alias ''",
 		"address":            "ip addr flush dev flannel.1",
 		"all routes":         "for r in $(ip route show proto 158 | cut -d' ' -f1); do ip route del $r; done",
-		"all nexthops":       "ip nexthop flush proto 158",
+		"all nexthops":       "ip nexthop flush",
 		"one route":          "ip route del 10.5.2.0/24",
 		"route changed":      "ip route del 10.5.2.0/24 && ip route add 10.5.2.0/24 via 198.18.0.9 proto 158",
 		"FDB entry":          "bridge fdb del $(bridge fdb show dev flannel.1 | awk '/dst 198.18.0.2/ {print $1}') dev flannel.1 dst 198.18.0.2",
