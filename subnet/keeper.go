@@ -119,7 +119,9 @@ type Keeper struct {
 	// answer, as they read at the revision settled.
 	silent  map[Subnet]Revision
 	settled Revision
-	m       machine
+	// unsure: a request failed since the last Load, and may have been carried out.
+	unsure bool
+	m      machine
 }
 
 // KeeperStatus is a lease at one moment. It does not change.
@@ -279,6 +281,7 @@ func (k *Keeper) perform(ctx context.Context) event {
 	default: // doWait and doStop are not performed here
 	}
 	ev.sent = sent
+	k.unsure = k.unsure || ev.kind == evFailed && !errors.As(ev.err, new(*ExhaustedError))
 	return ev
 }
 

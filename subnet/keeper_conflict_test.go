@@ -3,7 +3,9 @@ package subnet_test
 import (
 	"context"
 	"errors"
+	"iter"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -124,6 +126,67 @@ func TestKeeperLeavesAConflictAtOnce(t *testing.T) {
 			})
 		})
 	}
+}
+
+// laggingStore is a Store whose watches say nothing of what is later than a revision.
+type laggingStore struct {
+	subnet.Store
+	last atomic.Int64 // 0: they say all
+}
+
+func (s *laggingStore) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subnet.Batch, error] {
+	return func(yield func(subnet.Batch, error) bool) {
+		for b, err := range s.Store.Watch(ctx, after) {
+			if last := s.last.Load(); err == nil && last > 0 && int64(b.Revision) > last {
+				continue
+			}
+			if !yield(b, err) {
+				return
+			}
+		}
+	}
+}
+
+// Another subnet may have been leased although the answer was lost, and the view may
+// not know of it yet: the store is asked before a further one is leased.
+func TestKeeperAsksWhatCameOfALease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		var lagging laggingStore
+		w := watch(t, data, func(o *subnet.ViewOptions) { lagging.Store = o.Store; o.Store = &lagging })
+		var lost atomic.Bool
+		h := start(t, data, func(o *subnet.KeeperOptions) {
+			o.View = w.view
+			o.Store = data.Open(memstore.Options{
+				Before: func(method string) error {
+					if method == "Create" && !lost.Load() { // newer than what the keeper looked at
+						put(t, data, "10.5.9.0-24", attrs("c", "198.18.0.3"), 0)
+						lagging.last.Store(int64(data.Revision()))
+					}
+					return nil
+				},
+				After: func(method string) error {
+					if method == "Create" && lost.CompareAndSwap(false, true) {
+						return errDown
+					}
+					return nil
+				},
+			})
+		})
+		put(t, data, home, attrs("b", "198.18.0.2"), 0)
+		after(10 * time.Second)
+		h.is(subnet.StateValid)
+		var mine []string
+		for _, l := range load(t, data).Leases {
+			if l.Attrs.Owner == "me" {
+				mine = append(mine, l.Subnet.Key())
+			}
+		}
+		if want := []string{h.keeper.Lease().Subnet.Key()}; !lost.Load() || !slices.Equal(mine, want) {
+			t.Errorf("leased are %s, want %s", mine, want)
+		}
+		h.end(w)
+	})
 }
 
 // What a view knew that is not in sync any more is no answer.

@@ -171,9 +171,10 @@ func (k *Keeper) look(ctx context.Context) event {
 // Nothing is believed that way: what follows from a look, be it a renewal or a
 // write, compares. Later looks are at what may be newer than the view, but for those
 // of a host in conflict at what the view has just shown: every key that goes away
-// makes all hosts look that wait for a subnet.
+// makes all hosts look that wait for a subnet. Unless that host may have leased one
+// already, of which the view does not know yet: it would lease a second.
 func (k *Keeper) read(ctx context.Context) (World, error) {
-	if k.m.state == StateConflict && k.o.View != nil {
+	if k.m.state == StateConflict && k.o.View != nil && !k.unsure {
 		s := k.o.View.Snapshot()
 		if s.Synced && s.Revision > k.world.Revision {
 			return s.World(), nil
@@ -182,6 +183,7 @@ func (k *Keeper) read(ctx context.Context) (World, error) {
 	if k.o.View == nil || k.m.confirmed || k.world.Revision > 0 {
 		w, err := k.o.Store.Load(ctx)
 		if err == nil {
+			k.unsure = false
 			k.answered()
 		}
 		return w, err

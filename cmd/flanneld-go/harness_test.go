@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -51,10 +53,24 @@ func (bubbleClock) Timer(d time.Duration) subnet.Timer {
 }
 
 // openStore is a memory that can be closed, with the addresses that it was told are
-// gone.
+// gone. While it is deaf its watches say nothing.
 type openStore struct {
 	*memstore.Store
 	gone *[]netip.Addr
+	deaf *atomic.Bool
+}
+
+func (s openStore) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subnet.Batch, error] {
+	return func(yield func(subnet.Batch, error) bool) {
+		for b, err := range s.Store.Watch(ctx, after) {
+			if err == nil && s.deaf.Load() {
+				continue
+			}
+			if !yield(b, err) {
+				return
+			}
+		}
+	}
 }
 
 func (s openStore) Abandon(local netip.Addr) { *s.gone = append(*s.gone, local) }
@@ -131,6 +147,7 @@ type testHost struct {
 	places      dockerPlaces
 	log         *logBuffer
 	gone        []netip.Addr
+	deaf        atomic.Bool
 	board       *status.Board
 	loop        *loop
 	cancel      context.CancelFunc
@@ -186,7 +203,7 @@ func (h *testHost) start() {
 	h.board = status.NewBoard(clock.Now, initialStatus(h.opts, h.node))
 	d := &daemon{
 		opts: h.opts, log: log, clock: clock, node: h.node, instance: h.instance, dir: statedir.Dir(h.opts.stateDir),
-		board: h.board, store: openStore{h.store, &h.gone}, firewall: firewall.New(firewall.Options{Log: log, Tools: h.tools, Native: h.table}),
+		board: h.board, store: openStore{h.store, &h.gone, &h.deaf}, firewall: firewall.New(firewall.Options{Log: log, Tools: h.tools, Native: h.table}),
 		units: h.units, places: h.places,
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(h.t.Context()))

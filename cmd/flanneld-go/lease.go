@@ -33,6 +33,8 @@ type leaseState struct {
 	own    subnet.Lease
 	keeper *subnet.Keeper
 	status *subnet.KeeperStatus
+	// unsure: a subnet may have been leased without an answer.
+	unsure bool
 	// previous are the subnets that this host had before.
 	previous []subnet.Subnet
 	// conflictAt is the uptime at which another owner, or the config, was
@@ -182,12 +184,14 @@ func (l *loop) firstLease(ctx context.Context) error {
 	}
 	switch {
 	case l.snap.Synced && !l.configLost():
-		world, err := l.freshWorld()
+		world, err := l.freshWorld(ctx)
 		if err != nil {
 			return err
 		}
 		o.Asked = l.clock.Uptime()
-		if o.Lease, err = l.acquire(ctx, &world, claim); err != nil {
+		o.Lease, err = l.acquire(ctx, &world, claim)
+		l.lease.unsure = err != nil && !errors.As(err, new(*subnet.ExhaustedError))
+		if err != nil {
 			return err
 		}
 		o.Identity = world.Identity
@@ -206,9 +210,17 @@ func (l *loop) firstLease(ctx context.Context) error {
 
 // freshWorld returns what the view knows: a start costs the one load that the view
 // needs, and a host that waits for a free subnet asks for one only when there is
-// one. What it leases compares with etcd, whatever the view has missed.
-func (l *loop) freshWorld() (subnet.World, error) {
-	world := l.snap.World()
+// one. What it leases compares with etcd, whatever the view has missed. But a lease of
+// our own that it misses would be left behind by a second: where there may be one, etcd
+// is asked.
+func (l *loop) freshWorld(ctx context.Context) (world subnet.World, err error) {
+	if world = l.snap.World(); l.lease.unsure {
+		ctx, cancel := context.WithTimeout(ctx, acquireTimeout)
+		defer cancel()
+		if world, err = l.store.Load(ctx); err != nil {
+			return world, err
+		}
+	}
 	if world.Config != l.config.doc {
 		return subnet.World{}, errConfigChanged
 	}

@@ -423,3 +423,31 @@ func TestKilledWhileItRenumbers(t *testing.T) {
 		}
 	})
 }
+
+// Whether a subnet was leased whose answer is lost, etcd is asked before another is:
+// the view may not know of it yet.
+func TestLostAnswerToALease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		var lost atomic.Bool
+		h.store = h.data.Open(memstore.Options{After: func(method string) error {
+			if method == "Create" && lost.CompareAndSwap(false, true) {
+				return errors.New("connection reset")
+			}
+			return nil
+		}})
+		h.data.OverwriteConfig(networkConfig)
+		h.deaf.Store(true)
+		h.start()
+		defer h.stop()
+		h.ready()
+		prefix, key := h.subnet()
+		w, err := h.data.Open(memstore.Options{}).Load(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(w.Leases) != 1 || w.Leases[0].Subnet.Key() != key {
+			t.Errorf("leased are %+v, want %s alone", w.Leases, prefix)
+		}
+	})
+}
