@@ -56,8 +56,20 @@ func (bubbleClock) Timer(d time.Duration) subnet.Timer {
 // gone. While it is deaf its watches say nothing.
 type openStore struct {
 	*memstore.Store
-	gone *[]netip.Addr
+	gone *goneAddrs
 	deaf *atomic.Bool
+}
+
+// goneAddrs are addresses that a store was told are gone.
+type goneAddrs struct {
+	mu    sync.Mutex
+	addrs []netip.Addr
+}
+
+func (g *goneAddrs) list() []netip.Addr {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.addrs)
 }
 
 func (s openStore) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subnet.Batch, error] {
@@ -73,7 +85,11 @@ func (s openStore) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[s
 	}
 }
 
-func (s openStore) Abandon(local netip.Addr) { *s.gone = append(*s.gone, local) }
+func (s openStore) Abandon(local netip.Addr) {
+	s.gone.mu.Lock()
+	defer s.gone.mu.Unlock()
+	s.gone.addrs = append(s.gone.addrs, local)
+}
 
 func (openStore) Close() error { return nil }
 
@@ -146,7 +162,7 @@ type testHost struct {
 	units       units
 	places      dockerPlaces
 	log         *logBuffer
-	gone        []netip.Addr
+	gone        goneAddrs
 	deaf        atomic.Bool
 	board       *status.Board
 	loop        *loop

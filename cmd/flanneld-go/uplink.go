@@ -75,7 +75,11 @@ func (l *loop) takeUplink(ctx context.Context) error {
 	}
 	l.move.wake = 0
 	now := l.clock.Uptime()
-	if l.move.lingers != 0 && now >= l.move.lingers {
+	switch left := l.move.lingers - now; {
+	case l.move.lingers == 0:
+	case left > 0:
+		l.move.wakeIn(left)
+	default:
 		l.move.lingers = 0
 		l.abandon(l.uplink) // before that address goes, too
 	}

@@ -125,8 +125,8 @@ func TestAddressIsFollowed(t *testing.T) {
 		if line := h.line("msg=\"uplink changed\""); !strings.Contains(line, "addresses=[198.18.0.77]") || !strings.Contains(line, "former_addresses=[198.18.0.1]") {
 			t.Error(line)
 		}
-		if want := []netip.Addr{netip.MustParseAddr("198.18.0.1")}; !slices.Equal(h.gone, want) {
-			t.Errorf("connections from %s are ended, want %s", h.gone, want)
+		if got, want := h.gone.list(), []netip.Addr{netip.MustParseAddr("198.18.0.1")}; !slices.Equal(got, want) {
+			t.Errorf("connections from %s are ended, want %s", got, want)
 		}
 		if h.log.count("repaired what somebody else") != 0 {
 			t.Error("what follows from it is called a repair")
@@ -186,6 +186,27 @@ func TestInterfaceIsFollowed(t *testing.T) {
 		}
 		full.Store(false)
 		h.eventually(time.Minute, "the way back", func() bool { return h.local() == "198.18.0.1" })
+	})
+}
+
+// The former address counts for moveLinger and no longer, whatever else happens then.
+func TestFormerAddressIsLeft(t *testing.T) {
+	following(t, vxlanConfig, nil, func(t *testing.T, h *testHost) {
+		eth1 := h.kernel.Plug(kernel.Link{Name: "eth1", MTU: 1500}, netip.MustParsePrefix("198.18.1.1/24"))
+		h.defaultRoute(eth1.Index, true, "198.18.1.254", 0)
+		h.eventually(5*time.Second, "the move", func() bool { return h.local() == "198.18.1.1" })
+		time.Sleep(moveLinger / 2)
+		h.addr(eth1.Index, true, "198.18.7.1/24") // any event
+		time.Sleep(moveLinger/2 - 100*time.Millisecond)
+		synctest.Wait()
+		if got := h.gone.list(); len(got) != 0 {
+			t.Errorf("connections from %s are ended before it is time", got)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got, want := h.gone.list(), []netip.Addr{netip.MustParseAddr("198.18.0.1")}; !slices.Equal(got, want) {
+			t.Errorf("connections from %s are ended, want %s", got, want)
+		}
 	})
 }
 
