@@ -41,7 +41,8 @@ func (s *Store) Load(ctx context.Context) (subnet.World, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.known = r.world.Identity
-	s.past = past{at: r.world.Revision, witness: r.witness, leases: len(r.world.Leases)}
+	s.hosts = len(r.world.Leases)
+	s.loaded = past{at: r.world.Revision, identity: r.world.Identity, witness: r.witness}
 	return r.world, nil
 }
 
@@ -138,30 +139,37 @@ func (r *reading) remember(kvs []*mvccpb.KeyValue) {
 
 // past is up to where a store is known.
 type past struct {
-	at subnet.Revision
+	at       subnet.Revision
+	identity string
 	// witness is the last event up to there, or one that stands for it: a
 	// store that does not know of it has another past. nil: there was none.
 	witness *mvccpb.Event
-	// leases is how many there were, at the last load.
-	leases int
 }
 
-// pastAt is what is known of a past that reaches to a revision.
-func (s *Store) pastAt(at subnet.Revision) past {
+// pastAt is what is known of a past that reaches to a revision, and how many leases
+// there were at the last load. Where a watch ended counts before what was loaded: that
+// may be of a store that has taken the place of the watched one.
+func (s *Store) pastAt(at subnet.Revision) (_ past, leases int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.past
-	if p.at != at {
-		p.witness = nil
+	switch {
+	case s.watched.identity != "" && s.watched.at == at:
+		return s.watched, s.hosts
+	case s.loaded.at == at:
+		return s.loaded, s.hosts
 	}
-	return p
+	return past{identity: s.known}, s.hosts
 }
 
-// follow notes how far a watch has come.
-func (s *Store) follow(at subnet.Revision, witness *mvccpb.Event) {
+// follow notes how far a watch has come, and err, why it ended. Nothing goes on from a
+// past that is not the store's any more.
+func (s *Store) follow(p past, err error) {
+	if errors.Is(err, subnet.ErrStoreChanged) {
+		p = past{}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.past.at, s.past.witness = at, witness
+	s.watched = p
 }
 
 func (s *Store) subnetsOf(kvs []*mvccpb.KeyValue) []layout.KV {

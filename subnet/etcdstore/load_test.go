@@ -116,9 +116,13 @@ func TestLoadOverACompaction(t *testing.T) {
 }
 
 // A watch that begins where a load or another watch ended knows the past as well as
-// one that never ended.
+// one that never ended, whatever others have loaded meanwhile.
 func TestWatchGoesOnInTheSamePastOnly(t *testing.T) {
-	for name, watched := range map[string]bool{"after a load": false, "after a watch": true} {
+	for name, tt := range map[string]struct{ watched, others bool }{
+		"after a load":                       {},
+		"after a watch":                      {watched: true},
+		"after a watch and a load of others": {watched: true, others: true},
+	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
@@ -136,7 +140,7 @@ func TestWatchGoesOnInTheSamePastOnly(t *testing.T) {
 				if at, err = o.Put(ctx, storetest.KV{Path: key, Value: `{"PublicIP":"192.0.2.2"}`}); err != nil {
 					return err
 				}
-				if !watched {
+				if !tt.watched {
 					at = loaded(t, s).Revision
 					return nil
 				}
@@ -154,6 +158,9 @@ func TestWatchGoesOnInTheSamePastOnly(t *testing.T) {
 				if past, err = o.Put(ctx, storetest.KV{Path: "flanneld-go/unknown", Value: "moves the revision"}); err != nil {
 					t.Fatal(err)
 				}
+			}
+			if tt.others {
+				loaded(t, s)
 			}
 			for _, err := range s.Watch(ctx, at) {
 				if !errors.Is(err, subnet.ErrStoreChanged) {

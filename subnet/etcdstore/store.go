@@ -64,8 +64,11 @@ type Store struct {
 
 	// known is the identity that the last Load returned.
 	known string
-	// past is what the last Load read, and a watch followed.
-	past past
+	// loaded is the past that the last Load read, watched the one that the last
+	// watch followed.
+	loaded, watched past
+	// hosts is how many leases the last Load read.
+	hosts int
 	// spare is a lease that a lost race left over.
 	spare  grant
 	closed bool

@@ -61,14 +61,15 @@ const reopenPause = 100 * time.Millisecond
 // that a restart of an etcd member does not make every host load everything.
 func (s *Store) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subnet.Batch, error] {
 	return func(yield func(subnet.Batch, error) bool) {
-		known := s.pastAt(after)
+		known, leases := s.pastAt(after)
 		w := &watch{
-			Store: s, yield: yield, at: after, identity: s.identity(), witness: known.witness,
-			every: s.tick * time.Duration(max(crowd, known.leases)) / crowd, since: time.Now(),
+			Store: s, yield: yield, at: after, identity: known.identity, witness: known.witness,
+			every: s.tick * time.Duration(max(crowd, leases)) / crowd, since: time.Now(),
 		}
-		defer func() { s.follow(w.at, w.witness) }()
+		var err error
+		defer func() { s.follow(past{w.at, w.identity, w.witness}, err) }()
 		for {
-			err := w.run(ctx)
+			err = w.run(ctx)
 			if errors.Is(err, errStopped) {
 				return
 			}
