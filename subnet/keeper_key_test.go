@@ -99,8 +99,6 @@ func TestKeeperTakesItsKeyBack(t *testing.T) {
 	}
 }
 
-// A host that has another key takes that in a conflict, and renews it at once:
-// nobody knows how much time it has left.
 // A host that gets another address says so in its key, and keeps key and lease,
 // whatever the store and others do meanwhile.
 func TestKeeperPublishes(t *testing.T) {
@@ -170,6 +168,8 @@ func TestKeeperPublishes(t *testing.T) {
 	}
 }
 
+// A host that has another key takes that in a conflict, and renews it at once:
+// nobody knows how much time it has left.
 func TestKeeperRenumbersToAnotherKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := start(t, newStore(config), nil)
