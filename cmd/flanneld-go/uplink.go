@@ -95,7 +95,7 @@ func (l *loop) takeUplink(ctx context.Context) error {
 		}
 	}
 	if l.move.next.Link.Index != 0 {
-		return l.moveUplink(trouble, now)
+		return l.moveUplink(ctx, trouble, now)
 	}
 	if l.move.announced {
 		l.lease.keeper.Publish(l.attrs)
@@ -177,7 +177,7 @@ func (l *loop) untilMove(pause time.Duration) time.Duration {
 
 // moveUplink goes to the next uplink when it is time. It returns trouble, why the
 // present one does not carry packets, until then.
-func (l *loop) moveUplink(trouble error, now time.Duration) error {
+func (l *loop) moveUplink(ctx context.Context, trouble error, now time.Duration) error {
 	m := &l.move
 	attrs, err := l.attrsBy(m.next)
 	if err != nil {
@@ -190,7 +190,7 @@ func (l *loop) moveUplink(trouble error, now time.Duration) error {
 	}
 	elsewhere := trouble != nil && m.next.Addr == l.uplink.Addr && m.next.Public == l.uplink.Public
 	if l.lease.keeper == nil || elsewhere {
-		l.adoptUplink(m.next, attrs, trouble == nil)
+		l.adoptUplink(ctx, m.next, attrs, trouble == nil)
 		return nil
 	}
 	if left := m.since + m.patience() - now; left > 0 {
@@ -200,7 +200,7 @@ func (l *loop) moveUplink(trouble error, now time.Duration) error {
 	if trouble == nil && !l.announced(attrs, now) {
 		return nil
 	}
-	l.adoptUplink(m.next, attrs, trouble == nil)
+	l.adoptUplink(ctx, m.next, attrs, trouble == nil)
 	return nil
 }
 
@@ -238,7 +238,7 @@ func (l *loop) attrsBy(up backend.Uplink) (subnet.Attrs, error) {
 }
 
 // adoptUplink sends by another uplink from now on. Both: the former one is still there.
-func (l *loop) adoptUplink(up backend.Uplink, attrs subnet.Attrs, both bool) {
+func (l *loop) adoptUplink(ctx context.Context, up backend.Uplink, attrs subnet.Attrs, both bool) {
 	m, now, former := &l.move, l.clock.Uptime(), l.uplink
 	m.next, m.opened, m.announced, m.told = backend.Uplink{}, false, false, 0
 	if both {
@@ -254,7 +254,7 @@ func (l *loop) adoptUplink(up backend.Uplink, attrs subnet.Attrs, both bool) {
 	if l.lease.keeper != nil {
 		l.lease.keeper.Publish(attrs)
 	}
-	l.changeUplink(up)
+	l.changeUplink(ctx, up)
 }
 
 // abandon ends what we say to etcd from the former uplink's addresses.
@@ -267,7 +267,7 @@ func (l *loop) abandon(up backend.Uplink) {
 }
 
 // changeUplink takes over what is different with an uplink, and says so.
-func (l *loop) changeUplink(up backend.Uplink) {
+func (l *loop) changeUplink(ctx context.Context, up backend.Uplink) {
 	former := l.uplink
 	said := []any{
 		"interface", up.Link.Name, "mtu", up.Link.MTU, "addresses", addrs(up.Addr), "public_addresses", addrs(up.Public),
@@ -280,7 +280,7 @@ func (l *loop) changeUplink(up backend.Uplink) {
 	if sameWay(former, up) && former.Link.Name == up.Link.Name && former.Link.MTU == up.Link.MTU {
 		level = slog.LevelDebug // somebody's addresses come and go beside ours
 	}
-	l.log.Log(context.Background(), level, "uplink changed", said...)
+	l.log.Log(ctx, level, "uplink changed", said...)
 	l.path.steady = false
 	l.setUplink(up)
 }
@@ -335,7 +335,7 @@ func (l *loop) lookAtUplink(ctx context.Context) error {
 			return &untrue{withHint(fmt.Errorf("uplink %s has lost its address %s", link.Name, a), "ip addr add ADDRESS/LENGTH dev %s: another address is followed, too", link.Name)}
 		}
 	}
-	return l.refreshUplink(now)
+	return l.refreshUplink(ctx, now)
 }
 
 // uplinkNow reads the interface: whatever its name is by now, or, if it is gone, the
@@ -357,7 +357,7 @@ func (l *loop) uplinkNow(ctx context.Context) (kernel.Link, error) {
 }
 
 // refreshUplink takes over index, name, MTU and segments of the present interface.
-func (l *loop) refreshUplink(now backend.Uplink) error {
+func (l *loop) refreshUplink(ctx context.Context, now backend.Uplink) error {
 	was := l.uplink
 	if now.Link.Index == was.Link.Index && now.Link.Name == was.Link.Name && now.Link.MTU == was.Link.MTU && slices.Equal(now.Segments, was.Segments) {
 		return nil
@@ -365,6 +365,6 @@ func (l *loop) refreshUplink(now backend.Uplink) error {
 	if _, err := l.attrsBy(now); err != nil {
 		return &untrue{withHint(err, "ip link set %s mtu %d", now.Link.Name, was.Link.MTU)}
 	}
-	l.changeUplink(now)
+	l.changeUplink(ctx, now)
 	return nil
 }
