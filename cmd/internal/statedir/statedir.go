@@ -13,6 +13,7 @@
 package statedir
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -115,10 +116,48 @@ func (h *Host) Remember(changed []firewall.SysctlChange) {
 }
 
 // LoadCache reads cache.json.
-func (d Dir) LoadCache() (Cache, error) { return load[Cache](d, "cache.json") }
+func (d Dir) LoadCache() (Cache, error) { return load[Cache](d, cacheName) }
+
+// cacheName is the file that is as long as the peers are many.
+const cacheName = "cache.json"
 
 // SaveCache replaces cache.json.
-func (d Dir) SaveCache(c Cache) error { return save(d, "cache.json", c) }
+func (d Dir) SaveCache(c Cache) error {
+	data, err := c.encode()
+	if err != nil {
+		return fmt.Errorf("encode state %s: %w", cacheName, err)
+	}
+	return write(d, cacheName, data)
+}
+
+// encode returns the file's text, with a line for each peer. It is encoded peer by
+// peer into one buffer: encoding/json would hold the text of 10,000 three times over,
+// at the moment when a starting host needs most memory anyway.
+func (c Cache) encode() ([]byte, error) {
+	peers := c.Peers
+	if len(peers) > 0 {
+		c.Peers = []subnet.Lease{}
+	}
+	head, err := json.Marshal(c)
+	if err != nil || len(peers) == 0 {
+		return append(head, '\n'), err
+	}
+	const end, perPeer = "]}", 320 // as long as a peer of two families is
+	var b bytes.Buffer
+	b.Grow(len(head) + len(peers)*perPeer)
+	b.Write(bytes.TrimSuffix(head, []byte(end)))
+	each := json.NewEncoder(&b) // ends each with a newline
+	for i := range peers {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		if err := each.Encode(&peers[i]); err != nil {
+			return nil, err
+		}
+	}
+	b.WriteString(end + "\n")
+	return b.Bytes(), nil
+}
 
 // LoadHost reads host.json.
 func (d Dir) LoadHost() (Host, error) { return load[Host](d, "host.json") }
@@ -163,8 +202,12 @@ func save(d Dir, name string, v any) error {
 	if err != nil {
 		return fmt.Errorf("encode state %s: %w", name, err)
 	}
+	return write(d, name, append(data, '\n'))
+}
+
+func write(d Dir, name string, data []byte) error {
 	path := filepath.Join(string(d), name)
-	if _, err := daemonconfig.Write(path, append(data, '\n'), daemonconfig.WriteOptions{Perm: 0o600, DirPerm: 0o700}); err != nil {
+	if _, err := daemonconfig.Write(path, data, daemonconfig.WriteOptions{Perm: 0o600, DirPerm: 0o700}); err != nil {
 		return fmt.Errorf("save state: %w", err)
 	}
 	return nil

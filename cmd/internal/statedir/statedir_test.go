@@ -215,3 +215,36 @@ func TestSame(t *testing.T) {
 		}
 	}
 }
+
+// The file is encoded in parts, and must be what encoding/json makes of the whole.
+func TestCacheIsEncodedAsJSON(t *testing.T) {
+	one, none, empty := full(), full(), full()
+	one.Peers, none.Peers, empty.Peers = one.Peers[:1], nil, []subnet.Lease{}
+	odd := full()
+	odd.Former, odd.Peers[1].Attrs.Instance = `taken by "<]}>"`, "]}\n"
+	for name, c := range map[string]Cache{"two": full(), "one": one, "none": none, "empty": empty, "odd": odd} {
+		got, err := c.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var tight bytes.Buffer
+		if err := json.Compact(&tight, got); err != nil {
+			t.Fatalf("%s: %v in\n%s", name, err, got)
+		}
+		want, err := json.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), tight.String()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+		if lines := bytes.Count(got, []byte("\n")); lines != len(c.Peers)+1 {
+			t.Errorf("%s: %d lines for %d peers", name, lines, len(c.Peers))
+		}
+	}
+	bad := full()
+	bad.Peers[1].Attrs.BackendData[subnet.IPv4] = "{"
+	if text, err := bad.encode(); err == nil {
+		t.Errorf("what is no JSON: no error, %s", text)
+	}
+}
