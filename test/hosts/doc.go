@@ -36,6 +36,12 @@
 // names that the daemon keeps or an operator made. It takes the hosts through
 // restarts of Docker and of our daemon.
 //
+// # systemd-networkd
+//
+// It has the uplinks of two machines, and is reloaded and restarted below a ping,
+// for each backend, with the settings that are installed and without. A second
+// table says what was lost.
+//
 // # Contract
 //
 //   - A root is prepared once per recipe and kept outside of the repository, in

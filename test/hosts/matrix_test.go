@@ -136,7 +136,7 @@ func (b *table) get(set setup, cell string) string {
 	return "FAIL: not come to"
 }
 
-// publish logs the table, and writes it to the file $FLANNEL_TEST_MATRIX.
+// publish publishes the table.
 func (b *table) publish(t *testing.T, all []setup) error {
 	var text bytes.Buffer
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
@@ -155,10 +155,21 @@ func (b *table) publish(t *testing.T, all []setup) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	t.Logf("real machines:\n%s", text.String())
+	return publish(t, "real machines", text.String())
+}
+
+// publish logs a table, and adds it to the file $FLANNEL_TEST_MATRIX.
+func publish(t *testing.T, title, table string) (err error) {
+	t.Logf("%s:\n%s", title, table)
 	path := os.Getenv("FLANNEL_TEST_MATRIX")
 	if path == "" {
 		return nil
 	}
-	return os.WriteFile(path, text.Bytes(), 0o644)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	_, err = fmt.Fprintf(f, "%s:\n%s\n", title, table)
+	return err
 }
