@@ -37,6 +37,7 @@ func run(ctx context.Context, args []string, env cli.Env, stdout, stderr io.Writ
 		fmt.Fprintln(stdout, version.Line("flanneld-go"))
 		return nil
 	}
+	paceGC(env)
 	d, err := newDaemon(opts, newLogger(opts, stderr))
 	if err != nil {
 		return err
