@@ -67,11 +67,11 @@ func (l *outgoingLoad) add(h offload.Header, packet []byte) {
 
 // round forwards the batch, each frame to any of the peers.
 func (l *outgoingLoad) round() {
-	l.sender.frames.Reset()
+	l.frames.Reset()
 	for i, b := range l.packets {
 		n := l.random.IntN(l.peers)
 		binary.BigEndian.PutUint32(b[16:], 10<<24|uint32(n)<<8|9) //nolint:gosec // small
-		l.sender.frames.put(l.headers[i], b)
+		l.frames.put(l.headers[i], b)
 	}
 	began := time.Now()
 	l.forward()

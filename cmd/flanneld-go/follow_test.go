@@ -96,8 +96,8 @@ func TestPeersAreFollowed(t *testing.T) {
 			time.Sleep(11 * time.Second) // between two rounds that come by themselves
 			synctest.Wait()
 		}
-		step("one joins", func() { h.peer("10.5.200.0-24", "198.18.0.2") }, 2)
-		step("one moves", func() { h.peer("10.5.200.0-24", "198.18.0.3") }, 2)
+		step("one joins", func() { h.owned("10.5.200.0-24", "198.18.0.2", "x") }, 2)
+		step("one moves", func() { h.owned("10.5.200.0-24", "198.18.0.3", "x") }, 2)
 		if !slices.ContainsFunc(h.routes(), func(r string) bool { return r == "10.5.200.0/24 via 198.18.0.3" }) {
 			t.Errorf("routes %v, want one by the new address", h.routes())
 		}

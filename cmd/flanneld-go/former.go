@@ -16,11 +16,12 @@ type formerPeer struct {
 	until time.Duration
 }
 
-// take notes which of the peers have moved. Both lists are sorted by subnet.
+// take notes which of the peers have moved: who has no Owner is another at another
+// address. Both lists are sorted by subnet.
 func (f *formerPeers) take(was, is []subnet.Lease, now time.Duration) {
 	for i := range was {
 		j, found := slices.BinarySearchFunc(is, was[i].Subnet, func(l subnet.Lease, s subnet.Subnet) int { return l.Subnet.Compare(s) })
-		if found && was[i].Attrs.Owner == is[j].Attrs.Owner && was[i].Attrs.PublicIP != is[j].Attrs.PublicIP {
+		if found && was[i].Attrs.Owner != "" && was[i].Attrs.Owner == is[j].Attrs.Owner && was[i].Attrs.PublicIP != is[j].Attrs.PublicIP {
 			*f = append(*f, formerPeer{was[i], now + moveLinger})
 		}
 	}
@@ -34,4 +35,12 @@ func (f *formerPeers) leases(now time.Duration) []subnet.Lease {
 		list = append(list, p.lease)
 	}
 	return list
+}
+
+// until shortens a pause so that none of them counts for longer than it should.
+func (f formerPeers) until(pause, now time.Duration) time.Duration {
+	for _, p := range f {
+		pause = min(pause, max(p.until-now, time.Millisecond))
+	}
+	return pause
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -90,6 +91,46 @@ func TestQuarrelIsSlow(t *testing.T) {
 		}
 		h.deleteRoutes()
 		h.eventually(100*time.Millisecond, "the routes at once", has(first, second))
+	})
+}
+
+// driftTools tell of changes of the firewall.
+type driftTools struct {
+	noTools
+	changes chan struct{}
+}
+
+func (d driftTools) Changes(ctx context.Context) (<-chan struct{}, error) {
+	context.AfterFunc(ctx, func() { close(d.changes) })
+	return d.changes, nil
+}
+
+// A quarrel over routes does not hold up the firewall.
+func TestQuarrelLeavesTheFirewallAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, tools := newHost(t), driftTools{changes: make(chan struct{})}
+		h.tools = tools
+		h.data.OverwriteConfig(networkConfig)
+		h.peer("10.5.200.0-24", "198.18.0.2")
+		h.start()
+		defer h.stop()
+		h.ready()
+		has := func() bool { return len(h.routes()) == 1 }
+		for h.log.count("repairs are slowed down") == 0 {
+			h.deleteRoutes()
+			h.eventually(2*quarrelMax, "the route again", has)
+		}
+		for range 3 { // until they are as slow as can be
+			h.deleteRoutes()
+			h.eventually(2*quarrelMax, "the route again", has)
+		}
+		h.deleteRoutes()
+		synctest.Wait()
+		if has() {
+			t.Fatal("repaired at once")
+		}
+		tools.changes <- struct{}{}
+		h.eventually(100*time.Millisecond, "a round for the firewall", has)
 	})
 }
 

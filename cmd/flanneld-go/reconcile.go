@@ -183,7 +183,7 @@ func (l *loop) idle(ctx context.Context, w *wakes, pause time.Duration) {
 			}
 			l.move.stale = true
 			l.path.follow.end()
-			l.drain(ctx, w.events)
+			l.drain(ctx, w)
 		case _, ok := <-w.drift:
 			if !ok {
 				w.drift, again = nil, true
@@ -199,7 +199,7 @@ func (l *loop) idle(ctx context.Context, w *wakes, pause time.Duration) {
 }
 
 // drain collects events for a moment, so that one cause makes one round.
-func (l *loop) drain(ctx context.Context, events <-chan kernel.Event) {
+func (l *loop) drain(ctx context.Context, w *wakes) {
 	timer := l.clock.Timer(l.quarrel.settle())
 	defer timer.Stop()
 	for {
@@ -212,8 +212,14 @@ func (l *loop) drain(ctx context.Context, events <-chan kernel.Event) {
 			return
 		case <-timer.C:
 			return
-		case _, ok := <-events:
+		case _, ok := <-w.events:
 			if !ok {
+				return
+			}
+		case _, ok := <-w.drift: // nor the firewall
+			if !ok {
+				w.drift = nil
+			} else if !l.firewall.Undisturbed(ctx) {
 				return
 			}
 		}

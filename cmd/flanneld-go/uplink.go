@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -94,13 +95,10 @@ func (l *loop) takeUplink(ctx context.Context) error {
 			trouble = &untrue{fmt.Errorf("%w; %w", trouble, err)}
 		}
 	}
+	l.takeBack()
 	if l.move.next.Link.Index != 0 {
 		return l.moveUplink(ctx, trouble, now)
 	}
-	if l.move.announced {
-		l.lease.keeper.Publish(l.attrs)
-	}
-	l.move.opened, l.move.announced = false, false
 	if trouble == nil && l.move.failed != nil {
 		return &harmless{l.move.failed}
 	}
@@ -126,9 +124,9 @@ func (m *moveState) consider(present, chosen backend.Uplink, err error, now time
 	switch {
 	case err != nil:
 		m.failed = fmt.Errorf("uplink %s goes on, but a start would find none: %w", present.Link.Name, err)
-		m.next = backend.Uplink{}
+		m.goTo(backend.Uplink{}, now)
 	case sameWay(present, chosen):
-		m.next = backend.Uplink{}
+		m.goTo(backend.Uplink{}, now)
 	case sameWay(m.next, chosen):
 		m.next = chosen // its MTU may be another
 	default:
@@ -136,8 +134,13 @@ func (m *moveState) consider(present, chosen backend.Uplink, err error, now time
 			m.moves = 0
 		}
 		m.swayed = now
-		m.next, m.since, m.told, m.opened = chosen, now, 0, false
+		m.goTo(chosen, now)
 	}
+}
+
+// goTo begins anew with where to go.
+func (m *moveState) goTo(next backend.Uplink, now time.Duration) {
+	m.next, m.since, m.told, m.opened = next, now, 0, false
 }
 
 // sameWay reports whether two uplinks differ in what follows by itself at most.
@@ -167,12 +170,13 @@ func (m *moveState) also(now time.Duration) backend.Uplink {
 	return backend.Uplink{}
 }
 
-// untilMove shortens a pause so that it does not outlast what is awaited.
+// untilMove shortens a pause so that it does not outlast what is awaited, of our own
+// moves and of peers'.
 func (l *loop) untilMove(pause time.Duration) time.Duration {
 	if l.move.wake > 0 {
 		pause = min(pause, l.move.wake)
 	}
-	return pause
+	return l.path.former.until(pause, l.clock.Uptime())
 }
 
 // moveUplink goes to the next uplink when it is time. It returns trouble, why the
@@ -182,7 +186,8 @@ func (l *loop) moveUplink(ctx context.Context, trouble error, now time.Duration)
 	attrs, err := l.attrsBy(m.next)
 	if err != nil {
 		m.failed = fmt.Errorf("uplink %s is chosen now and cannot be used: %w", m.next.Link.Name, err)
-		m.next = backend.Uplink{}
+		m.goTo(backend.Uplink{}, now)
+		l.takeBack()
 		if trouble == nil {
 			return &harmless{m.failed}
 		}
@@ -240,7 +245,8 @@ func (l *loop) attrsBy(up backend.Uplink) (subnet.Attrs, error) {
 // adoptUplink sends by another uplink from now on. Both: the former one is still there.
 func (l *loop) adoptUplink(ctx context.Context, up backend.Uplink, attrs subnet.Attrs, both bool) {
 	m, now, former := &l.move, l.clock.Uptime(), l.uplink
-	m.next, m.opened, m.announced, m.told = backend.Uplink{}, false, false, 0
+	m.goTo(backend.Uplink{}, now)
+	m.announced = false
 	if both {
 		m.lingers = now + moveLinger
 		m.wakeIn(moveLinger)
@@ -255,6 +261,15 @@ func (l *loop) adoptUplink(ctx context.Context, up backend.Uplink, attrs subnet.
 		l.lease.keeper.Publish(attrs)
 	}
 	l.changeUplink(ctx, up)
+}
+
+// takeBack has peers told of the present addresses again, once those that were
+// announced are not where we go any more.
+func (l *loop) takeBack() {
+	if l.move.announced && !l.move.opened {
+		l.move.announced = false
+		l.lease.keeper.Publish(l.attrs)
+	}
 }
 
 // abandon ends what we say to etcd from the former uplink's addresses.
@@ -305,7 +320,13 @@ func (l *loop) chooseUplink(ctx context.Context, cfg *subnet.Config) (backend.Up
 		o.Families[f] = r.Network.IsValid()
 	}
 	o.Prefer = l.uplink.Addr
-	return uplink.Choose(ctx, l.host, o)
+	up, err := uplink.Choose(ctx, l.host, o)
+	if v4, v6 := subnet.IPv4, subnet.IPv6; o.Families[v4] && !o.Families[v6] {
+		// Nothing is sent by it, and hosts change theirs for privacy's sake. (Of
+		// a network of IPv6 alone udp's datagrams may be IPv4.)
+		up.Addr[v6], up.Public[v6] = netip.Addr{}, netip.Addr{}
+	}
+	return up, err
 }
 
 // lookAtUplink follows what may change of an interface that carries packets all the

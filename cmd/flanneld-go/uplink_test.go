@@ -274,6 +274,83 @@ func TestFlappingAddress(t *testing.T) {
 	})
 }
 
+// The next uplink is gone before we have moved there, and a third one is chosen: peers
+// hear at once that the present one still counts.
+func TestAnnouncementIsTakenBack(t *testing.T) {
+	following(t, vxlanConfig, nil, func(t *testing.T, h *testHost) {
+		var told []string
+		until := func(what string, cond func() bool) {
+			t.Helper()
+			h.eventually(10*time.Second, what, func() bool {
+				if addr, _ := h.published(); len(told) == 0 || told[len(told)-1] != addr.String() {
+					told = append(told, addr.String())
+				}
+				return cond()
+			})
+		}
+		eth1 := h.kernel.Plug(kernel.Link{Name: "eth1", MTU: 1500}, netip.MustParsePrefix("198.18.1.1/24"))
+		h.defaultRoute(eth1.Index, true, "198.18.1.254", 0)
+		until("publication", func() bool { return told[len(told)-1] == "198.18.1.1" })
+		if err := h.kernel.DeleteLink(t.Context(), eth1.Index); err != nil {
+			t.Fatal(err)
+		}
+		eth2 := h.kernel.Plug(kernel.Link{Name: "eth2", MTU: 1500}, netip.MustParsePrefix("198.18.2.1/24"))
+		h.defaultRoute(eth2.Index, true, "198.18.2.254", 0)
+		until("the move", func() bool { return h.local() == "198.18.2.1" })
+		if diff := cmp.Diff([]string{"198.18.0.1", "198.18.1.1", "198.18.0.1", "198.18.2.1"}, told); diff != "" {
+			t.Errorf("published (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Addresses of a family that the network does not have come and go unheeded, as those
+// for privacy do.
+func TestOtherFamilyIsNotFollowed(t *testing.T) {
+	following(t, vxlanConfig, nil, func(t *testing.T, h *testHost) {
+		for _, a := range []string{"2001:db8::1/64", "2001:db8::2/64"} {
+			h.addr(h.eth0.Index, true, a)
+			time.Sleep(time.Minute)
+			h.addr(h.eth0.Index, false, a)
+			time.Sleep(time.Minute)
+		}
+		synctest.Wait()
+		if n := h.log.count("uplink is about to change"); n != 0 {
+			t.Errorf("about to change %d times", n)
+		}
+		if got := h.board.Snapshot().Uplink.Addrs; !slices.Equal(got, []string{"198.18.0.1"}) {
+			t.Errorf("addresses %v", got)
+		}
+	})
+}
+
+// The former address of a peer counts for no longer than it should, whatever else
+// happens on the host.
+func TestFormerPeersEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, table := newHost(t), &toldTable{}
+		h.table, h.opts.iptablesResync = table, time.Hour
+		h.data.OverwriteConfig(networkConfig)
+		h.owned("10.5.200.0-24", "198.18.0.2", "x")
+		h.start()
+		defer h.stop()
+		h.ready()
+		time.Sleep(time.Second)
+		senders := func() int {
+			table.mu.Lock()
+			defer table.mu.Unlock()
+			return len(table.last.Peers)
+		}
+		h.owned("10.5.200.0-24", "198.18.0.3", "x")
+		h.eventually(soon, "both addresses", func() bool { return senders() == 2 })
+		time.Sleep(moveLinger - time.Second)
+		synctest.Wait()
+		if n := senders(); n != 2 {
+			t.Errorf("%d senders before the time is over", n)
+		}
+		h.eventually(2*time.Second, "the new address alone", func() bool { return senders() == 1 })
+	})
+}
+
 // Who has moved is heard from both addresses for a while.
 func TestFormerPeers(t *testing.T) {
 	at := func(key, public, owner string) subnet.Lease {
@@ -285,8 +362,8 @@ func TestFormerPeers(t *testing.T) {
 		l.Attrs.PublicIP[subnet.IPv4] = netip.MustParseAddr(public)
 		return l
 	}
-	was := []subnet.Lease{at("10.5.1.0-24", "198.18.0.1", "a"), at("10.5.2.0-24", "198.18.0.2", "b"), at("10.5.3.0-24", "198.18.0.3", "c"), at("10.5.4.0-24", "198.18.0.4", "d")}
-	is := []subnet.Lease{was[0], at("10.5.2.0-24", "198.18.0.22", "b"), at("10.5.4.0-24", "198.18.0.44", "another")}
+	was := []subnet.Lease{at("10.5.1.0-24", "198.18.0.1", "a"), at("10.5.2.0-24", "198.18.0.2", "b"), at("10.5.3.0-24", "198.18.0.3", "c"), at("10.5.4.0-24", "198.18.0.4", "d"), at("10.5.5.0-24", "198.18.0.5", "")}
+	is := []subnet.Lease{was[0], at("10.5.2.0-24", "198.18.0.22", "b"), at("10.5.4.0-24", "198.18.0.44", "another"), at("10.5.5.0-24", "198.18.0.55", "")}
 	var f formerPeers
 	f.take(was, is, time.Hour)
 	for after, want := range map[time.Duration][]subnet.Lease{0: was[1:2], moveLinger - 1: was[1:2]} {
