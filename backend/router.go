@@ -105,15 +105,17 @@ func (r *Router) Step(ctx context.Context, plan RoutePlan) (reconcile.Step, erro
 
 	desired := slices.Grow(r.desired[:0], len(plan.Routes)+1)
 	var errs []error
+	named := make(map[netip.Prefix]bool)
 	for _, route := range plan.Routes {
 		if why := blocked(route.Dst); why != nil {
-			errs = append(errs, route.blame(why))
+			errs, named[route.Dst] = append(errs, route.blame(why)), true
 			continue
 		}
 		desired = append(desired, route.Route)
 	}
 	desired = append(desired, plan.blackholes()...)
 	r.desired = desired
+	foreign = slices.DeleteFunc(foreign, func(e kernel.Route) bool { return named[e.Dst] })
 	r.report(plan.Desired.Config, foreign, words)
 	step := r.differ.Step("route", table, desired, func(e kernel.Route) bool {
 		return !plan.Keep[subnet.FamilyOf(e.Dst.Addr())] && ours(e)
@@ -262,7 +264,8 @@ func (p *RoutePlan) blackholes() []kernel.Route {
 	return routes
 }
 
-// report logs the foreign routes inside the network, once per change of them.
+// report logs the foreign routes inside the network that no error names, once per
+// change of them.
 func (r *Router) report(c *subnet.Config, foreign []kernel.Route, words *describer) {
 	var names []string
 	for _, route := range foreign {

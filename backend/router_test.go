@@ -241,6 +241,19 @@ func TestForeignRouteIsReportedOnce(t *testing.T) {
 	}
 }
 
+// One that is in a peer's way is the peer's error, and not named twice.
+func TestForeignRouteInTheWayIsNamedOnce(t *testing.T) {
+	r := newRouter(t)
+	r.put(t, via("10.5.3.0/24", "198.18.0.77", 4, 0), via("10.5.4.0/24", "198.18.0.77", 4, 0))
+	said, _, _ := r.apply(t.Context(), r.plan())
+	if !strings.Contains(said, "foreign route 10.5.3.0/24 ") {
+		t.Errorf("error %q", said)
+	}
+	if log := r.log.String(); strings.Contains(log, "10.5.3.0/24") || !strings.Contains(log, "10.5.4.0/24") {
+		t.Errorf("log %s", log)
+	}
+}
+
 // What could not be read is not what is not there.
 func TestRouterDoesNothingBlindly(t *testing.T) {
 	for _, kind := range []string{"route", "addr"} {
