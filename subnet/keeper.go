@@ -258,7 +258,7 @@ func (k *Keeper) perform(ctx context.Context) event {
 	switch k.m.do {
 	case doRenew:
 		l, err := k.o.Store.Renew(ctx, k.m.lease)
-		ev = outcome(evRenewed, l, err)
+		ev = outcome(evRenewed, l, k.explain(err))
 	case doLook:
 		ev = k.look(ctx)
 	case doCreate:
@@ -323,6 +323,20 @@ func outcome(success eventKind, l Lease, err error) event {
 		return event{kind: evLost, err: err}
 	}
 	return event{kind: evFailed, err: err}
+}
+
+// explain says why a lease is lost, where the view has seen it.
+func (k *Keeper) explain(err error) error {
+	if k.o.View == nil || !errors.Is(err, ErrLeaseLost) {
+		return err
+	}
+	s, own := k.o.View.Snapshot(), k.m.lease
+	_, there := s.Stored(own.Subnet)
+	unreadable := slices.ContainsFunc(s.Bad, func(b BadKey) bool { return b.Occupies == own.Subnet })
+	if there || unreadable || !s.Synced || s.Identity != k.world.Identity || s.Revision <= own.Modified {
+		return err
+	}
+	return fmt.Errorf("key %s was deleted: %w", own.Subnet.Key(), err)
 }
 
 // wait returns when it is time, or earlier for a reason.

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -99,6 +101,32 @@ func TestStartWithoutWrites(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Who reads the log learns that somebody deleted the key, and not that something is
+// amiss with the lease.
+func TestKeeperSaysThatItsKeyWasDeleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		w := watch(t, data, nil)
+		var log strings.Builder
+		h := start(t, data, func(o *subnet.KeeperOptions) {
+			o.View, o.Log = w.view, slog.New(slog.NewTextHandler(&log, nil))
+		})
+		said := func() bool { return strings.Contains(log.String(), `reason="key `+home+` was deleted: `) }
+		put(t, data, home, h.keeper.Lease().Attrs, ttl)
+		synctest.Wait()
+		if said() {
+			t.Errorf("it was written over:\n%s", log.String())
+		}
+		data.DeleteKey(home)
+		synctest.Wait()
+		if !said() {
+			t.Errorf("log:\n%s", log.String())
+		}
+		h.want(subnet.StateValid, home, "")
+		h.end(w)
+	})
 }
 
 // Until it can write, the key has the instance of the process before. Somebody else
