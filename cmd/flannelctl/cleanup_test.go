@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -222,7 +221,7 @@ func TestCleanupOfNetwork(t *testing.T) {
 	if err := plan[i].do(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if _, err := client.Network(t.Context(), "flannel"); !errors.Is(err, dockerd.ErrNoNetwork) {
-		t.Errorf("network after cleanup: %v, want none", err)
+	if engine.Get("flannel").ID != "" {
+		t.Error("network is there after cleanup")
 	}
 }

@@ -313,15 +313,7 @@ func (c *Client) Networks(ctx context.Context) ([]Network, error) {
 	return list, nil
 }
 
-// Network returns the one of that name. [ErrNoNetwork]: there is none.
-func (c *Client) Network(ctx context.Context, name string) (Network, error) {
-	api, _, err := c.negotiate(ctx)
-	if err != nil {
-		return Network{}, err
-	}
-	return c.network(ctx, api, name)
-}
-
+// network returns the one of that name. [ErrNoNetwork]: there is none.
 func (c *Client) network(ctx context.Context, api, name string) (Network, error) {
 	var n Network
 	err := c.call(ctx, http.MethodGet, "/v"+api+"/networks/"+url.PathEscape(name), nil, &n)
