@@ -89,6 +89,9 @@ func (l *loop) settleChange(ctx context.Context) (busy bool) {
 			l.forgetChange()
 		}
 		return false
+	case c.Failed != "" && l.startedSince(ctx, c):
+		l.forgetChange()
+		return false
 	case c.Failed != "":
 		l.beside(ctx, func() error { return l.rollBack(ctx, c, errors.New(c.Failed)) })
 		return true
@@ -100,6 +103,16 @@ func (l *loop) settleChange(ctx context.Context) (busy bool) {
 		return false
 	}
 	return l.settleStart(ctx, c)
+}
+
+// startedSince reports whether Docker runs by a change with which it had failed: of
+// something else, then, that is over.
+func (l *loop) startedSince(ctx context.Context, c *statedir.DockerChange) bool {
+	if stands, err := c.Undo.Stands(); err != nil || !stands || c.Start == unknownStart {
+		return false
+	}
+	unit := l.outcome(ctx)
+	return unit.Loaded && unit.State == "active" && unit.Invocation != c.Start
 }
 
 // settleStart looks whether Docker has started with a change.

@@ -166,6 +166,34 @@ func (h *dockerHost) killed(during string) map[string]string {
 	return left
 }
 
+// Killed before it put the file back, and Docker has started with the change since:
+// what it had failed of is over, and nothing is taken back below a Docker that runs.
+func TestDockerStartsAfterAll(t *testing.T) {
+	inDockerBubble(t, "26.1.5", func(h *dockerHost) {
+		left := h.killed("start")
+		edit(t, left, "state/docker-change.json", func(c *statedir.DockerChange) {
+			if c.Failed == "" {
+				t.Error("not kept that it failed")
+			}
+			left["docker/daemon.json"] = string(c.Undo.New)
+		})
+		edit(t, left, "state/host.json", func(s *statedir.Host) { s.DockerAttempt = nil })
+		h.lay(left)
+		h.units.jobs, h.units.start, h.units.restart = nil, h.obey, h.obey
+		if err := h.obey(); err != nil {
+			t.Fatal(err)
+		}
+		h.start()
+		h.eventually(resync, "settled", func() bool { return h.file("state/docker-change.json") == "" })
+		time.Sleep(3 * resyncEvery)
+		synctest.Wait()
+		if p := h.problem(status.ComponentDocker); p.Message != "" || h.units.done() != "" || !strings.Contains(h.file("docker/daemon.json"), "bip") {
+			t.Errorf("problem %q, jobs %q, file %s", p.Message, h.units.done(), h.file("docker/daemon.json"))
+		}
+		h.stop()
+	})
+}
+
 // Not only a restart of ours proves a change, or does not: at a boot Docker starts
 // by itself when we are ready, and elsewhere an operator restarts it.
 func TestOthersStartDocker(t *testing.T) {
