@@ -122,9 +122,29 @@ func (m *Machine) waitInit(ctx context.Context) error {
 		if m.init, err = strconv.Atoi(fields[0]); err != nil {
 			return false, fmt.Errorf("read %s: %w", children, err)
 		}
+		if !leadsNamespace(m.init) {
+			return false, nil
+		}
 		_, err = m.script(ctx, m.services.up)
 		return err == nil, nil
 	})
+}
+
+// leadsNamespace reports whether a process is the first one of a namespace of its
+// own. The first child of systemd-nspawn is not: it makes the machine's process 1 and
+// ends, and systemctl succeeds there, as in every chroot.
+func leadsNamespace(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false // gone
+	}
+	for line := range strings.Lines(string(text)) {
+		if pids, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			fields := strings.Fields(pids)
+			return len(fields) > 1 && fields[len(fields)-1] == "1"
+		}
+	}
+	return false
 }
 
 // poll calls done every tenth of a second until it is, the machine ends, or ctx
