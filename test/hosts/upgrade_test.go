@@ -28,19 +28,26 @@ func TestUpgrade(t *testing.T) {
 	versions := []string{o.version}
 	for _, next := range []recipe{trixie(), forky()} {
 		o.each(t, func(m *Machine) error { return m.replaceDocker(ctx, next) })
-		if err := o.openApps(ctx); err != nil {
-			t.Fatal(err)
-		}
-		began := time.Now()
 		version, err := o.machines[0].Run(ctx, "docker", "version", "--format={{.Server.Version}}")
 		if err != nil {
 			t.Fatal(err)
 		}
 		versions = append(versions, strings.TrimSpace(version))
+		if err := o.openApps(ctx); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if err := o.bothWays(func(from, to *app) error { return from.WaitPing(ctx, to.addr) }); err != nil {
+			t.Fatalf("beside %s: %v", versions[len(versions)-1], err)
+		}
+		gap := time.Since(began)
+		t.Logf("%s: pings both ways answered %s after the containers ran", versions[len(versions)-1], gap.Round(time.Millisecond))
+		if gap > time.Second {
+			t.Errorf("beside %s pings were answered after %s, want a second at most", versions[len(versions)-1], gap)
+		}
 		if err := o.bothWays(func(from, to *app) error { return wantPing(ctx, from, to) }); err != nil {
 			t.Fatalf("beside %s: %v", versions[len(versions)-1], err)
 		}
-		t.Logf("%s: all pings answered %s after the containers ran", versions[len(versions)-1], time.Since(began).Round(time.Millisecond))
 	}
 	for i, want := range []string{"20.10", "26.", "28."} {
 		if !strings.HasPrefix(versions[i], want) {
