@@ -3,6 +3,7 @@ package examples_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"go/ast"
@@ -435,7 +436,8 @@ func TestDocumentedFailures(t *testing.T) {
 	}
 }
 
-// portTaken occupies udp's port on loopback, and says it with the usual port.
+// portTaken occupies udp's port on loopback, and says it with the usual port, and a
+// usual process in place of this one.
 func portTaken(t *testing.T) error {
 	t.Helper()
 	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
@@ -459,7 +461,8 @@ func portTaken(t *testing.T) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s", strings.ReplaceAll(err.Error(), port, "8285")) //nolint:errorlint // only its text is compared
+	said := strings.NewReplacer(port, "8285", "this process", "flanneld (process 812)").Replace(err.Error())
+	return errors.New(said)
 }
 
 // flagTable reads the flags of docs/compatibility.md by what becomes of them.
