@@ -2,15 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/spf13/pflag"
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/bench"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
@@ -100,25 +97,13 @@ func parseDemo(args []string, out io.Writer) (demoOptions, error) {
 	}
 	o := demoOptions{ctl: filepath.Join(filepath.Dir(self), "flannelctl")}
 	var backend string
-	fs := pflag.NewFlagSet("flannel-lab demo", pflag.ContinueOnError)
-	fs.SortFlags = false
+	fs := newFlags("demo", out)
 	fs.IntVar(&o.hosts, "hosts", 3, "`number` of hosts")
 	fs.StringVar(&backend, "backend", "", "show only this one: "+strings.Join(backends, ", "))
 	fs.BoolVar(&o.keep, "keep", false, "leave the lab running until Ctrl-C, and say how to look around; vxlan unless --backend says otherwise")
-	fs.StringVar(&o.daemon, "daemon", filepath.Join(filepath.Dir(self), "flanneld-go"), "`path` of the daemon")
-	fs.StringVar(&o.name, "name", "demo", "`name` that everything of the lab begins with")
-	fs.BoolVar(&o.replace, "replace", false, "remove what a killed lab of that name left")
-	fs.SetOutput(out)
-	fs.Usage = func() {
-		fmt.Fprintf(out, "usage: flannel-lab demo [FLAGS]\n\n%s", fs.FlagUsagesWrapped(100))
-	}
-	if err := fs.Parse(args); errors.Is(err, pflag.ErrHelp) {
-		return demoOptions{}, cli.ErrHelp
-	} else if err != nil {
-		return demoOptions{}, cli.Usagef("%w (see flannel-lab demo --help)", err)
-	}
-	if fs.NArg() > 0 {
-		return demoOptions{}, cli.Usagef("demo: %q: takes flags only", fs.Arg(0))
+	addLabFlags(fs, self, &o.daemon, &o.name, &o.replace)
+	if err := parseFlags(fs, args); err != nil {
+		return demoOptions{}, err
 	}
 	if o.hosts < 2 || o.hosts > lab.MaxHosts {
 		return demoOptions{}, cli.Usagef("--hosts: %d: must be between 2 and %d", o.hosts, lab.MaxHosts)

@@ -62,8 +62,8 @@ func TestParseFaults(t *testing.T) {
 	}
 	with := func(change func(*faultsOptions)) faultsOptions {
 		o := faultsOptions{
-			name: "faults", rounds: 3, outage: time.Minute, output: "table", backends: faults.Backends(),
-			self: self, daemon: filepath.Join(filepath.Dir(self), "flanneld-go"),
+			measurement: measurement{name: "faults", output: "table", self: self, daemon: filepath.Join(filepath.Dir(self), "flanneld-go")},
+			rounds:      3, outage: time.Minute, backends: faults.Backends(),
 		}
 		change(&o)
 		return o
@@ -84,8 +84,8 @@ func TestParseFaults(t *testing.T) {
 				"--name=x", "--replace",
 			},
 			faultsOptions{
-				name: "x", replace: true, daemon: "/d", previous: "/q", self: self, only: []string{"kill"}, backends: []string{"vxlan"},
-				rounds: 1, outage: 5 * time.Second, output: "json", docs: "/p",
+				measurement: measurement{name: "x", replace: true, daemon: "/d", self: self, output: "json", docs: "/p"},
+				previous:    "/q", only: []string{"kill"}, backends: []string{"vxlan"}, rounds: 1, outage: 5 * time.Second,
 			},
 		},
 	} {
@@ -94,7 +94,7 @@ func TestParseFaults(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(faultsOptions{})); diff != "" {
+			if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(faultsOptions{}, measurement{})); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
@@ -108,8 +108,8 @@ func TestParseBench(t *testing.T) {
 	}
 	with := func(change func(*benchOptions)) benchOptions {
 		o := benchOptions{
-			name: "bench", rounds: 5, seconds: 1, output: "table",
-			self: self, daemon: filepath.Join(filepath.Dir(self), "flanneld-go"),
+			measurement: measurement{name: "bench", output: "table", self: self, daemon: filepath.Join(filepath.Dir(self), "flanneld-go")},
+			rounds:      5, seconds: 1,
 		}
 		change(&o)
 		return o
@@ -126,7 +126,8 @@ func TestParseBench(t *testing.T) {
 			"everything",
 			[]string{"--only=udp-off", "--rounds=1", "--seconds=0.05", "--output=json", "--docs=/p", "--daemon=/d", "--name=x", "--replace"},
 			benchOptions{
-				name: "x", replace: true, daemon: "/d", self: self, only: []string{"udp-off"}, rounds: 1, seconds: 0.05, output: "json", docs: "/p",
+				measurement: measurement{name: "x", replace: true, daemon: "/d", self: self, output: "json", docs: "/p"},
+				only:        []string{"udp-off"}, rounds: 1, seconds: 0.05,
 			},
 			[]string{"udp-off"},
 		},
@@ -136,7 +137,7 @@ func TestParseBench(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(benchOptions{})); diff != "" {
+			if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(benchOptions{}, measurement{})); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 			var variants []string
@@ -242,8 +243,8 @@ func TestBenchSaysWhatIsMissing(t *testing.T) {
 		want error
 		says string
 	}{
-		{"no daemon", benchOptions{daemon: "/nonexistent/flanneld-go"}, lab.ErrNoBinary, "make build"},
-		{"no page", benchOptions{daemon: daemon, docs: t.TempDir()}, os.ErrNotExist, "--docs"},
+		{"no daemon", benchOptions{measurement: measurement{daemon: "/nonexistent/flanneld-go"}}, lab.ErrNoBinary, "make build"},
+		{"no page", benchOptions{measurement: measurement{daemon: daemon, docs: t.TempDir()}}, os.ErrNotExist, "--docs"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if os.Geteuid() != 0 {
@@ -268,9 +269,9 @@ func TestFaultsSaysWhatIsMissing(t *testing.T) {
 		want error
 		says string
 	}{
-		{"no daemon", faultsOptions{daemon: "/nonexistent/flanneld-go"}, lab.ErrNoBinary, "make build"},
-		{"no previous one", faultsOptions{daemon: daemon, previous: "/nonexistent/flanneld-go"}, lab.ErrNoBinary, "--previous"},
-		{"no page", faultsOptions{daemon: daemon, docs: t.TempDir()}, os.ErrNotExist, "--docs"},
+		{"no daemon", faultsOptions{measurement: measurement{daemon: "/nonexistent/flanneld-go"}}, lab.ErrNoBinary, "make build"},
+		{"no previous one", faultsOptions{measurement: measurement{daemon: daemon}, previous: "/nonexistent/flanneld-go"}, lab.ErrNoBinary, "--previous"},
+		{"no page", faultsOptions{measurement: measurement{daemon: daemon, docs: t.TempDir()}}, os.ErrNotExist, "--docs"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if os.Geteuid() != 0 {

@@ -2,16 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"slices"
-	"strings"
 	"time"
-
-	"github.com/spf13/pflag"
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
@@ -21,27 +13,18 @@ import (
 
 // stormOptions are the flags of the storm, checked.
 type stormOptions struct {
+	measurement
+
 	crowd   storm.Options
 	daemons int
-	name    string
-	replace bool
-	daemon  string
-	self    string
-	output  string
-	docs    string
 }
 
 // mostCrowd is how many hosts have addresses and file descriptors on one machine.
 const mostCrowd = 20_000
 
 func parseStorm(args []string, out io.Writer) (stormOptions, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return stormOptions{}, fmt.Errorf("find own executable: %w", err)
-	}
-	o := stormOptions{self: self}
-	fs := pflag.NewFlagSet("flannel-lab storm", pflag.ContinueOnError)
-	fs.SortFlags = false
+	var o stormOptions
+	fs := newFlags("storm", out)
 	fs.IntVar(&o.daemons, "daemons", 200, "`number` of real daemons, a namespace each; 0: none")
 	fs.IntVar(&o.crowd.Hosts, "hosts", 2000, "`number` of hosts in one process; 0: none")
 	fs.DurationVar(&o.crowd.Quiet, "quiet", 20*time.Second, "`time` for which nothing happens")
@@ -49,22 +32,8 @@ func parseStorm(args []string, out io.Writer) (stormOptions, error) {
 	fs.Float64Var(&o.crowd.Rate, "rate", 20, "joins, changes and leaves per `second`, all added")
 	fs.DurationVar(&o.crowd.Churn, "churn", 10*time.Second, "`time` for which there are such; 0: none")
 	fs.DurationVar(&o.crowd.Down, "down", 10*time.Second, "`time` for which etcd is away, twice; 0: never")
-	fs.StringVar(&o.output, "output", outputs[0], "`form`: "+strings.Join(outputs, ", "))
-	fs.StringVar(&o.docs, "docs", "", "write tables into the pages of this `folder`, too")
-	fs.StringVar(&o.daemon, "daemon", filepath.Join(filepath.Dir(self), "flanneld-go"), "`path` of the daemon")
-	fs.StringVar(&o.name, "name", "storm", "`name` that everything of the lab begins with")
-	fs.BoolVar(&o.replace, "replace", false, "remove what a killed lab of that name left")
-	fs.SetOutput(out)
-	fs.Usage = func() {
-		fmt.Fprintf(out, "usage: flannel-lab storm [FLAGS]\n\n%s", fs.FlagUsagesWrapped(100))
-	}
-	if err := fs.Parse(args); errors.Is(err, pflag.ErrHelp) {
-		return stormOptions{}, cli.ErrHelp
-	} else if err != nil {
-		return stormOptions{}, cli.Usagef("%w (see flannel-lab storm --help)", err)
-	}
-	if fs.NArg() > 0 {
-		return stormOptions{}, cli.Usagef("storm: %q: takes flags only", fs.Arg(0))
+	if err := o.parse(fs, args); err != nil {
+		return stormOptions{}, err
 	}
 	return o, o.check()
 }
@@ -85,19 +54,14 @@ func (o stormOptions) check() error {
 			return cli.Usagef("--%s: %s: must be 0, or between 1s and 1h", flag, d)
 		}
 	}
-	if !slices.Contains(outputs, o.output) {
-		return cli.Usagef("--output: %q: must be one of %s", o.output, strings.Join(outputs, ", "))
-	}
 	return nil
 }
 
 // runStorm starts hosts at once, real ones and then a crowd. What is under way is
 // told to progress.
 func runStorm(ctx context.Context, o stormOptions, out, progress io.Writer) error {
-	if o.docs != "" {
-		if err := storm.CheckDocs(o.docs); err != nil {
-			return fmt.Errorf("--docs: %w", err)
-		}
+	if err := o.checkDocs(storm.CheckDocs); err != nil {
+		return err
 	}
 	var r storm.Report
 	var err error
@@ -115,30 +79,18 @@ func runStorm(ctx context.Context, o stormOptions, out, progress io.Writer) erro
 			return err
 		}
 	}
-	if o.docs != "" {
-		if err := r.WriteDocs(o.docs); err != nil {
-			return err
-		}
-	}
-	if o.output == "json" {
-		return r.JSON(out)
-	}
-	return r.Markdown(out)
+	return o.tell(r, out)
 }
 
 // stormDaemons makes a lab, starts its daemons at once and removes it.
-func stormDaemons(ctx context.Context, o stormOptions, progress io.Writer) (_ *storm.Daemons, err error) {
-	if err := lab.CheckRoot(); err != nil {
-		return nil, fmt.Errorf("storm %w (try: sudo make bench, or --daemons=0)", err)
-	}
-	if err := lab.CheckBinary(o.daemon); err != nil {
-		return nil, fmt.Errorf("--daemon: %w (try: make build)", err)
-	}
-	l, err := openLab(ctx, lab.Options{Name: o.name, Hosts: o.daemons, Replace: o.replace, Daemon: o.daemon, Self: o.self})
-	if err != nil {
+func stormDaemons(ctx context.Context, o stormOptions, progress io.Writer) (*storm.Daemons, error) {
+	if err := o.checkLab("storm", "sudo make bench, or --daemons=0"); err != nil {
 		return nil, err
 	}
-	defer func() { err = closeLab(ctx, l, err) }()
-	d, err := storm.RunDaemons(ctx, l, progress)
+	var d storm.Daemons
+	err := o.onLab(ctx, o.daemons, func(l *lab.Lab) (err error) {
+		d, err = storm.RunDaemons(ctx, l, progress)
+		return err
+	})
 	return &d, err
 }
