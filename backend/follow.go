@@ -18,6 +18,8 @@ type Change struct {
 	// Old are leases that were among the peers and are so no longer, or not like
 	// this. New are those that are in their place, or came.
 	Old, New []subnet.Lease
+	// Former are, of the subnets of New, those that Desired.Former would list.
+	Former []subnet.Lease
 }
 
 // Follower is an ability of backends: to follow a change at the cost of what changed,

@@ -104,46 +104,85 @@ func (l *loop) stillApplied() bool {
 // that needs a round.
 func (l *loop) follow(ctx context.Context) bool {
 	f, next := &l.path.follow, l.view.Snapshot()
-	follower, ok := l.backend.(backend.Follower)
-	if !ok || f.snap == nil || f.snap != l.snap || !alike(l.snap, next) || l.path.own != l.lease.own.Subnet || closed(l.lease.changed()) || l.moving() {
+	if f.snap == nil || f.snap != l.snap || !alike(l.snap, next) || l.path.own != l.lease.own.Subnet || closed(l.lease.changed()) || l.moving() {
 		return false
 	}
 	all := next.Differences(l.snap)
 	c, ok := l.changeOf(all)
-	if !ok {
+	away := moved(c.Old, c.New)
+	c.Former = slices.Concat(l.path.former.of(c.New), away)
+	if !ok || !l.followPath(ctx, c) {
 		return false
-	}
-	f.end()
-	l.path.steady = false
-	failed, rest := splitPeerErrors(follower.Follow(ctx, c))
-	if rest != nil || len(failed) > 0 {
-		return false // The round says it, and tries again.
 	}
 	for _, d := range all {
 		f.count(d.Old, -1)
 		f.count(d.New, 1)
 	}
-	former := len(l.path.former)
-	l.path.former.take(c.Old, c.New, l.clock.Uptime())
-	gone := slices.DeleteFunc(slices.Clone(c.Old), func(o subnet.Lease) bool {
-		return slices.ContainsFunc(l.path.former[former:], func(p formerPeer) bool { return p.lease == o })
-	})
+	l.path.former.take(away, l.clock.Uptime())
+	gone := slices.DeleteFunc(slices.Clone(c.Old), func(o subnet.Lease) bool { return slices.Contains(away, o) })
 	l.path.peers = replacePeers(l.path.peers, c)
 	f.snap, l.snap, l.path.steady = next, next, true
 	l.showPeers()
 	l.board.Update(func(s *status.Status) { s.Etcd.Revision = int64(next.Revision) })
-	if err := l.firewall.Follow(ctx, nativePeers(gone), nativePeers(c.New)); err != nil {
-		if !errors.Is(err, native.ErrNotFollowed) {
-			l.log.DebugContext(ctx, "firewall does not follow", "error", err)
-		}
-		f.due = max(1, l.clock.Uptime())
+	if !l.followFirewall(ctx, gone, c.New) {
 		return false
 	}
-	l.beat.set(l.clock.Now())
 	if f.due == 0 && len(all) > 0 {
 		f.due = max(l.clock.Uptime()+roundSoon, f.ended+roundShare*f.took)
 	}
 	return true
+}
+
+// letGo forgets where peers were before they moved, once that does not count any more.
+// It reports false when that needs a round.
+func (l *loop) letGo(ctx context.Context) bool {
+	f := &l.path.follow
+	if f.snap == nil || f.snap != l.snap {
+		return false
+	}
+	expired := l.path.former.expire(l.clock.Uptime())
+	var held []subnet.Lease
+	for _, e := range expired {
+		at, found := findPeer(l.path.peers, e.Subnet)
+		if found && !slices.Contains(held, l.path.peers[at]) {
+			held = append(held, l.path.peers[at])
+		}
+	}
+	c := backend.Change{Old: held, New: held, Former: l.path.former.of(expired)}
+	if !l.followPath(ctx, c) {
+		return false
+	}
+	f.snap, l.path.steady = l.snap, true
+	// One may have come back to where it was.
+	still := slices.Concat(c.New, c.Former)
+	return l.followFirewall(ctx, slices.Concat(expired, still), still)
+}
+
+// followPath has the backend follow. It reports false where it cannot, or something
+// went wrong: the round says what, and tries again.
+func (l *loop) followPath(ctx context.Context, c backend.Change) bool {
+	follower, ok := l.backend.(backend.Follower)
+	if !ok {
+		return false
+	}
+	l.path.follow.end()
+	l.path.steady = false
+	failed, rest := splitPeerErrors(follower.Follow(ctx, c))
+	return rest == nil && len(failed) == 0
+}
+
+// followFirewall has the firewall follow where packets would be dropped as forged.
+func (l *loop) followFirewall(ctx context.Context, gone, fresh []subnet.Lease) bool {
+	err := l.firewall.Follow(ctx, nativePeers(gone), nativePeers(fresh))
+	if err == nil {
+		l.beat.set(l.clock.Now())
+		return true
+	}
+	if !errors.Is(err, native.ErrNotFollowed) {
+		l.log.DebugContext(ctx, "firewall does not follow", "error", err)
+	}
+	l.path.follow.due = max(1, l.clock.Uptime())
+	return false
 }
 
 // moving reports whether this host has another uplink besides, for a while.

@@ -36,10 +36,10 @@ func (f *followingTable) Follow(_ context.Context, gone, fresh []native.Peer) (n
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, p := range gone {
-		f.gone = append(f.gone, p.Subnet.String())
+		f.gone = append(f.gone, p.Subnet.String()+" "+p.PublicIP[subnet.IPv4].String())
 	}
 	for _, p := range fresh {
-		f.fresh = append(f.fresh, p.Subnet.String())
+		f.fresh = append(f.fresh, p.Subnet.String()+" "+p.PublicIP[subnet.IPv4].String())
 	}
 	return native.Step{}, nil
 }
@@ -108,11 +108,59 @@ func TestPeersAreFollowed(t *testing.T) {
 		h.data.DeleteKey("10.5.200.0-24")
 		h.eventually(soon+2*time.Second, "one leaves", func() bool { return len(h.routes()) == 1 })
 		gone, fresh := table.told()
-		// From where it was before it moved, a peer may send for a while.
-		if diff := cmp.Diff([]string{"10.5.200.0/24"}, gone[len(goneBefore):]); diff != "" {
+		// From where it was before it moved, a peer may send for a while: then that
+		// goes, and what it has is told once more.
+		if diff := cmp.Diff([]string{"10.5.200.0/24 198.18.0.2", "10.5.200.0/24 198.18.0.3", "10.5.200.0/24 198.18.0.3"}, gone[len(goneBefore):]); diff != "" {
 			t.Errorf("gone (-want +got):\n%s", diff)
 		}
-		if diff := cmp.Diff([]string{"10.5.200.0/24", "10.5.200.0/24"}, fresh[len(freshBefore):]); diff != "" {
+		if diff := cmp.Diff([]string{"10.5.200.0/24 198.18.0.2", "10.5.200.0/24 198.18.0.3", "10.5.200.0/24 198.18.0.3"}, fresh[len(freshBefore):]); diff != "" {
+			t.Errorf("fresh (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Where peers were before they moved ceases to count without a round for each.
+func TestFormerAddressesAreLetGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := &followingTable{}
+		h := followingHost(t, table)
+		defer h.stop()
+		move := func(ip string) {
+			h.owned("10.5.200.0-24", ip, "x")
+			time.Sleep(time.Second)
+			synctest.Wait()
+		}
+		move("198.18.0.2")
+		time.Sleep(12 * time.Second) // between two rounds that come by themselves
+		synctest.Wait()
+		for _, ip := range []string{"198.18.0.3", "198.18.0.4", "198.18.0.3"} {
+			move(ip)
+		}
+		gone, _ := table.told()
+		time.Sleep(moveLinger - 3*time.Second - time.Millisecond)
+		for range 3 {
+			synctest.Wait()
+			runs := h.board.Snapshot().Sync.Runs
+			time.Sleep(2 * time.Millisecond)
+			synctest.Wait()
+			if got := h.board.Snapshot().Sync.Runs; got != runs {
+				t.Errorf("%d rounds before, %d after", runs, got)
+			}
+			time.Sleep(time.Second - 2*time.Millisecond)
+		}
+		after, fresh := table.told()
+		// .3 is where it is at last, and .4 counts for longer than .2.
+		at := func(ips ...string) []string {
+			var list []string
+			for _, ip := range ips {
+				list = append(list, "10.5.200.0/24 198.18.0."+ip)
+			}
+			return list
+		}
+		if diff := cmp.Diff(at("2", "3", "3", "4", "3", "3", "4", "4", "3"), after[len(gone):]); diff != "" {
+			t.Errorf("gone (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff(at("3", "3", "4", "3", "4", "3"), fresh[len(fresh)-6:]); diff != "" {
 			t.Errorf("fresh (-want +got):\n%s", diff)
 		}
 	})

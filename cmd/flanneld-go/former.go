@@ -16,20 +16,29 @@ type formerPeer struct {
 	until time.Duration
 }
 
-// take notes which of the peers have moved: who has no Owner is another at another
-// address. Both lists are sorted by subnet.
-func (f *formerPeers) take(was, is []subnet.Lease, now time.Duration) {
+// moved returns those of was whose hosts have other addresses in is, which is sorted by
+// subnet: who has no Owner is another at another address.
+func moved(was, is []subnet.Lease) []subnet.Lease {
+	var list []subnet.Lease
 	for i := range was {
-		j, found := slices.BinarySearchFunc(is, was[i].Subnet, func(l subnet.Lease, s subnet.Subnet) int { return l.Subnet.Compare(s) })
-		if found && was[i].Attrs.Owner != "" && was[i].Attrs.Owner == is[j].Attrs.Owner && was[i].Attrs.PublicIP != is[j].Attrs.PublicIP {
-			*f = append(*f, formerPeer{was[i], now + moveLinger})
+		at, found := findPeer(is, was[i].Subnet)
+		if found && was[i].Attrs.Owner != "" && was[i].Attrs.Owner == is[at].Attrs.Owner && was[i].Attrs.PublicIP != is[at].Attrs.PublicIP {
+			list = append(list, was[i])
 		}
+	}
+	return list
+}
+
+// take notes leases that have moved at uptime now.
+func (f *formerPeers) take(moved []subnet.Lease, now time.Duration) {
+	for _, lease := range moved {
+		*f = append(*f, formerPeer{lease, now + moveLinger})
 	}
 }
 
 // leases are those that still count. The others are forgotten.
 func (f *formerPeers) leases(now time.Duration) []subnet.Lease {
-	*f = slices.DeleteFunc(*f, func(p formerPeer) bool { return now >= p.until })
+	f.expire(now)
 	var list []subnet.Lease
 	for _, p := range *f {
 		list = append(list, p.lease)
@@ -37,10 +46,32 @@ func (f *formerPeers) leases(now time.Duration) []subnet.Lease {
 	return list
 }
 
-// until shortens a pause so that none of them counts for longer than it should.
-func (f formerPeers) until(pause, now time.Duration) time.Duration {
+// next is when the first of them ceases to count, if that is before at.
+func (f formerPeers) next(at time.Duration) time.Duration {
 	for _, p := range f {
-		pause = min(pause, max(p.until-now, time.Millisecond))
+		at = min(at, p.until)
 	}
-	return pause
+	return at
+}
+
+// expire takes out those that do not count any more.
+func (f *formerPeers) expire(now time.Duration) (expired []subnet.Lease) {
+	*f = slices.DeleteFunc(*f, func(p formerPeer) bool {
+		if now >= p.until {
+			expired = append(expired, p.lease)
+		}
+		return now >= p.until
+	})
+	return expired
+}
+
+// of are those that had one of the subnets.
+func (f formerPeers) of(subnets []subnet.Lease) []subnet.Lease {
+	var list []subnet.Lease
+	for _, p := range f {
+		if slices.ContainsFunc(subnets, func(l subnet.Lease) bool { return l.Subnet == p.lease.Subnet }) {
+			list = append(list, p.lease)
+		}
+	}
+	return list
 }

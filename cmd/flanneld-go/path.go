@@ -62,7 +62,7 @@ func (l *loop) apply(ctx context.Context) error {
 	now := l.clock.Uptime()
 	if same := slices.Equal(peers, l.path.peers); !same || l.path.own != l.lease.own.Subnet {
 		l.path.steady = false
-		l.path.former.take(l.path.peers, peers, now)
+		l.path.former.take(moved(l.path.peers, peers), now)
 	}
 	l.path.own = l.lease.own.Subnet
 	l.path.peers, l.path.refused, l.path.bad = peers, refused, l.snap.Bad

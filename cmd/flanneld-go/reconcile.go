@@ -165,7 +165,8 @@ type wakes struct {
 func (l *loop) idle(ctx context.Context, w *wakes, pause time.Duration) {
 	due := l.clock.Uptime() + pause
 	for {
-		timer := l.clock.Timer(l.path.follow.until(due) - l.clock.Uptime())
+		round := l.path.follow.until(due)
+		timer := l.clock.Timer(l.path.former.next(round) - l.clock.Uptime())
 		again := false
 		// News is worth a try at once, and ends the patience with what failed.
 		select {
@@ -176,6 +177,7 @@ func (l *loop) idle(ctx context.Context, w *wakes, pause time.Duration) {
 		case <-l.lease.changed():
 			l.retry = retryMin
 		case <-timer.C:
+			again = l.clock.Uptime() < round && l.letGo(ctx)
 		case _, ok := <-w.events:
 			if !ok {
 				w.events, again = nil, true

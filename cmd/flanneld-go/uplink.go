@@ -170,13 +170,12 @@ func (m *moveState) also(now time.Duration) backend.Uplink {
 	return backend.Uplink{}
 }
 
-// untilMove shortens a pause so that it does not outlast what is awaited, of our own
-// moves and of peers'.
+// untilMove shortens a pause so that it does not outlast what a move of ours waits for.
 func (l *loop) untilMove(pause time.Duration) time.Duration {
 	if l.move.wake > 0 {
 		pause = min(pause, l.move.wake)
 	}
-	return l.path.former.until(pause, l.clock.Uptime())
+	return pause
 }
 
 // moveUplink goes to the next uplink when it is time. It returns trouble, why the
