@@ -34,4 +34,6 @@
 //     for any.
 //   - IPv6 refuses an OnLink gateway that a route of another link covers.
 //   - Without a single address in the namespace IPv4 refuses every gateway.
+//   - That a list was interrupted it says of all addresses, but not of one link's
+//     IPv4 addresses, neighbours or FDB entries.
 package kernel

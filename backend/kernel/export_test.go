@@ -14,6 +14,25 @@ func HopID(gateway netip.Addr, link, probe int) int {
 	return hop{gateway: gateway, link: link, onLink: true}.id(probe)
 }
 
+// Attempts is how often a list is begun, and ErrInterrupted what comes of it then.
+const Attempts = attempts
+
+var ErrInterrupted = errInterrupted
+
+// ListAddrs lists all addresses and calls each as it reads one.
+func (n *Netlink) ListAddrs(ctx context.Context, each func(Addr)) ([]Addr, error) {
+	t := n.Addrs(0).(*table[Addr])
+	parse := t.parse
+	t.parse = func(m message) (Addr, bool, error) {
+		a, ok, err := parse(m)
+		if ok {
+			each(a)
+		}
+		return a, ok, err
+	}
+	return t.List(ctx)
+}
+
 // ShrinkBuffer leaves the request socket room for a few answers only.
 func (n *Netlink) ShrinkBuffer(ctx context.Context) error {
 	return n.use(ctx, func(c *conn) error { return unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1) })
