@@ -48,8 +48,9 @@ type Desired struct {
 	// Own is this host's lease.
 	Own subnet.Lease
 	// Peers are the other hosts' leases, sorted by subnet, all of them inside
-	// the network and none overlapping another or Own.
-	Peers []subnet.Lease
+	// the network and none overlapping another or Own. They never change, and may
+	// be kept.
+	Peers []*subnet.Lease
 	// Former are leases of Peers as they were a moment ago, with other addresses:
 	// what comes from those is theirs, too.
 	Former []subnet.Lease

@@ -225,8 +225,8 @@ func (p *RoutePlan) proof(links *describer) func(kernel.Route) bool {
 	isListed := func(gateway netip.Addr) bool {
 		if listed == nil {
 			listed = make(map[netip.Addr]bool, len(p.Desired.Peers))
-			for i := range p.Desired.Peers {
-				for _, a := range p.Desired.Peers[i].Attrs.PublicIP {
+			for _, peer := range p.Desired.Peers {
+				for _, a := range peer.Attrs.PublicIP {
 					listed[a] = a.IsValid()
 				}
 			}

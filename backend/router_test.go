@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -61,7 +62,7 @@ func newRouter(t *testing.T) *router {
 // plan routes to the one peer.
 func (r *router) plan() backend.RoutePlan {
 	return backend.RoutePlan{
-		Desired: backend.Desired{Config: r.config, Uplink: backend.Uplink{Link: kernel.Link{Index: eth0}}, Own: subnet.Lease{Subnet: subnet.Subnet{prefix("10.5.54.0/24")}}, Peers: r.peers},
+		Desired: backend.Desired{Config: r.config, Uplink: backend.Uplink{Link: kernel.Link{Index: eth0}}, Own: subnet.Lease{Subnet: subnet.Subnet{prefix("10.5.54.0/24")}}, Peers: slices.Collect(subnet.Each(r.peers))},
 		Routes: []backend.PeerRoute{
 			{Peer: &r.peers[0], Route: via("10.5.3.0/24", "198.18.0.2", kernel.Protocol, 0)},
 			{Peer: &r.peers[0], Route: via("fd05:0:0:3::/64", "fd00:198:18::2", kernel.Protocol, 0)},

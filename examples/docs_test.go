@@ -390,7 +390,7 @@ func failing(t *testing.T, options string, peer subnet.Attrs, disturb func(*kern
 		Config: c,
 		Uplink: up,
 		Own:    subnet.Lease{Subnet: subnet.Subnet{netip.MustParsePrefix("10.5.72.0/24")}},
-		Peers:  []subnet.Lease{{Subnet: subnet.Subnet{netip.MustParsePrefix("10.5.9.0/24")}, Attrs: peer}},
+		Peers:  []*subnet.Lease{{Subnet: subnet.Subnet{netip.MustParsePrefix("10.5.9.0/24")}, Attrs: peer}},
 	})
 }
 

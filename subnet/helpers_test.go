@@ -53,6 +53,15 @@ func claim(node, ip string) subnet.Claim {
 	return subnet.Claim{Node: subnet.NodeID(node), Instance: node + "-1", Clock: newClock(), Attrs: subnet.Attrs{PublicIP: addr4(ip), BackendType: "vxlan", BackendData: subnet.ByFamily[subnet.RawJSON]{`{"VNI":1}`}}}
 }
 
+// leasesOf are copies of a snapshot's leases.
+func leasesOf(s *subnet.Snapshot) []subnet.Lease {
+	var all []subnet.Lease
+	for l := range s.Leases() {
+		all = append(all, *l)
+	}
+	return all
+}
+
 func sub(t testing.TB, key string) subnet.Subnet {
 	t.Helper()
 	s, err := subnet.ParseSubnet(key)

@@ -1,7 +1,10 @@
 package subnet
 
 import (
+	"cmp"
+	"iter"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -69,3 +72,39 @@ type Lease struct {
 
 // Reservation reports whether l never expires.
 func (l Lease) Reservation() bool { return l.ID == 0 }
+
+// ByKey are copies of leases in the order of their keys, as a [World] has them.
+func ByKey(leases []*Lease) []Lease {
+	// Keys are written once, and not for each comparison; what is sorted is small.
+	type keyed struct {
+		key string
+		*Lease
+	}
+	all := make([]keyed, len(leases))
+	for i, l := range leases {
+		all[i] = keyed{l.Subnet.Key(), l}
+	}
+	slices.SortFunc(all, func(a, b keyed) int { return cmp.Compare(a.key, b.key) })
+	sorted := make([]Lease, len(all))
+	for i, k := range all {
+		sorted[i] = *k.Lease
+	}
+	return sorted
+}
+
+// SameLeases reports whether a and b are the same leases in the same order. Those that
+// are shared are not compared.
+func SameLeases(a, b []*Lease) bool {
+	return slices.EqualFunc(a, b, func(a, b *Lease) bool { return a == b || *a == *b })
+}
+
+// Each yields leases where they are.
+func Each(leases []Lease) iter.Seq[*Lease] {
+	return func(yield func(*Lease) bool) {
+		for i := range leases {
+			if !yield(&leases[i]) {
+				return
+			}
+		}
+	}
+}

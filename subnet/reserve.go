@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 )
@@ -119,7 +120,7 @@ func compareAddrs(a, b ByFamily[netip.Addr]) (compared, equal int) {
 // a group per set of owners, each sorted by subnet as the groups are: only one
 // host can have an address, and the others' containers are unreachable. Leases
 // without an owner, which flannel wrote, belong to whoever has the address.
-func SamePublicIP(leases []Lease) [][]Lease {
+func SamePublicIP(leases iter.Seq[*Lease]) [][]Lease {
 	byAddr := map[netip.Addr][]Lease{}
 	for _, a := range sharedAddrs(leases) {
 		byAddr[a] = nil
@@ -127,13 +128,13 @@ func SamePublicIP(leases []Lease) [][]Lease {
 	if len(byAddr) == 0 {
 		return nil
 	}
-	for _, l := range leases {
+	for l := range leases {
 		if l.Attrs.Owner == "" {
 			continue
 		}
 		for _, a := range l.Attrs.PublicIP {
 			if group, shared := byAddr[a]; shared {
-				byAddr[a] = append(group, l)
+				byAddr[a] = append(group, *l)
 			}
 		}
 	}
@@ -149,11 +150,11 @@ func SamePublicIP(leases []Lease) [][]Lease {
 
 // sharedAddrs returns the addresses that several owners publish, some repeatedly. As a
 // rule there is none, and of each address only an owner is kept.
-func sharedAddrs(leases []Lease) []netip.Addr {
+func sharedAddrs(leases iter.Seq[*Lease]) []netip.Addr {
 	var shared []netip.Addr
-	owners := make(map[netip.Addr]NodeID, len(leases))
-	for i := range leases {
-		attrs := &leases[i].Attrs
+	owners := map[netip.Addr]NodeID{}
+	for l := range leases {
+		attrs := &l.Attrs
 		if attrs.Owner == "" {
 			continue
 		}

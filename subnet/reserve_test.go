@@ -217,7 +217,7 @@ func TestSamePublicIP(t *testing.T) {
 		{"one family each", []subnet.Lease{lease(1, "a", "198.18.0.1", "fd00::1"), lease(2, "b", "198.18.0.1", "fd00::2"), lease(3, "c", "198.18.0.3", "fd00::1")}, [][]int{{1, 2}, {1, 3}}},
 	} {
 		var got [][]int
-		for _, group := range subnet.SamePublicIP(tt.leases) {
+		for _, group := range subnet.SamePublicIP(subnet.Each(tt.leases)) {
 			var ids []int
 			for _, l := range group {
 				ids = append(ids, int(l.Subnet[subnet.IPv4].Addr().As4()[2]))

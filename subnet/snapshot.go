@@ -2,9 +2,9 @@ package subnet
 
 import (
 	"cmp"
+	"iter"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 )
 
@@ -33,8 +33,6 @@ type Snapshot struct {
 	freed   Revision
 	list    leaseList
 	changed chan struct{}
-	once    sync.Once
-	flat    []Lease
 }
 
 // Changed is closed when there is a newer snapshot that shows something else,
@@ -52,16 +50,17 @@ func (s *Snapshot) Changed() <-chan struct{} { return s.changed }
 
 // Leases are the leases in effect, sorted by subnet: those in the store, those
 // deleted a moment ago and still held, and the last readable ones of keys that
-// became unreadable. The slice is made at the first call and shared by all
-// callers, who must not change it.
-func (s *Snapshot) Leases() []Lease {
-	s.once.Do(func() {
-		s.flat = make([]Lease, 0, s.list.len)
+// became unreadable. What is yielded may be kept, and is not to be changed: it is
+// shared with other snapshots, since a copy for each user would be most of what a
+// host with thousands of peers needs.
+func (s *Snapshot) Leases() iter.Seq[*Lease] {
+	return func(yield func(*Lease) bool) {
 		for e := range s.list.all() {
-			s.flat = append(s.flat, e.lease)
+			if !yield(&e.lease) {
+				return
+			}
 		}
-	})
-	return s.flat
+	}
 }
 
 // Len is the number of leases in effect.
@@ -80,23 +79,13 @@ func (s *Snapshot) Stored(x Subnet) (Lease, bool) {
 // World is what the store held at the snapshot's revision, as a Load would have
 // read it. It may be the past, which a write that rests upon it finds out.
 func (s *Snapshot) World() World {
-	// Keys are written once, and not for each comparison; what is sorted is small.
-	type keyed struct {
-		key string
-		*entry
-	}
-	all := make([]keyed, 0, s.list.len)
+	stored := make([]*Lease, 0, s.list.len)
 	for e := range s.list.all() {
 		if e.stored() {
-			all = append(all, keyed{e.lease.Subnet.Key(), e})
+			stored = append(stored, &e.lease)
 		}
 	}
-	slices.SortFunc(all, func(a, b keyed) int { return cmp.Compare(a.key, b.key) })
-	w := World{Identity: s.Identity, Revision: s.Revision, Config: s.Config, Bad: s.Bad, Leases: make([]Lease, len(all))}
-	for i, e := range all {
-		w.Leases[i] = e.lease
-	}
-	return w
+	return World{Identity: s.Identity, Revision: s.Revision, Config: s.Config, Bad: s.Bad, Leases: ByKey(stored)}
 }
 
 // blocker returns the first key in the store that overlaps x and is not a lease of

@@ -384,7 +384,7 @@ func TestViewAfterChangesInAGap(t *testing.T) {
 		w.store.SetUnavailable(nil)
 		after(time.Second)
 		for i, want := range []subnet.Attrs{mac, ip} {
-			if got := w.view.Snapshot().Leases()[i].Attrs; got != want {
+			if got := leasesOf(w.view.Snapshot())[i].Attrs; got != want {
 				t.Errorf("%+v, want %+v", got, want)
 			}
 		}

@@ -3,7 +3,6 @@ package subnet_test
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -140,7 +139,7 @@ func (h *machine) run(ctx context.Context, c subnet.Claim) {
 	s := o.View.Snapshot()
 	h.cache = &cached{
 		lease: k.Lease(), former: k.Status().Withdraw,
-		world: subnet.World{Identity: s.Identity, Revision: s.Revision, Config: s.Config, Leases: slices.Clone(s.Leases())},
+		world: subnet.World{Identity: s.Identity, Revision: s.Revision, Config: s.Config, Leases: leasesOf(s)},
 	}
 }
 

@@ -280,15 +280,15 @@ func (w *walker) comparePeers(h *machine) {
 		if got, ok := snap.Stored(l.Subnet); !ok || got != l {
 			w.audit.report("%s takes %+v for %+v (%v)", h.name, l, got, ok)
 		}
-		for _, old := range snap.Leases() {
+		for old := range snap.Leases() {
 			if _, ok := snap.Stored(old.Subnet); !ok && old.Subnet.Overlaps(l.Subnet) {
-				w.audit.report("%s routes by %+v, which is gone, into %+v", h.name, old, l)
+				w.audit.report("%s routes by %+v, which is gone, into %+v", h.name, *old, l)
 			}
 		}
 	}
 	// What runs out does so within one TTL, and is held for another at the most.
 	if now.Config.Text != "" && len(now.Bad) == 0 && time.Since(w.disturbed) > 2*walkTTL+settled && snap.Len() > len(now.Leases) {
-		w.audit.report("%s holds on to %+v, of which %+v are left", h.name, snap.Leases(), now.Leases)
+		w.audit.report("%s holds on to %+v, of which %+v are left", h.name, leasesOf(snap), now.Leases)
 	}
 }
 

@@ -52,7 +52,7 @@ func TestLeaseWithoutDataPath(t *testing.T) {
 		Config: config,
 		Uplink: up,
 		Own:    subnet.Lease{Subnet: subnet.Subnet{netip.MustParsePrefix("10.5.54.0/24")}},
-		Peers:  []subnet.Lease{{Subnet: subnet.Subnet{netip.MustParsePrefix("10.5.3.0/24")}, Attrs: attrs}},
+		Peers:  []*subnet.Lease{{Subnet: subnet.Subnet{netip.MustParsePrefix("10.5.3.0/24")}, Attrs: attrs}},
 	}
 	if err := be.Apply(t.Context(), d); err != nil {
 		t.Fatal(err)

@@ -194,7 +194,8 @@ func (h *Host) Desired() backend.Desired {
 	d := backend.Desired{Config: h.lab.config, Uplink: h.Uplink, Own: h.Lease}
 	for _, other := range h.lab.Hosts {
 		if other != h {
-			d.Peers = append(d.Peers, other.Lease)
+			lease := other.Lease
+			d.Peers = append(d.Peers, &lease)
 		}
 	}
 	return d

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/flanneld-go/flanneld-go/backend"
@@ -75,8 +76,8 @@ func (b *Backend) Follow(ctx context.Context, c backend.Change) error {
 		return backend.ErrNotFollowed
 	}
 	// Those without a route had none.
-	old, _ := b.project(backend.Desired{Uplink: b.uplink, Peers: c.Old})
-	routes, skipped := b.project(backend.Desired{Uplink: b.uplink, Peers: c.New})
+	old, _ := b.project(backend.Desired{Uplink: b.uplink, Peers: slices.Collect(subnet.Each(c.Old))})
+	routes, skipped := b.project(backend.Desired{Uplink: b.uplink, Peers: slices.Collect(subnet.Each(c.New))})
 	step, blocked := b.router.Follow(old, routes)
 	r, err := reconcile.Apply(ctx, step)
 	if b.params.Observe != nil {
@@ -102,16 +103,16 @@ func (b *Backend) project(d backend.Desired) ([]backend.PeerRoute, error) {
 	routes := make([]backend.PeerRoute, 0, len(peers))
 	var errs []error
 	for _, f := range b.params.Families() {
-		for i := range peers {
-			if !peers[i].Subnet[f].IsValid() {
+		for _, peer := range peers {
+			if !peer.Subnet[f].IsValid() {
 				continue
 			}
-			if err := check(d.Uplink, f, peers[i].Attrs); err != nil {
-				errs = append(errs, backend.NewPeerError(&peers[i], f, err))
+			if err := check(d.Uplink, f, peer.Attrs); err != nil {
+				errs = append(errs, backend.NewPeerError(peer, f, err))
 				continue
 			}
-			routes = append(routes, backend.PeerRoute{Peer: &peers[i], Route: kernel.Route{
-				Dst: peers[i].Subnet[f], Gateway: peers[i].Attrs.PublicIP[f],
+			routes = append(routes, backend.PeerRoute{Peer: peer, Route: kernel.Route{
+				Dst: peer.Subnet[f], Gateway: peer.Attrs.PublicIP[f],
 				Link: d.Uplink.Link.Index, Protocol: kernel.Protocol,
 			}})
 		}

@@ -71,7 +71,7 @@ func lease(key, public4, public6 string) subnet.Lease {
 
 func (h *host) apply(peers ...subnet.Lease) error {
 	return h.be.Apply(h.t.Context(), backend.Desired{
-		Config: h.params.Config, Uplink: h.uplink, Own: lease("10.5.89.0-24", "198.18.0.1", ""), Peers: peers,
+		Config: h.params.Config, Uplink: h.uplink, Own: lease("10.5.89.0-24", "198.18.0.1", ""), Peers: slices.Collect(subnet.Each(peers)),
 	})
 }
 

@@ -2,6 +2,7 @@ package hostgw_test
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -40,7 +41,7 @@ func TestHostLooksLikeFlannels(t *testing.T) {
 				t.Fatal(err)
 			}
 			d := backend.Desired{
-				Config: c, Uplink: up, Own: lease("10.5.89.0-24", "198.18.0.1", ""), Peers: []subnet.Lease{lease("10.5.33.0-24", "198.18.0.2", "")},
+				Config: c, Uplink: up, Own: lease("10.5.89.0-24", "198.18.0.1", ""), Peers: slices.Collect(subnet.Each([]subnet.Lease{lease("10.5.33.0-24", "198.18.0.2", "")})),
 			}
 			if err := be.Apply(t.Context(), d); err != nil {
 				t.Fatal(err)

@@ -284,8 +284,7 @@ func (b *Backend) project(d backend.Desired) (p projection) {
 		}
 	}
 	former := b.former(d)
-	for i := range d.Peers {
-		lease := &d.Peers[i]
+	for _, lease := range d.Peers {
 		to, err := b.endpoint(d, lease.Attrs)
 		if err != nil {
 			errs = append(errs, backend.NewPeerError(lease, outer(d.Uplink), err))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -106,7 +107,7 @@ func lease(prefix, public string) subnet.Lease {
 }
 
 func desired(c *subnet.Config, own string, peers ...subnet.Lease) backend.Desired {
-	return backend.Desired{Config: c, Uplink: testUplink("127.0.0.1"), Own: lease(own, "127.0.0.1"), Peers: peers}
+	return backend.Desired{Config: c, Uplink: testUplink("127.0.0.1"), Own: lease(own, "127.0.0.1"), Peers: slices.Collect(subnet.Each(peers))}
 }
 
 func (h *host) desired() backend.Desired {

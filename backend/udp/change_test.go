@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -140,7 +141,7 @@ func (m *machine) applyLeases(t testing.TB, peers ...subnet.Lease) {
 	t.Helper()
 	var err error
 	m.ns.do(t, func() {
-		err = m.Apply(context.Background(), backend.Desired{Config: m.config(), Uplink: m.uplink(), Own: m.lease(), Peers: peers})
+		err = m.Apply(context.Background(), backend.Desired{Config: m.config(), Uplink: m.uplink(), Own: m.lease(), Peers: slices.Collect(subnet.Each(peers))})
 	})
 	if err != nil {
 		t.Fatal(err)

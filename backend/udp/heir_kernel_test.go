@@ -43,7 +43,8 @@ func (m *machine) inherit(t testing.TB, files []*os.File, peers ...*machine) (in
 	t.Helper()
 	d := backend.Desired{Config: m.config(), Uplink: m.uplink(), Own: m.lease()}
 	for _, p := range peers {
-		d.Peers = append(d.Peers, p.lease())
+		lease := p.lease()
+		d.Peers = append(d.Peers, &lease)
 	}
 	m.ns.do(t, func() { in = m.Inherit(context.Background(), d, files) })
 	return in

@@ -192,7 +192,8 @@ func (m *machine) apply(t testing.TB, peers ...*machine) (err error) {
 	t.Helper()
 	d := backend.Desired{Config: m.config(), Uplink: m.uplink(), Own: m.lease()}
 	for _, p := range peers {
-		d.Peers = append(d.Peers, p.lease())
+		lease := p.lease()
+		d.Peers = append(d.Peers, &lease)
 	}
 	m.ns.do(t, func() { err = m.Apply(context.Background(), d) })
 	return err

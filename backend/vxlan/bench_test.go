@@ -2,6 +2,7 @@ package vxlan_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/flanneld-go/flanneld-go/backend/backendtest"
@@ -24,13 +25,14 @@ func BenchmarkApply(b *testing.B) {
 	ns := backendtest.FlannelHost(b)
 	be, d, _ := onKernel(b, ns, `{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}`)
 	d.Own = lease("10.5.54.0-24", "198.18.0.1", ownMAC, "", "")
-	d.Peers = many(peers)
+	d.Peers = slices.Collect(subnet.Each(many(peers)))
 	if err := be.Apply(b.Context(), d); err != nil {
 		b.Fatal(err)
 	}
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		d.Peers[i%peers] = lease(d.Peers[i%peers].Subnet.Key(), "192.0.2.1", fmt.Sprintf("5e:00:00:01:%02x:%02x", i>>8&0xff, i&0xff), "", "")
+		moved := lease(d.Peers[i%peers].Subnet.Key(), "192.0.2.1", fmt.Sprintf("5e:00:00:01:%02x:%02x", i>>8&0xff, i&0xff), "", "")
+		d.Peers[i%peers] = &moved
 		if err := be.Apply(b.Context(), d); err != nil {
 			b.Fatal(err)
 		}

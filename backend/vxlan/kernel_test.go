@@ -70,7 +70,7 @@ func TestHostLooksLikeFlannels(t *testing.T) {
 				names = append(names, device)
 			}
 			be, d, result := onKernel(t, ns, tc.config)
-			d.Own, d.Peers = tc.own, []subnet.Lease{tc.peer}
+			d.Own, d.Peers = tc.own, []*subnet.Lease{&tc.peer}
 			applyTwice(t, be, d, result)
 			for _, device := range names {
 				if v, err := ns.Sysctl("net/ipv6/conf/" + device + "/accept_ra"); err != nil || v != "0" {
@@ -288,7 +288,7 @@ func TestForeignThingsOnKernel(t *testing.T) {
 				return ns.Run(t, "sh", "-c", "ip -o link | sed 's/<.*>//; s/state [A-Z]*//'; ip -o -4 addr; ip route")
 			}
 			before := show()
-			d.Own, d.Peers = lease("10.5.54.0-24", "198.18.0.1", ownMAC, "", ""), []subnet.Lease{peer3}
+			d.Own, d.Peers = lease("10.5.54.0-24", "198.18.0.1", ownMAC, "", ""), []*subnet.Lease{&peer3}
 			err := be.Apply(t.Context(), d)
 			if err == nil || err.Error() != tc.want {
 				t.Errorf("Apply error\n got %v\nwant %s", err, tc.want)

@@ -58,12 +58,12 @@ func (p *projection) project(devices subnet.ByFamily[device], d backend.Desired)
 	var errs []error
 	for _, f := range p.params.Families() {
 		p.grow(f, devices[f], len(peers))
-		for i := range peers {
-			if !peers[i].Subnet[f].IsValid() {
+		for _, peer := range peers {
+			if !peer.Subnet[f].IsValid() {
 				continue
 			}
-			if err := p.add(f, devices[f], &peers[i]); err != nil {
-				errs = append(errs, backend.NewPeerError(&peers[i], f, err))
+			if err := p.add(f, devices[f], peer); err != nil {
+				errs = append(errs, backend.NewPeerError(peer, f, err))
 			}
 		}
 	}

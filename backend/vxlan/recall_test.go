@@ -126,10 +126,11 @@ func TestRecallFromTheKernel(t *testing.T) {
 			lab.ApplyAll()
 			h := lab.Hosts[0]
 			d := h.Desired()
-			var err error
-			if d.Peers, err = h.Backend.(backend.Recaller).Recall(t.Context()); err != nil || len(d.Peers) != 4 {
-				t.Fatalf("Recall() = %v, %v; want two peers in two families", d.Peers, err)
+			peers, err := h.Backend.(backend.Recaller).Recall(t.Context())
+			if err != nil || len(peers) != 4 {
+				t.Fatalf("Recall() = %v, %v; want two peers in two families", peers, err)
 			}
+			d.Peers = slices.Collect(subnet.Each(peers))
 			if err := h.Backend.Apply(t.Context(), d); err != nil || h.Result != (reconcile.Result{}) {
 				t.Errorf("Apply of what Recall said: observed %+v, %v; want nothing", h.Result, err)
 			}

@@ -101,7 +101,7 @@ func lease(key, public4, mac4, public6, mac6 string) subnet.Lease {
 
 // desired is what a host with the given subnet and peers should be in.
 func (h *host) desired(own string, peers ...subnet.Lease) backend.Desired {
-	return backend.Desired{Config: h.config, Uplink: h.uplink, Own: lease(own, "198.18.0.1", ownMAC, "", ""), Peers: peers}
+	return backend.Desired{Config: h.config, Uplink: h.uplink, Own: lease(own, "198.18.0.1", ownMAC, "", ""), Peers: slices.Collect(subnet.Each(peers))}
 }
 
 // apply must succeed.

@@ -60,7 +60,7 @@ func (d *daemon) check(ctx context.Context, out io.Writer) (err error) {
 
 // printPlan says what a start would do.
 func (l *loop) printPlan(out io.Writer, world subnet.World) error {
-	l.path.peers, l.path.refused = selectPeers(l.config.current, self{l.node, l.attrs.PublicIP, l.lease.own.Subnet}, world.Leases)
+	l.path.peers, l.path.refused = selectPeers(l.config.current, self{l.node, l.attrs.PublicIP, l.lease.own.Subnet}, subnet.Each(world.Leases))
 	fmt.Fprintf(out, "network   %s, backend %s (config revision %d)\n", strings.Join(networks(l.config.current), ", "), l.config.current.BackendType, world.Config.Modified)
 	fmt.Fprintf(out, "uplink    %s, %s, mtu %d\n", l.uplink.Link.Name, strings.Join(addrs(l.uplink.Public), ", "), l.uplink.Link.MTU)
 	fmt.Fprintf(out, "subnet    %s\n", l.lease.own.Subnet)

@@ -179,10 +179,10 @@ func (l *loop) formerTaken() (subnet.Lease, bool) {
 // holder returns the lease of another owner that overlaps s: of several the oldest,
 // which is the one that holds.
 func (l *loop) holder(s subnet.Subnet) (holder subnet.Lease, ok bool) {
-	for _, other := range l.snap.Leases() {
+	for other := range l.snap.Leases() {
 		ours := other.Attrs.Owner == l.node || other.Attrs.Owner == "" && publishes(other, l.attrs.PublicIP)
 		if !ours && other.Subnet.Overlaps(s) && (!ok || other.Created < holder.Created) {
-			holder, ok = other, true
+			holder, ok = *other, true
 		}
 	}
 	return holder, ok

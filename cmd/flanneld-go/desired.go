@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -32,9 +33,8 @@ type refusal struct {
 // that are refused. Leases of our own are in neither, nor are reservations that
 // nobody has taken up. Of two peers whose subnets overlap the one leased first
 // keeps its path: the other cannot have been made by the rules.
-func selectPeers(cfg *subnet.Config, me self, leases []subnet.Lease) (peers []subnet.Lease, refused []refusal) {
-	peers = make([]subnet.Lease, 0, len(leases))
-	for _, l := range leases {
+func selectPeers(cfg *subnet.Config, me self, leases iter.Seq[*subnet.Lease]) (peers []*subnet.Lease, refused []refusal) {
+	for l := range leases {
 		switch v, r := judgeLease(cfg, me, l); v {
 		case isPeer:
 			peers = append(peers, l)
@@ -43,7 +43,7 @@ func selectPeers(cfg *subnet.Config, me self, leases []subnet.Lease) (peers []su
 		case isNone:
 		}
 	}
-	slices.SortFunc(peers, func(a, b subnet.Lease) int { return a.Subnet.Compare(b.Subnet) })
+	slices.SortFunc(peers, bySubnet)
 	if !anyOverlap(peers) {
 		return peers, refused
 	}
@@ -61,25 +61,25 @@ const (
 )
 
 // judgeLease says what a lease comes to.
-func judgeLease(cfg *subnet.Config, me self, l subnet.Lease) (verdict, refusal) {
+func judgeLease(cfg *subnet.Config, me self, l *subnet.Lease) (verdict, refusal) {
 	switch {
 	case l.Subnet == me.subnet || l.Attrs.Owner != "" && l.Attrs.Owner == me.node:
 		return isNone, refusal{}
 	case l.Subnet.Overlaps(me.subnet):
-		return isRefused, refusal{lease: l, why: fmt.Sprintf("overlaps our own subnet %s", me.subnet)}
+		return isRefused, refusal{lease: *l, why: fmt.Sprintf("overlaps our own subnet %s", me.subnet)}
 	case !insideNetwork(cfg, l.Subnet):
-		return isRefused, refusal{lease: l, why: "lies outside the network " + strings.Join(networks(cfg), " and ")}
+		return isRefused, refusal{lease: *l, why: "lies outside the network " + strings.Join(networks(cfg), " and ")}
 	case awaited(cfg, me, l):
 		return isNone, refusal{}
 	case publishes(l, me.public):
-		return isRefused, refusal{lease: l, why: "publishes this host's own address: a stale key, or two hosts with one --public-ip", shared: l.Attrs.Owner != ""}
+		return isRefused, refusal{lease: *l, why: "publishes this host's own address: a stale key, or two hosts with one --public-ip", shared: l.Attrs.Owner != ""}
 	}
 	return isPeer, refusal{}
 }
 
 // anyOverlap is the check that every round pays for: sorted by address, with
 // the wider first, a prefix overlaps another only if it overlaps its neighbour.
-func anyOverlap(peers []subnet.Lease) bool {
+func anyOverlap(peers []*subnet.Lease) bool {
 	prefixes := make([]netip.Prefix, 0, len(peers))
 	for _, f := range subnet.Families() {
 		prefixes = prefixes[:0]
@@ -100,20 +100,22 @@ func anyOverlap(peers []subnet.Lease) bool {
 
 // dropOverlaps keeps the peers leased first. It is slow, and for a store that
 // somebody wrote into by hand.
-func dropOverlaps(peers []subnet.Lease, refused []refusal) ([]subnet.Lease, []refusal) {
-	byAge := slices.SortedStableFunc(slices.Values(peers), func(a, b subnet.Lease) int { return cmp.Compare(a.Created, b.Created) })
+func dropOverlaps(peers []*subnet.Lease, refused []refusal) ([]*subnet.Lease, []refusal) {
+	byAge := slices.SortedStableFunc(slices.Values(peers), func(a, b *subnet.Lease) int { return cmp.Compare(a.Created, b.Created) })
 	kept := peers[:0]
 	for _, l := range byAge {
-		i := slices.IndexFunc(kept, func(k subnet.Lease) bool { return k.Subnet.Overlaps(l.Subnet) })
+		i := slices.IndexFunc(kept, func(k *subnet.Lease) bool { return k.Subnet.Overlaps(l.Subnet) })
 		if i < 0 {
 			kept = append(kept, l)
 			continue
 		}
-		refused = append(refused, refusal{lease: l, why: fmt.Sprintf("overlaps %s, which %s leased earlier", kept[i].Subnet, publicIP(kept[i]))})
+		refused = append(refused, refusal{lease: *l, why: fmt.Sprintf("overlaps %s, which %s leased earlier", kept[i].Subnet, publicIP(*kept[i]))})
 	}
-	slices.SortFunc(kept, func(a, b subnet.Lease) int { return a.Subnet.Compare(b.Subnet) })
+	slices.SortFunc(kept, bySubnet)
 	return kept, refused
 }
+
+func bySubnet(a, b *subnet.Lease) int { return a.Subnet.Compare(b.Subnet) }
 
 func comparePrefixes(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
@@ -136,14 +138,14 @@ func insideNetwork(cfg *subnet.Config, s subnet.Subnet) bool {
 // awaited reports whether l is a reservation that its host, which may be this
 // one, has not taken up yet: somebody else wrote it, and it does not say how to
 // reach anybody. In a network of udp another host's address is enough.
-func awaited(cfg *subnet.Config, me self, l subnet.Lease) bool {
+func awaited(cfg *subnet.Config, me self, l *subnet.Lease) bool {
 	a := l.Attrs
 	a.PublicIP, a.Owner = subnet.ByFamily[netip.Addr]{}, ""
-	reachable := cfg.BackendType == udp.Type && publicIP(l) != "" && !publishes(l, me.public)
+	reachable := cfg.BackendType == udp.Type && publicIP(*l) != "" && !publishes(l, me.public)
 	return l.Reservation() && a == subnet.Attrs{} && !reachable
 }
 
-func publishes(l subnet.Lease, public subnet.ByFamily[netip.Addr]) bool {
+func publishes(l *subnet.Lease, public subnet.ByFamily[netip.Addr]) bool {
 	for f, addr := range public {
 		if addr.IsValid() && l.Attrs.PublicIP[f] == addr {
 			return true
@@ -165,7 +167,7 @@ func networks(cfg *subnet.Config) []string {
 
 // peerList is the status of all peers: those with a path, those whose entries
 // failed, and those refused.
-func peerList(peers []subnet.Lease, refused []refusal, failed map[subnet.Subnet]error) []status.Peer {
+func peerList(peers []*subnet.Lease, refused []refusal, failed map[subnet.Subnet]error) []status.Peer {
 	list := make([]status.Peer, 0, len(peers)+len(refused))
 	add := func(l subnet.Lease, why string) {
 		list = append(list, status.Peer{Subnet: l.Subnet.String(), PublicIP: publicIP(l), Node: string(l.Attrs.Owner), Error: why})
@@ -175,7 +177,7 @@ func peerList(peers []subnet.Lease, refused []refusal, failed map[subnet.Subnet]
 		if err := failed[l.Subnet]; err != nil {
 			why = err.Error()
 		}
-		add(l, why)
+		add(*l, why)
 	}
 	for _, r := range refused {
 		add(r.lease, r.why)

@@ -88,7 +88,7 @@ func TestSelectPeers(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			peers, refused := selectPeers(cfg, me, tt.leases)
+			peers, refused := selectPeers(cfg, me, subnet.Each(tt.leases))
 			var got []string
 			for _, p := range peers {
 				got = append(got, p.Subnet.String())
@@ -132,7 +132,7 @@ func TestSelectPeersLeavesOutWhoIsAwaited(t *testing.T) {
 		"vxlan": {"10.5.4.0/24", "10.5.6.0/24"},
 		"udp":   {"10.5.3.0/24", "10.5.4.0/24", "10.5.6.0/24"},
 	} {
-		peers, refused := selectPeers(testConfig(t, `{"Network":"10.5.0.0/16","Backend":{"Type":"`+backend+`"}}`), me, leases)
+		peers, refused := selectPeers(testConfig(t, `{"Network":"10.5.0.0/16","Backend":{"Type":"`+backend+`"}}`), me, subnet.Each(leases))
 		var got []string
 		for _, p := range peers {
 			got = append(got, p.Subnet.String())
@@ -163,7 +163,7 @@ func TestSelectPeersNeverOverlaps(t *testing.T) {
 		for range rapid.IntRange(0, 12).Draw(t, "leases") {
 			leases = append(leases, subnet.Lease{Subnet: draw("peer"), ID: 1, Created: subnet.Revision(rapid.IntRange(1, 9).Draw(t, "created"))})
 		}
-		peers, refused := selectPeers(cfg, me, leases)
+		peers, refused := selectPeers(cfg, me, subnet.Each(leases))
 		ours := 0
 		for _, l := range leases {
 			if l.Subnet == me.subnet {

@@ -74,13 +74,13 @@ func (l *loop) beginToFollow() {
 	f := &l.path.follow
 	f.snap, f.uplink, f.checked = l.snap, l.uplink, l.clock.Uptime()
 	f.public = make(map[netip.Addr]int, l.snap.Len())
-	for _, lease := range l.snap.Leases() {
+	for lease := range l.snap.Leases() {
 		f.count(lease, 1)
 	}
 }
 
 // count notes that so many more leases publish the addresses of one.
-func (f *followState) count(lease subnet.Lease, more int) {
+func (f *followState) count(lease *subnet.Lease, more int) {
 	for _, a := range lease.Attrs.PublicIP {
 		if !a.IsValid() {
 			continue
@@ -109,14 +109,14 @@ func (l *loop) follow(ctx context.Context) bool {
 	}
 	all := next.Differences(l.snap)
 	c, ok := l.changeOf(all)
-	away := moved(c.Old, c.New)
+	away := moved(slices.Collect(subnet.Each(c.Old)), slices.Collect(subnet.Each(c.New)))
 	c.Former = slices.Concat(l.path.former.of(c.New), away)
 	if !ok || !l.followPath(ctx, c) {
 		return false
 	}
 	for _, d := range all {
-		f.count(d.Old, -1)
-		f.count(d.New, 1)
+		f.count(&d.Old, -1)
+		f.count(&d.New, 1)
 	}
 	l.path.former.take(away, l.clock.Uptime())
 	gone := slices.DeleteFunc(slices.Clone(c.Old), func(o subnet.Lease) bool { return slices.Contains(away, o) })
@@ -144,8 +144,8 @@ func (l *loop) letGo(ctx context.Context) bool {
 	var held []subnet.Lease
 	for _, e := range expired {
 		at, found := findPeer(l.path.peers, e.Subnet)
-		if found && !slices.Contains(held, l.path.peers[at]) {
-			held = append(held, l.path.peers[at])
+		if found && !slices.Contains(held, *l.path.peers[at]) {
+			held = append(held, *l.path.peers[at])
 		}
 	}
 	c := backend.Change{Old: held, New: held, Former: l.path.former.of(expired)}
@@ -213,16 +213,16 @@ func (l *loop) changeOf(all []subnet.Difference) (c backend.Change, ok bool) {
 	me, public := l.self(), followState{public: map[netip.Addr]int{}}
 	for _, d := range all {
 		if !d.Old.Subnet.IsZero() {
-			public.count(d.Old, -1)
-			if v, _ := judgeLease(l.config.current, me, d.Old); v == isPeer {
+			public.count(&d.Old, -1)
+			if v, _ := judgeLease(l.config.current, me, &d.Old); v == isPeer {
 				c.Old = append(c.Old, d.Old)
 			}
 		}
 		if d.New.Subnet.IsZero() {
 			continue
 		}
-		public.count(d.New, 1)
-		switch v, _ := judgeLease(l.config.current, me, d.New); v {
+		public.count(&d.New, 1)
+		switch v, _ := judgeLease(l.config.current, me, &d.New); v {
 		case isRefused:
 			return c, false
 		case isPeer:
@@ -250,20 +250,20 @@ func (l *loop) overlaps(c backend.Change) bool {
 		if len(l.families()) > 1 {
 			near = l.path.peers
 		}
-		other := func(o subnet.Lease) bool { return o.Subnet.Overlaps(p.Subnet) }
-		if slices.ContainsFunc(near, other) || slices.ContainsFunc(c.New[:i], other) {
+		if slices.ContainsFunc(near, func(o *subnet.Lease) bool { return o.Subnet.Overlaps(p.Subnet) }) ||
+			slices.ContainsFunc(c.New[:i], func(o subnet.Lease) bool { return o.Subnet.Overlaps(p.Subnet) }) {
 			return true
 		}
 	}
 	return false
 }
 
-func findPeer(peers []subnet.Lease, s subnet.Subnet) (at int, found bool) {
-	return slices.BinarySearchFunc(peers, s, func(p subnet.Lease, s subnet.Subnet) int { return p.Subnet.Compare(s) })
+func findPeer(peers []*subnet.Lease, s subnet.Subnet) (at int, found bool) {
+	return slices.BinarySearchFunc(peers, s, func(p *subnet.Lease, s subnet.Subnet) int { return p.Subnet.Compare(s) })
 }
 
 // replacePeers does c to peers, which are sorted, in place.
-func replacePeers(peers []subnet.Lease, c backend.Change) []subnet.Lease {
+func replacePeers(peers []*subnet.Lease, c backend.Change) []*subnet.Lease {
 	for _, p := range c.Old {
 		if at, found := findPeer(peers, p.Subnet); found && !slices.ContainsFunc(c.New, func(n subnet.Lease) bool { return n.Subnet == p.Subnet }) {
 			peers = slices.Delete(peers, at, at+1)
@@ -272,10 +272,10 @@ func replacePeers(peers []subnet.Lease, c backend.Change) []subnet.Lease {
 	for _, p := range c.New {
 		at, found := findPeer(peers, p.Subnet)
 		if found {
-			peers[at] = p
+			peers[at] = &p
 			continue
 		}
-		peers = slices.Insert(peers, at, p)
+		peers = slices.Insert(peers, at, &p)
 	}
 	return peers
 }

@@ -230,7 +230,7 @@ func TestReplacePeers(t *testing.T) {
 		return subnet.Lease{Subnet: s, Attrs: subnet.Attrs{Instance: ip}}
 	}
 	peers := []subnet.Lease{named("10.5.1.0-24", "a"), named("10.5.3.0-24", "b"), named("10.5.5.0-24", "c")}
-	got := replacePeers(peers, backend.Change{
+	got := replacePeers(slices.Collect(subnet.Each(peers)), backend.Change{
 		Old: []subnet.Lease{named("10.5.1.0-24", "a"), named("10.5.3.0-24", "b"), named("10.5.9.0-24", "x")},
 		New: []subnet.Lease{named("10.5.3.0-24", "d"), named("10.5.4.0-24", "e"), named("10.5.0.0-24", "f")},
 	})

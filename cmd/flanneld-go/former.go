@@ -18,12 +18,12 @@ type formerPeer struct {
 
 // moved returns those of was whose hosts have other addresses in is, which is sorted by
 // subnet: who has no Owner is another at another address.
-func moved(was, is []subnet.Lease) []subnet.Lease {
+func moved(was, is []*subnet.Lease) []subnet.Lease {
 	var list []subnet.Lease
-	for i := range was {
-		at, found := findPeer(is, was[i].Subnet)
-		if found && was[i].Attrs.Owner != "" && was[i].Attrs.Owner == is[at].Attrs.Owner && was[i].Attrs.PublicIP != is[at].Attrs.PublicIP {
-			list = append(list, was[i])
+	for _, peer := range was {
+		at, found := findPeer(is, peer.Subnet)
+		if found && peer.Attrs.Owner != "" && peer.Attrs.Owner == is[at].Attrs.Owner && peer.Attrs.PublicIP != is[at].Attrs.PublicIP {
+			list = append(list, *peer)
 		}
 	}
 	return list

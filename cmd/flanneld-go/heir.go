@@ -95,7 +95,7 @@ func (l *loop) inherit(ctx context.Context) (in backend.Inheritance, _ error) {
 	if err != nil {
 		return in, err
 	}
-	peers, _ := selectPeers(cfg, self{l.node, attrs.PublicIP, l.cache.Own.Subnet}, l.cache.World().Leases)
+	peers, _ := selectPeers(cfg, self{l.node, attrs.PublicIP, l.cache.Own.Subnet}, subnet.Each(l.cache.World().Leases))
 	in = heir.Inherit(ctx, backend.Desired{Config: cfg, Uplink: up, Own: l.cache.Own, Peers: peers}, l.inherited)
 	l.heir.backend, l.heir.config = heir, cfg
 	return in, nil

@@ -402,7 +402,7 @@ func (l *loop) writeCache(next statedir.Cache) error {
 	if err := l.dir.SaveCache(next); err != nil {
 		return err
 	}
-	next.Peers = slices.Clone(next.Peers) // they are changed in place
+	next.Peers = slices.Clone(next.Peers) // the list is changed in place, its leases are not
 	l.lease.cached, l.lease.cachedAt = next, l.clock.Uptime()
 	return nil
 }

@@ -127,9 +127,10 @@ func (l *loop) firewallPeers(ctx context.Context) ([]native.Peer, error) {
 }
 
 // senders are the peers, and once more those that have moved a moment ago.
-func (l *loop) senders() iter.Seq[subnet.Lease] {
-	return func(yield func(subnet.Lease) bool) {
-		for _, list := range [][]subnet.Lease{l.path.peers, l.path.former.leases(l.clock.Uptime())} {
+func (l *loop) senders() iter.Seq[*subnet.Lease] {
+	return func(yield func(*subnet.Lease) bool) {
+		former := slices.Collect(subnet.Each(l.path.former.leases(l.clock.Uptime())))
+		for _, list := range [][]*subnet.Lease{l.path.peers, former} {
 			for _, p := range list {
 				if !yield(p) {
 					return

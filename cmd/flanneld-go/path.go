@@ -28,7 +28,7 @@ type pathState struct {
 	heard kernel.Topic
 	own   subnet.Subnet
 	// peers, sorted by subnet, are the loop's alone: it changes them in place.
-	peers   []subnet.Lease
+	peers   []*subnet.Lease
 	former  formerPeers
 	refused []refusal
 	// failed are the peers without a path, with the reasons.
@@ -60,7 +60,7 @@ func (l *loop) apply(ctx context.Context) error {
 	me := l.self()
 	peers, refused := selectPeers(l.config.current, me, l.snap.Leases())
 	now := l.clock.Uptime()
-	if same := slices.Equal(peers, l.path.peers); !same || l.path.own != l.lease.own.Subnet {
+	if same := subnet.SameLeases(peers, l.path.peers); !same || l.path.own != l.lease.own.Subnet {
 		l.path.steady = false
 		l.path.former.take(moved(l.path.peers, peers), now)
 	}

@@ -23,7 +23,7 @@ func (l *loop) recall(ctx context.Context) subnet.World {
 	if len(added) > 0 {
 		l.log.Info("peers that the cache lacks are known by their paths in the kernel", "peers", len(added))
 	}
-	known.Peers = slices.Concat(known.Peers, added)
+	known.Peers = slices.AppendSeq(slices.Clone(known.Peers), subnet.Each(added))
 	return known.World()
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -142,9 +143,9 @@ func TestSplitPeerErrors(t *testing.T) {
 func TestReportPeers(t *testing.T) {
 	l, _ := judging(t)
 	l.snap = &subnet.Snapshot{}
-	l.path.peers = []subnet.Lease{
+	l.path.peers = slices.Collect(subnet.Each([]subnet.Lease{
 		testLease("10.5.1.0/24", "198.18.0.1", 1), testLease("10.5.2.0/24", "198.18.0.2", 2), testLease("10.5.3.0/24", "198.18.0.3", 3),
-	}
+	}))
 	failed := map[subnet.Subnet]error{
 		l.path.peers[2].Subnet: errors.New("peer 10.5.3.0/24: refused"),
 		l.path.peers[0].Subnet: errors.New("peer 10.5.1.0/24: refused"),

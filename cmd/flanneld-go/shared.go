@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -18,7 +19,7 @@ type clash struct {
 }
 
 // clashes finds them, in the order of their leases.
-func clashes(leases []subnet.Lease) []clash {
+func clashes(leases iter.Seq[*subnet.Lease]) []clash {
 	var all []clash
 	for _, group := range subnet.SamePublicIP(leases) {
 		for _, f := range subnet.Families() {

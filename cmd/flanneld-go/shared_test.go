@@ -52,7 +52,7 @@ func TestClashes(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var got []string
-			for _, c := range clashes(tt.leases) {
+			for _, c := range clashes(subnet.Each(tt.leases)) {
 				got = append(got, c.addr.String()+": "+listHolders(c.leases))
 			}
 			if diff := cmp.Diff(tt.want, got); diff != "" {

@@ -83,6 +83,7 @@ func (l *loop) startView(ctx context.Context) error {
 		l.log.Warn("etcd cannot be read, starting from the cache", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers), "error", err)
 	}
 	l.view = subnet.NewView(o)
+	l.cache.Peers = nil // the view has them
 	l.firstSnap = l.view.Snapshot()
 	l.group.Go(func() error { return l.view.Run(ctx) })
 	return err
@@ -100,7 +101,9 @@ func (l *loop) formerWorld(doc subnet.Document) subnet.World {
 	if err != nil || len(needsRestart(then, now)) > 0 {
 		return subnet.World{}
 	}
-	return subnet.World{Identity: l.cache.Identity, Revision: l.cache.Revision, Config: l.cache.Config, Leases: l.cache.Peers}
+	former := l.cache
+	former.Own = subnet.Lease{}
+	return former.World()
 }
 
 // takeConfig judges the latest config document once. The first valid one comes

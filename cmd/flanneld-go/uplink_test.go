@@ -365,7 +365,7 @@ func TestFormerPeers(t *testing.T) {
 	was := []subnet.Lease{at("10.5.1.0-24", "198.18.0.1", "a"), at("10.5.2.0-24", "198.18.0.2", "b"), at("10.5.3.0-24", "198.18.0.3", "c"), at("10.5.4.0-24", "198.18.0.4", "d"), at("10.5.5.0-24", "198.18.0.5", "")}
 	is := []subnet.Lease{was[0], at("10.5.2.0-24", "198.18.0.22", "b"), at("10.5.4.0-24", "198.18.0.44", "another"), at("10.5.5.0-24", "198.18.0.55", "")}
 	var f formerPeers
-	f.take(moved(was, is), time.Hour)
+	f.take(moved(slices.Collect(subnet.Each(was)), slices.Collect(subnet.Each(is))), time.Hour)
 	for after, want := range map[time.Duration][]subnet.Lease{0: was[1:2], moveLinger - 1: was[1:2]} {
 		if diff := cmp.Diff(want, f.leases(time.Hour+after), cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 			t.Errorf("after %s (-want +got):\n%s", after, diff)

@@ -14,7 +14,6 @@ package statedir
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,23 +38,22 @@ type Cache struct {
 	Own      subnet.Lease    `json:"own"`
 	// Former says why Own is no longer ours, and only what we would like to
 	// have again: it was released, or another holds it. Empty: it is ours.
-	Former string         `json:"former,omitempty"`
-	Peers  []subnet.Lease `json:"peers"`
+	Former string          `json:"former,omitempty"`
+	Peers  []*subnet.Lease `json:"peers"`
 }
 
 // World returns the cache in the form of a load.
 func (c Cache) World() subnet.World {
-	w := subnet.World{Identity: c.Identity, Revision: c.Revision, Config: c.Config, Leases: slices.Clone(c.Peers)}
+	leases := slices.Clone(c.Peers)
 	if !c.Own.Subnet.IsZero() && c.Former == "" {
-		w.Leases = append(w.Leases, c.Own)
+		leases = append(leases, &c.Own)
 	}
-	slices.SortFunc(w.Leases, func(a, b subnet.Lease) int { return cmp.Compare(a.Subnet.Key(), b.Subnet.Key()) })
-	return w
+	return subnet.World{Identity: c.Identity, Revision: c.Revision, Config: c.Config, Leases: subnet.ByKey(leases)}
 }
 
 // Same reports whether c and other differ at most in their revisions.
 func (c Cache) Same(other Cache) bool {
-	return c.Identity == other.Identity && c.Config == other.Config && c.Own == other.Own && c.Former == other.Former && slices.Equal(c.Peers, other.Peers)
+	return c.Identity == other.Identity && c.Config == other.Config && c.Own == other.Own && c.Former == other.Former && subnet.SameLeases(c.Peers, other.Peers)
 }
 
 // Host is what was changed on this host.
@@ -116,7 +114,16 @@ func (h *Host) Remember(changed []firewall.SysctlChange) {
 }
 
 // LoadCache reads cache.json.
-func (d Dir) LoadCache() (Cache, error) { return load[Cache](d, cacheName) }
+func (d Dir) LoadCache() (Cache, error) {
+	c, err := load[Cache](d, cacheName)
+	if err == nil && slices.Contains(c.Peers, nil) {
+		return Cache{}, fmt.Errorf("read state %s: %w", filepath.Join(string(d), cacheName), errNoPeer)
+	}
+	return c, err
+}
+
+// errNoPeer is for a list of peers in which one is null.
+var errNoPeer = errors.New("a peer is missing")
 
 // cacheName is the file that is as long as the peers are many.
 const cacheName = "cache.json"
@@ -136,7 +143,7 @@ func (d Dir) SaveCache(c Cache) error {
 func (c Cache) encode() ([]byte, error) {
 	peers := c.Peers
 	if len(peers) > 0 {
-		c.Peers = []subnet.Lease{}
+		c.Peers = []*subnet.Lease{}
 	}
 	head, err := json.Marshal(c)
 	if err != nil || len(peers) == 0 {
@@ -151,7 +158,7 @@ func (c Cache) encode() ([]byte, error) {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		if err := each.Encode(&peers[i]); err != nil {
+		if err := each.Encode(peers[i]); err != nil {
 			return nil, err
 		}
 	}

@@ -35,7 +35,7 @@ func full() Cache {
 		Identity: "8a6c", Revision: 1 << 60,
 		Config: subnet.Document{Text: "{\n  \"Network\": \"10.5.0.0/16\" }\n", Modified: 7},
 		Own:    lease("10.5.7.0/24", "fd05:0:0:7::/64", "198.18.0.7"),
-		Peers:  []subnet.Lease{lease("10.5.1.0/24", "fd05:0:0:1::/64", "198.18.0.1"), lease("10.5.30.0/24", "fd05:0:0:30::/64", "198.18.0.30")},
+		Peers:  slices.Collect(subnet.Each([]subnet.Lease{lease("10.5.1.0/24", "fd05:0:0:1::/64", "198.18.0.1"), lease("10.5.30.0/24", "fd05:0:0:30::/64", "198.18.0.30")})),
 	}
 }
 
@@ -138,7 +138,7 @@ func TestDockerChangeRoundTrip(t *testing.T) {
 func TestUnreadable(t *testing.T) {
 	dir := t.TempDir()
 	d := Dir(dir)
-	for name, text := range map[string]string{"cut off": `{"identity": "x", "revis`, "empty": "", "another type": `{"identity": "x", "revision": "nine"}`} {
+	for name, text := range map[string]string{"cut off": `{"identity": "x", "revis`, "empty": "", "another type": `{"identity": "x", "revision": "nine"}`, "no peer": `{"identity": "x", "peers": [null]}`} {
 		path := filepath.Join(dir, "cache.json")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -219,7 +219,7 @@ func TestSame(t *testing.T) {
 // The file is encoded in parts, and must be what encoding/json makes of the whole.
 func TestCacheIsEncodedAsJSON(t *testing.T) {
 	one, none, empty := full(), full(), full()
-	one.Peers, none.Peers, empty.Peers = one.Peers[:1], nil, []subnet.Lease{}
+	one.Peers, none.Peers, empty.Peers = one.Peers[:1], nil, []*subnet.Lease{}
 	odd := full()
 	odd.Former, odd.Peers[1].Attrs.Instance = `taken by "<]}>"`, "]}\n"
 	for name, c := range map[string]Cache{"two": full(), "one": one, "none": none, "empty": empty, "odd": odd} {
