@@ -24,6 +24,7 @@ const linkType = "tun"
 func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.applied = nil
 	if err := b.check(d.Uplink); err != nil {
 		return err
 	}
@@ -47,6 +48,8 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 			Failed:  addrs.Failed + routes.Failed,
 		})
 	}
+	d.Peers, d.Former = nil, nil
+	b.applied = &d
 	return errors.Join(linkErr, addrErr, upErr, routeErr, p.unfit)
 }
 
@@ -283,10 +286,11 @@ func (b *Backend) project(d backend.Desired) (p projection) {
 			p.own[f] = own.Masked().Addr()
 		}
 	}
-	former := b.former(d)
-	for _, lease := range d.Peers {
-		to, err := b.endpoint(d, lease.Attrs)
-		if err != nil {
+	former, endpoints := b.former(d), make([]endpoint, len(d.Peers))
+	for i := range d.Peers {
+		lease, to := d.Peers[i], &endpoints[i]
+		var err error
+		if *to, err = b.endpoint(d, lease.Attrs); err != nil {
 			errs = append(errs, backend.NewPeerError(lease, outer(d.Uplink), err))
 			continue
 		}
@@ -296,7 +300,7 @@ func (b *Backend) project(d backend.Desired) (p projection) {
 				p.peers = append(p.peers, peer{prefix: prefix.Masked(), endpoint: to})
 			}
 		}
-		if r, ok := b.directRoute(d.Uplink, lease, to); ok {
+		if r, ok := b.directRoute(d.Uplink, lease, *to); ok {
 			p.routes = append(p.routes, r)
 		}
 	}

@@ -148,6 +148,18 @@ func (m *machine) applyLeases(t testing.TB, peers ...subnet.Lease) {
 	}
 }
 
+// followLease is Follow, of one peer that was like old and is like fresh.
+func (m *machine) followLease(t testing.TB, old, fresh subnet.Lease) {
+	t.Helper()
+	var err error
+	m.ns.do(t, func() {
+		err = m.Follow(context.Background(), backend.Change{Old: []subnet.Lease{old}, New: []subnet.Lease{fresh}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // flood sends small packets from one container to another without a pause until ctx
 // ends, and returns their number.
 func flood(ctx context.Context, t testing.TB, from, to *machine) <-chan uint64 {
@@ -221,10 +233,17 @@ func TestKernelPeersUnderLoad(t *testing.T) {
 	for i := range 2000 {
 		a.applyLeases(t, append([]subnet.Lease{b.lease()}, other[:(i*37)%len(other)]...)...)
 	}
+	a.applyLeases(t, append([]subnet.Lease{b.lease()}, other...)...)
+	for i := range 2000 {
+		moved := other[i%len(other)]
+		moved.Attrs.PublicIP[subnet.IPv4] = netip.AddrFrom4([4]byte{198, 18, 3, byte(i)})
+		a.followLease(t, other[i%len(other)], moved)
+		other[i%len(other)] = moved
+	}
 	cancel()
 	sent := <-flooded
 	if missed := a.Stats().Out.Packets[NoPeer] - before; missed != 0 || sent < 1000 {
 		t.Errorf("%d packets of a flood of %d had no peer", missed, sent)
 	}
-	t.Logf("%d changes, then 2000 under a flood of %d packets", changes, sent)
+	t.Logf("%d changes, then 4000 under a flood of %d packets", changes, sent)
 }

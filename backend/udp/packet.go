@@ -30,9 +30,8 @@ func addressOf(a netip.Addr) address {
 // and keeps the bits of a that are set in m.
 func (a address) and(m address) address { return address{a.hi & m.hi, a.lo & m.lo} }
 
-// ipv4 is a as a number of 32 bits, ipv6 as it is.
-func (a address) ipv4() uint32  { return uint32(a.lo) } //nolint:gosec // no others are used
-func (a address) ipv6() address { return a }
+// ipv4 is a as a number of 32 bits.
+func (a address) ipv4() uint32 { return uint32(a.lo) } //nolint:gosec // no others are used
 
 // maskOf has the leading bits set, counted as the family counts them.
 func maskOf(f subnet.Family, bits int) address {

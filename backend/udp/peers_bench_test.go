@@ -40,7 +40,7 @@ func newOutgoingLoad(b *testing.B, peers int, port uint16, apart bool) *outgoing
 		}
 		list = append(list, peer{
 			prefix:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24),
-			endpoint: endpoint{to: netip.AddrPortFrom(netip.AddrFrom4(at), port)},
+			endpoint: &endpoint{to: netip.AddrPortFrom(netip.AddrFrom4(at), port)},
 		})
 	}
 	level := &socketLevel{log: slog.New(slog.DiscardHandler)}

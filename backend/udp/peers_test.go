@@ -8,7 +8,7 @@ import (
 )
 
 func peerAt(prefix, at string) peer {
-	return peer{netip.MustParsePrefix(prefix), endpoint{to: netip.MustParseAddrPort(at)}}
+	return peer{netip.MustParsePrefix(prefix), &endpoint{to: netip.MustParseAddrPort(at)}}
 }
 
 // testWorld has a host of ours and one that may be flannel's.
@@ -18,7 +18,8 @@ func testWorld() *world {
 		peerAt("fd05:0:0:2::/64", "198.18.0.2:8285"),
 		peerAt("10.5.3.0/24", "198.18.0.3:8290"),
 	}
-	peers[0].endpoint.vary, peers[1].endpoint.vary = true, true
+	peers[0].vary = true
+	peers[1].endpoint = peers[0].endpoint
 	return &world{
 		table: newTable(peers),
 		own:   subnet.ByFamily[netip.Addr]{netip.MustParseAddr("10.5.1.0"), netip.MustParseAddr("fd05:0:0:1::")},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -23,7 +24,7 @@ func slowLookup(peers []peer, a netip.Addr) (netip.AddrPort, bool) {
 	if best < 0 {
 		return netip.AddrPort{}, false
 	}
-	return peers[best].endpoint.to, true
+	return peers[best].to, true
 }
 
 // drawAddr draws from few address bits, so that prefixes overlap often.
@@ -37,43 +38,132 @@ func drawAddr(t *rapid.T, label string) netip.Addr {
 	return netip.AddrFrom16(b)
 }
 
+// drawPeers are any, of prefixes that overlap and may be there twice.
+func drawPeers(t *rapid.T) (peers []peer) {
+	for i := range rapid.IntRange(0, 40).Draw(t, "peers") {
+		a := drawAddr(t, "prefix")
+		if a.Is4In6() {
+			continue
+		}
+		p := netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits")).Masked()
+		to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, 0, byte(i % 30)}), 8285)
+		peers = append(peers, peer{p, &endpoint{to: to}})
+	}
+	return peers
+}
+
+// checkLookups asks a table for some addresses, and for the first and the last of each
+// peer's.
+func checkLookups(t *rapid.T, table *table, peers []peer) {
+	probe := func(a netip.Addr) {
+		want, found := slowLookup(peers, a)
+		got := table.lookup(subnet.FamilyOf(a), addressOf(a))
+		if (got != nil) != found || found && got.to != want {
+			t.Fatalf("lookup %s among %v = %v; want %v, %v", a, peers, got, want, found)
+		}
+	}
+	for range 20 {
+		if a := drawAddr(t, "probe"); !a.Is4In6() {
+			probe(a)
+		}
+	}
+	for _, p := range peers {
+		first := p.prefix.Addr()
+		probe(first)
+		last := first.AsSlice()
+		for bit := p.prefix.Bits(); bit < first.BitLen(); bit++ {
+			last[bit/8] |= 0x80 >> (bit % 8)
+		}
+		if a, _ := netip.AddrFromSlice(last); !a.Is4In6() {
+			probe(a)
+		}
+	}
+}
+
 func TestTableIsLongestPrefixMatch(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		var peers []peer
-		for i := range rapid.IntRange(0, 40).Draw(t, "peers") {
-			a := drawAddr(t, "prefix")
-			if a.Is4In6() {
-				continue
-			}
-			p := netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits")).Masked()
-			to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, 0, byte(i % 30)}), 8285)
-			peers = append(peers, peer{p, endpoint{to: to}})
+		peers := drawPeers(t)
+		checkLookups(t, newTable(peers), peers)
+	})
+}
+
+// Tables that are made of one another: each is as one made of its peers, the former ones
+// stay what they were, and who has the same peers knows it.
+func TestTableExchange(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		type state struct {
+			*table
+			peers []peer
 		}
-		table := newTable(peers)
-		probe := func(a netip.Addr) {
-			want, found := slowLookup(peers, a)
-			got := table.lookup(subnet.FamilyOf(a), addressOf(a))
-			if (got != nil) != found || found && got.to != want {
-				t.Fatalf("lookup %s among %v = %v; want %v, %v", a, peers, got, want, found)
-			}
+		states := []state{{newTable(nil), nil}}
+		for range rapid.IntRange(1, 4).Draw(t, "changes") {
+			last := states[len(states)-1]
+			var gone []netip.Prefix
+			left := slices.DeleteFunc(slices.Clone(last.peers), func(p peer) bool {
+				goes := rapid.IntRange(0, 2).Draw(t, "goes") == 0
+				if goes {
+					gone = append(gone, p.prefix)
+				}
+				return goes
+			})
+			fresh := drawPeers(t)
+			states = append(states, state{last.exchange(gone, fresh), onePerPrefix(slices.Concat(left, fresh))})
 		}
-		for range 20 {
-			if a := drawAddr(t, "probe"); !a.Is4In6() {
-				probe(a)
+		for i, s := range states {
+			checkLookups(t, s.table, s.peers)
+			if !s.holds(s.peers) {
+				t.Fatalf("table %d does not hold %v", i, s.peers)
 			}
-		}
-		for _, p := range peers { // the first and the last address of each
-			first := p.prefix.Addr()
-			probe(first)
-			last := first.AsSlice()
-			for bit := p.prefix.Bits(); bit < first.BitLen(); bit++ {
-				last[bit/8] |= 0x80 >> (bit % 8)
-			}
-			if a, _ := netip.AddrFromSlice(last); !a.Is4In6() {
-				probe(a)
+			if n := len(s.peers); n > 0 {
+				other := slices.Clone(s.peers)
+				other[0].endpoint = &endpoint{to: netip.MustParseAddrPort("192.0.2.1:1")}
+				if s.holds(s.peers[1:]) || s.holds(other) {
+					t.Fatalf("table %d takes %v for others", i, s.peers)
+				}
 			}
 		}
 	})
+}
+
+// onePerPrefix leaves the last of those with one prefix.
+func onePerPrefix(peers []peer) (left []peer) {
+	for i, p := range peers {
+		if !slices.ContainsFunc(peers[i+1:], func(o peer) bool { return o.prefix == p.prefix }) {
+			left = append(left, p)
+		}
+	}
+	return left
+}
+
+// A change costs its pages: all others are the former table's. Prefixes of another
+// length are not touched at all, and those that grow many are spread over more pages.
+func TestTableShares(t *testing.T) {
+	peers := manyPeers(10_000)
+	old := newTable(peers)
+	moved := peer{peers[0].prefix, &endpoint{to: netip.MustParseAddrPort("192.0.2.1:1")}}
+	joined := peerAt("10.200.1.0/24", "192.0.2.2:1")
+	next := old.exchange([]netip.Prefix{peers[2].prefix}, []peer{moved, joined})
+	shared := 0
+	for i, p := range next.ipv4[0].pages {
+		if &p.cells[0] == &old.ipv4[0].pages[i].cells[0] {
+			shared++
+		}
+	}
+	if all := len(next.ipv4[0].pages); all < 100 || shared < all-3 || shared == all {
+		t.Errorf("of %d pages %d are shared", all, shared)
+	}
+	if &next.ipv6[0].pages[0] != &old.ipv6[0].pages[0] {
+		t.Error("the list of IPv6's pages was copied")
+	}
+	grown := newTable(nil)
+	for _, p := range manyPeers(2000) {
+		grown = grown.exchange(nil, []peer{p})
+	}
+	for _, p := range grown.ipv4[0].pages {
+		if p.used > 4*pageFill {
+			t.Errorf("a page has grown to %d prefixes", p.used)
+		}
+	}
 }
 
 func TestTableKeepsFamiliesApart(t *testing.T) {
@@ -98,7 +188,7 @@ func TestTableSharesEndpoints(t *testing.T) {
 // manyPeers are n subnets as a network of 10.0.0.0/8 and fd05::/32 has them.
 func manyPeers(n int) (peers []peer) {
 	for i := range n {
-		to := endpoint{to: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 8285)}
+		to := &endpoint{to: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 8285)}
 		peers = append(peers,
 			peer{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24), to},
 			peer{netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 1: 5, 6: byte(i >> 8), 7: byte(i)}), 64), to})
@@ -106,35 +196,41 @@ func manyPeers(n int) (peers []peer) {
 	return peers
 }
 
-// TestTableProbesLittle: the subnets of a network do not fall into one heap, at
-// any length.
-func TestTableProbesLittle(t *testing.T) {
-	check := func(cells []uint32, what string) {
-		longest, run := 0, 0
-		for _, peer := range cells {
-			if run++; peer == 0 {
-				run = 0
+// runs are the most cells in a row that are taken, and what pages have in all.
+func runs[K comparable](levels []level[K]) (longest, cells int) {
+	for _, l := range levels {
+		for _, p := range l.pages {
+			cells += len(p.cells)
+			run := 0
+			for _, c := range p.cells {
+				if run++; c.to == nil {
+					run = 0
+				}
+				longest = max(longest, run)
 			}
-			longest = max(longest, run)
-		}
-		if longest > 64 {
-			t.Errorf("%s: %d cells in a row are taken", what, longest)
 		}
 	}
+	return longest, cells
+}
+
+// TestTableProbesLittle: the subnets of a network do not fall into one heap, at
+// any length, nor into few pages.
+func TestTableProbesLittle(t *testing.T) {
 	const n = 10_000
+	at := &endpoint{to: netip.MustParseAddrPort("198.18.0.2:8285")}
 	for length := 20; length <= 30; length += 2 {
-		prefixes := make(map[address]uint32)
-		for i := range uint64(min(n, 1<<(length-8))) {
-			prefixes[address{lo: 10<<24 | i<<(32-length)}] = 1
+		var peers []peer
+		for i := range min(n, 1<<(length-8)) {
+			var a [4]byte
+			binary.BigEndian.PutUint32(a[:], 10<<24|uint32(i)<<(32-length))
+			peers = append(peers, peer{netip.PrefixFrom(netip.AddrFrom4(a), length), at})
 		}
-		var taken []uint32
-		for _, c := range newLevel(length, 0, prefixes, address.ipv4, hash4).cells {
-			taken = append(taken, c.peer)
+		if longest, cells := runs(newTable(peers).ipv4); longest > 64 || cells > 6*len(peers) {
+			t.Errorf("IPv4 /%d: %d cells in a row are taken, %d cells for %d peers", length, longest, cells, len(peers))
 		}
-		check(taken, fmt.Sprintf("IPv4 /%d", length))
 	}
 	for length := 48; length <= 124; length += 4 {
-		prefixes := make(map[address]uint32)
+		var peers []peer
 		for i := range uint64(n) {
 			a := address{hi: 0xfd05 << 48}
 			if length <= 64 {
@@ -142,13 +238,14 @@ func TestTableProbesLittle(t *testing.T) {
 			} else {
 				a.hi, a.lo = a.hi|i>>(length-64), i<<(128-length)
 			}
-			prefixes[a] = 1
+			var b [16]byte
+			binary.BigEndian.PutUint64(b[:], a.hi)
+			binary.BigEndian.PutUint64(b[8:], a.lo)
+			peers = append(peers, peer{netip.PrefixFrom(netip.AddrFrom16(b), length), at})
 		}
-		var taken []uint32
-		for _, c := range newLevel(length, address{}, prefixes, address.ipv6, hash6).cells {
-			taken = append(taken, c.peer)
+		if longest, cells := runs(newTable(peers).ipv6); longest > 64 || cells > 6*n {
+			t.Errorf("IPv6 /%d: %d cells in a row are taken, %d in all", length, longest, cells)
 		}
-		check(taken, fmt.Sprintf("IPv6 /%d", length))
 	}
 }
 
@@ -170,6 +267,36 @@ func BenchmarkLookup(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// BenchmarkTable is what a table costs: made anew, and of another by one change.
+func BenchmarkTable(b *testing.B) {
+	for _, n := range []int{1_000, 10_000, 50_000} {
+		peers := manyPeers(n)
+		b.Run(fmt.Sprintf("anew/%d", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				newTable(peers)
+			}
+		})
+		b.Run(fmt.Sprintf("change/%d", n), func(b *testing.B) {
+			b.ReportAllocs()
+			t := newTable(peers)
+			for i := 0; b.Loop(); i++ {
+				p := peers[2*(i%n)]
+				t = t.exchange([]netip.Prefix{p.prefix}, []peer{p})
+			}
+		})
+		b.Run(fmt.Sprintf("same/%d", n), func(b *testing.B) {
+			b.ReportAllocs()
+			t := newTable(peers)
+			for b.Loop() {
+				if !t.holds(peers) {
+					b.Fatal("other peers")
+				}
+			}
+		})
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"math"
 	"net/netip"
 	"runtime"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -101,7 +100,9 @@ type Backend struct {
 	raw    *rawSockets
 	tunnel tunnel
 	router backend.Router
-	peers  []peer // those that world was made of
+	// applied is what the last Apply was told, without the peers; nil: it did not
+	// come as far as these.
+	applied *backend.Desired
 }
 
 // tunnel is a TUN device, part of the kernel's state.
@@ -292,7 +293,7 @@ func (b *Backend) Cleanup(ctx context.Context) error {
 // on.
 func (b *Backend) setPeers(peers []peer, own subnet.ByFamily[netip.Addr]) {
 	w := &world{own: own}
-	if old := b.world.Load(); old != nil && slices.Equal(b.peers, peers) {
+	if old := b.world.Load(); old != nil && old.table.holds(peers) {
 		if old.own == own {
 			return
 		}
@@ -300,6 +301,5 @@ func (b *Backend) setPeers(peers []peer, own subnet.ByFamily[netip.Addr]) {
 	} else {
 		w.table = newTable(peers)
 	}
-	b.peers = peers
 	b.world.Store(w)
 }
