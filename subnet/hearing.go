@@ -1,6 +1,7 @@
 package subnet
 
 import (
+	"cmp"
 	"sync"
 	"time"
 )
@@ -14,9 +15,9 @@ const (
 	aftermath = time.Minute
 )
 
-// hearing is when the store was heard last: when it answered this host, or told of
-// what it answered others. A store that answers nobody keeps no lease alive, and
-// sooner or later deletes those of hosts that live.
+// hearing is when the store was heard last, by this process or an earlier one of this
+// host: when it answered, or told of what it answered others. A store that answers
+// nobody keeps no lease alive, and sooner or later deletes those of hosts that live.
 //
 //	heard      heard                          heard
 //	  |----------|------------------------------|--------------|------>
@@ -31,15 +32,16 @@ type hearing struct {
 	mu sync.Mutex
 	// The fields below are guarded by mu.
 
-	// every is how often the store is heard while nothing is wrong.
+	// every is how often the store is heard while nothing is wrong; zero: this
+	// process has not heard it yet.
 	every time.Duration
 	// last is when it was, until the end of the time after a silence.
 	last, until time.Duration
 }
 
-func newHearing(ttl, now time.Duration) *hearing {
-	return &hearing{ttl: ttl, every: spokenEvery, last: now}
-}
+// newHearing begins with the moment at which this process heard the store, or an
+// earlier one of this host did.
+func newHearing(ttl, last time.Duration) *hearing { return &hearing{ttl: ttl, last: last} }
 
 // silence is how long a store must not have been heard to count as silent: half as
 // long again as one that is well takes to speak, and half of a TTL. A lease was
@@ -67,7 +69,14 @@ func (h *hearing) note(now time.Duration) {
 	if now-h.last >= h.silence() {
 		h.until = now + min(h.ttl, aftermath)
 	}
-	h.last = now
+	h.last, h.every = now, cmp.Or(h.every, spokenEvery)
+}
+
+// ago is how long the store has not been heard.
+func (h *hearing) ago(now time.Duration) time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return now - h.last
 }
 
 // wary reports whether what is deleted now may belong to hosts that live, and

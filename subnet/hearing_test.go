@@ -43,6 +43,7 @@ func TestHearing(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h := newHearing(tt.ttl, 0)
+			h.heard(0)
 			for _, w := range tt.words {
 				if w.every > 0 {
 					h.answered(w.at, w.every)
@@ -57,6 +58,39 @@ func TestHearing(t *testing.T) {
 	}
 }
 
+// What an earlier process did not hear counts, until this one hears for itself how
+// often the store speaks.
+func TestHearingOfAnEarlierProcess(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		ttl, ago time.Duration
+		// at is when this process hears the store, later how much later we ask.
+		at, later time.Duration
+		want      bool
+	}{
+		{"heard until it ended", 24 * time.Hour, time.Second, 0, 0, false},
+		{"not for half of a TTL", 24 * time.Hour, 12 * time.Hour, 0, 0, true},
+		{"not for half of a TTL, a minute after", 24 * time.Hour, 12 * time.Hour, 0, time.Minute, false},
+		{"not for half of a TTL, by both together", 24 * time.Hour, 11 * time.Hour, time.Hour, 0, true},
+		{"not for a while, by both together", 24 * time.Hour, 11 * time.Hour, time.Hour - 1, 0, false},
+		{"seconds", 6 * time.Second, 3 * time.Second, 0, 0, true},
+		{"less", 6 * time.Second, 3*time.Second - 1, 0, 0, false},
+		{"less, and then a watch's 10 s", 6 * time.Second, time.Second, time.Second, 12 * time.Second, false},
+		{"less, and then nothing", 6 * time.Second, time.Second, time.Second, 15 * time.Second, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := newHearing(tt.ttl, -tt.ago)
+			h.heard(tt.at)
+			if got := h.wary(tt.at + tt.later); got != tt.want {
+				t.Errorf("wary: %t, want %t", got, tt.want)
+			}
+			if got := h.ago(tt.at + tt.later); got != tt.later {
+				t.Errorf("not heard for %s, want %s", got, tt.later)
+			}
+		})
+	}
+}
+
 // A store that is well never counts as silent, whatever the TTL is, that of the lease
 // that is kept alive, and how seldom both are heard.
 func TestHearingOfAQuietStore(t *testing.T) {
@@ -65,6 +99,7 @@ func TestHearingOfAQuietStore(t *testing.T) {
 			return time.Duration(rapid.SampledFrom([]int64{2e9, 5e9, 30e9, 60e9, 3600e9, 86400e9}).Draw(t, "ttl"))
 		})
 		h := newHearing(ttls.Draw(t, "ours"), 0)
+		h.heard(0)
 		m := machine{rules: rules{ttl: h.ttl}}
 		m.lease.TTL = ttls.Draw(t, "of the lease")
 		if rapid.Bool().Draw(t, "reservation") {

@@ -23,6 +23,10 @@ type Snapshot struct {
 	Since  time.Time
 	Err    error
 
+	// Held is until when deleted leases are held, on [Clock.Uptime]: the latest that
+	// was ever so, over or not.
+	Held time.Duration
+
 	// lives counts how often the store was found to have lost its past.
 	lives int
 	// kin are the leases in the store that have the view's own node id.
@@ -122,9 +126,10 @@ type projection struct {
 	// kin are the subnets in the store that are leased by our node id.
 	kin map[Subnet]bool
 	// held are the deleted leases that still are in effect, and until when;
-	// none of them ends before due.
-	held map[Subnet]time.Duration
-	due  time.Duration
+	// none of them ends before due. Latest is the last end that any of them had,
+	// those of an earlier process included.
+	held        map[Subnet]time.Duration
+	due, latest time.Duration
 	// distrusted: the store has lost its past since the last load; lives
 	// counts how often it had.
 	distrusted bool
@@ -169,6 +174,10 @@ func (p *projection) load(w World, now time.Duration) bool {
 	disaster := p.distrusted || p.loses(w.Config)
 	p.revision, p.freed, p.identity, p.config = w.Revision, w.Revision, w.Identity, w.Config
 	patience := p.patience(now)
+	if p.partial {
+		// It may have been deleted long ago, and held by the process that knew it.
+		patience = max(patience, p.latest-now)
+	}
 	p.distrusted, p.partial = false, false
 
 	entries := make(map[Subnet]*entry, max(p.leases.len, len(w.Leases)))
@@ -184,9 +193,11 @@ func (p *projection) load(w World, now time.Duration) bool {
 		if b.Key != b.Occupies.Key() {
 			continue
 		}
-		if e := entries[b.Occupies]; e != nil {
-			entries[b.Occupies] = &entry{lease: e.lease, unreadable: true}
-		} else if l, known := joined(entries, b.Occupies); known {
+		l, halves := joined(func(s Subnet) *entry { return entries[s] }, b.Occupies)
+		for _, s := range halves {
+			delete(entries, s)
+		}
+		if len(halves) > 0 {
 			entries[b.Occupies] = &entry{lease: l, unreadable: true}
 		}
 	}
@@ -201,24 +212,26 @@ func (p *projection) load(w World, now time.Duration) bool {
 	return !p.shows(before)
 }
 
-// joined takes the halves of s out of entries, and returns a lease made of them; false:
-// none is there. The paths that a process left in the kernel tell of the families one
-// by one.
-func joined(entries map[Subnet]*entry, s Subnet) (l Lease, known bool) {
+// joined returns what is known of s, whose key cannot be read, and the entries that say
+// so: its own, or those of its halves. The paths that a process left in the kernel tell
+// of the families one by one, and not of when a key was created.
+func joined(get func(Subnet) *entry, s Subnet) (l Lease, by []Subnet) {
+	if e := get(s); e != nil {
+		return e.lease, []Subnet{s}
+	}
 	l.Subnet = s
 	for f, p := range s {
 		var half Subnet
 		half[f] = p
-		e := entries[half]
-		if e == nil {
+		e := get(half)
+		if e == nil || e.lease.Created != 0 {
 			continue
 		}
-		delete(entries, half)
-		known = true
+		by = append(by, half)
 		l.Attrs.BackendType = e.lease.Attrs.BackendType
 		l.Attrs.PublicIP[f], l.Attrs.BackendData[f] = e.lease.Attrs.PublicIP[f], e.lease.Attrs.BackendData[f]
 	}
-	return l, known
+	return l, by
 }
 
 // contradicts reports whether w, of the same identity and no earlier revision,
@@ -313,17 +326,29 @@ func (p *projection) apply(b Batch, now time.Duration) bool {
 		p.delete(key, now)
 	}
 	for _, bad := range b.Bad {
-		p.bad[bad.Key] = bad
-		delete(p.kin, bad.Occupies)
-		if e := p.leases.get(bad.Occupies); e != nil && bad.Key == bad.Occupies.Key() {
-			delete(p.held, bad.Occupies)
-			p.leases = p.leases.put(&entry{lease: e.lease, unreadable: true})
-		}
+		p.spoil(bad)
 	}
 	for _, l := range b.Put {
 		p.put(l)
 	}
 	return changed
+}
+
+// spoil takes in that a key became unreadable.
+func (p *projection) spoil(bad BadKey) {
+	p.bad[bad.Key] = bad
+	delete(p.kin, bad.Occupies)
+	if bad.Key != bad.Occupies.Key() {
+		return
+	}
+	l, by := joined(p.leases.get, bad.Occupies)
+	for _, s := range by {
+		p.drop(s)
+	}
+	if len(by) > 0 {
+		p.leases = p.leases.put(&entry{lease: l, unreadable: true})
+		p.index.add(l.Subnet)
+	}
 }
 
 // put takes in a lease that was created or changed. It ends what is held of
@@ -389,7 +414,7 @@ func (p *projection) extend(now time.Duration) {
 		if p.brief(until - now) {
 			until = now + p.patience(now)
 			p.leases = p.leases.put(&entry{lease: p.leases.get(s).lease, gone: true, until: until})
-			p.held[s] = until
+			p.keep(s, until)
 		}
 	}
 	// Too early costs a look.
@@ -409,6 +434,7 @@ func (p *projection) keep(s Subnet, until time.Duration) {
 		p.due = until
 	}
 	p.held[s] = until
+	p.latest = max(p.latest, until)
 }
 
 // release ends the held leases whose time has come, and reports whether there
@@ -450,6 +476,7 @@ func (p *projection) snapshot() *Snapshot {
 		Revision: p.revision,
 		Identity: p.identity,
 		Config:   p.config,
+		Held:     p.latest,
 		Bad:      slices.SortedFunc(maps.Values(p.bad), func(a, b BadKey) int { return cmp.Compare(a.Key, b.Key) }),
 		lives:    p.lives,
 		freed:    p.freed,

@@ -3,6 +3,7 @@ package subnet
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -65,4 +66,68 @@ func copied(s *Snapshot) []Lease {
 		all = append(all, *l)
 	}
 	return all
+}
+
+// So it does when its key came to be unreadable after the first load, which lacked it.
+// What is half of it by another key of the store stays that key's.
+func TestKeyBecomesUnreadable(t *testing.T) {
+	both := Subnet{IPv4: netip.MustParsePrefix("10.5.1.0/24"), IPv6: netip.MustParsePrefix("fd05:0:0:1::/64")}
+	path := func(f Family, addr string) Lease {
+		l := Lease{Attrs: Attrs{BackendType: "vxlan"}}
+		l.Subnet[f], l.Attrs.PublicIP[f] = both[f], netip.MustParseAddr(addr)
+		return l
+	}
+	v4, v6 := path(IPv4, "198.18.0.2"), path(IPv6, "fd00::2")
+	whole := Lease{Subnet: both, Attrs: Attrs{BackendType: "vxlan", PublicIP: ByFamily[netip.Addr]{v4.Attrs.PublicIP[IPv4], v6.Attrs.PublicIP[IPv6]}}}
+	alone := v4
+	alone.Created, alone.Modified = 12, 12
+	half := whole
+	half.Attrs.PublicIP[IPv4] = netip.Addr{}
+	for _, tt := range []struct {
+		name          string
+		known, stored []Lease
+		want          []Lease
+	}{
+		{"both paths", []Lease{v4, v6}, nil, []Lease{whole}},
+		{"another's key", []Lease{v6}, []Lease{alone}, []Lease{alone, half}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			config := Document{Text: "{}", Modified: 1}
+			p := newProjection("", defaultHold, newHearing(time.Hour, 0))
+			p.load(World{Identity: "one", Revision: 10, Config: config, Leases: tt.known}, 0)
+			p.partial = true
+			p.load(World{Identity: "one", Revision: 20, Config: config, Leases: tt.stored}, 0)
+			p.apply(Batch{Revision: 21, Bad: []BadKey{{Key: both.Key(), Occupies: both, Modified: 21}}}, time.Second)
+			p.release(time.Minute)
+			got := copied(p.snapshot())
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("leases: %+v, want %+v", got, tt.want)
+			}
+			p.apply(Batch{Revision: 22, Deleted: []string{both.Key()}}, time.Minute)
+			p.release(2 * time.Minute)
+			if got := copied(p.snapshot()); !slices.Equal(got, tt.stored) {
+				t.Errorf("when it was deleted: %+v, want %+v", got, tt.stored)
+			}
+		})
+	}
+}
+
+// What is held for long after a disaster makes nothing longer that is deleted later.
+func TestHeldLongAndBriefly(t *testing.T) {
+	config := Document{Text: "{}", Modified: 1}
+	lease := func(n byte) Lease {
+		return Lease{Subnet: Subnet{IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, n}), 24)}, Created: 2, Modified: 2}
+	}
+	h := newHearing(time.Hour, 0)
+	h.heard(0)
+	p := newProjection("", defaultHold, h)
+	p.load(World{Identity: "one", Revision: 10, Config: config, Leases: []Lease{lease(1), lease(2)}}, 0)
+	p.distrust()
+	p.load(World{Identity: "one", Revision: 11, Config: config, Leases: []Lease{lease(2)}}, time.Second)
+	p.load(World{Identity: "one", Revision: 12, Config: config}, time.Minute)
+	p.release(time.Minute + defaultHold)
+	s := p.snapshot()
+	if got := copied(s); len(got) != 1 || got[0] != lease(1) || s.Held != time.Second+time.Hour {
+		t.Errorf("held until %s is %+v", s.Held, got)
+	}
 }

@@ -51,10 +51,19 @@ type ViewOptions struct {
 	// Load that Acquire needed as well. Cached: it comes from a file.
 	World  World
 	Cached bool
+	// Found, when its Identity is set and World is Cached, is what the store was
+	// just found to hold: it is shown second, in place of Run's first Load. So a
+	// host takes up the config that the store has lost.
+	Found World
 	// Former, when its Identity is set, is what an earlier process of this host
 	// knew last: a World that was just loaded is taken as the next thing that
 	// process would have read. What it lacks was deleted this moment.
 	Former World
+	// Unheard is how long ago that process heard the store, and Holding for how
+	// much longer it would have held deleted leases: what [View.Unheard] and
+	// [Snapshot.Held] said of it. They count where World is Cached, or there is a
+	// Former, up to the first list of the store.
+	Unheard, Holding time.Duration
 	// Node is this host: a [Keeper] that follows the view notices then that
 	// another machine has its node id.
 	Node NodeID
@@ -115,15 +124,20 @@ func NewView(o ViewOptions) *View {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	h := newHearing(o.TTL, o.Clock.Uptime())
+	now := o.Clock.Uptime()
+	h := newHearing(o.TTL, now-o.Unheard)
 	v := &View{o: o, hearing: h, p: newProjection(o.Node, o.Hold, h)}
 	s := &Snapshot{Since: o.Clock.Now(), Err: errUnread, changed: make(chan struct{})}
 	if o.World.Identity != "" {
+		v.p.latest = now + min(o.Holding, o.TTL)
 		if o.Former.Identity != "" && !o.Cached {
-			v.p.load(o.Former, o.Clock.Uptime())
+			v.p.load(o.Former, now)
 			v.p.partial = true // as every file is
 		}
-		v.p.load(o.World, o.Clock.Uptime())
+		if !o.Cached {
+			h.heard(now)
+		}
+		v.p.load(o.World, now)
 		v.p.partial = o.Cached
 		s = v.p.snapshot()
 		s.Synced, s.Since, s.changed = !o.Cached, o.Clock.Now(), make(chan struct{})
@@ -135,6 +149,10 @@ func NewView(o ViewOptions) *View {
 	v.current.Store(s)
 	return v
 }
+
+// Unheard is for how long the store has not been heard, by this process or by the
+// earlier one that it follows.
+func (v *View) Unheard() time.Duration { return v.hearing.ago(v.o.Clock.Uptime()) }
 
 // Snapshot returns the latest state, never nil; it does not block.
 func (v *View) Snapshot() *Snapshot { return v.current.Load() }
@@ -192,9 +210,13 @@ func (v *View) load(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	w, err := v.o.Store.Load(ctx)
-	if err != nil {
-		return err // it says that this was the load
+	w := v.o.Found
+	v.o.Found = World{}
+	if w.Identity == "" {
+		var err error
+		if w, err = v.o.Store.Load(ctx); err != nil {
+			return err // it says that this was the load
+		}
 	}
 	now := v.o.Clock.Uptime()
 	v.hearing.heard(now)

@@ -400,13 +400,23 @@ func TestViewAfterChangesInAGap(t *testing.T) {
 // A host restarted while its peers' keys are gone, all of them having run out with
 // its own, waits for them as the earlier process would have.
 func TestViewAfterARestart(t *testing.T) {
+	deleted := func(data *memstore.Store) { data.DeleteKey("10.5.2.0-24") }
+	wiped := func(data *memstore.Store) { data.Wipe(); data.OverwriteConfig(config) }
 	tests := []struct {
 		name string
 		lose func(data *memstore.Store)
-		held time.Duration
+		// What the earlier process noted.
+		unheard, holding time.Duration
+		held             time.Duration
 	}{
-		{"deleted", func(data *memstore.Store) { data.DeleteKey("10.5.2.0-24") }, 2 * time.Second},
-		{"wiped", func(data *memstore.Store) { data.Wipe(); data.OverwriteConfig(config) }, ttl},
+		{"deleted", deleted, 0, 0, 2 * time.Second},
+		{"wiped", wiped, 0, 0, ttl},
+		{"deleted, heard until a while ago", deleted, ttl/2 - 1, 0, 2 * time.Second},
+		{"deleted, not heard for half of a TTL", deleted, ttl / 2, 0, ttl},
+		{"deleted long ago, and held", deleted, time.Second, 30 * time.Second, 30 * time.Second},
+		{"deleted, held for a moment more", deleted, time.Second, time.Second, 2 * time.Second},
+		{"held, of a longer TTL", deleted, time.Second, 3 * ttl, ttl},
+		{"held, and not heard", deleted, ttl, 30 * time.Second, ttl},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -417,7 +427,12 @@ func TestViewAfterARestart(t *testing.T) {
 				tt.lose(data)
 				put(t, data, "10.5.1.0-24", attrs("a", "198.18.0.2"), 0)
 				world := load(t, data)
-				w := watch(t, data, func(o *subnet.ViewOptions) { o.Former, o.World = former, world })
+				w := watch(t, data, func(o *subnet.ViewOptions) {
+					o.Former, o.World, o.Unheard, o.Holding = former, world, tt.unheard, tt.holding
+				})
+				if got, want := w.view.Snapshot().Held, w.clock.Uptime()+tt.held; got != want {
+					t.Errorf("held until %s, want %s", got, want)
+				}
 				after(tt.held - time.Millisecond)
 				w.want("10.5.1.0/24 a", "10.5.2.0/24 b")
 				w.synced(true, "")
@@ -427,4 +442,118 @@ func TestViewAfterARestart(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A start after a silence is wary of what is deleted right after it, like a process
+// that went through the silence, and not for longer.
+func TestViewWaryAfterARestart(t *testing.T) {
+	for _, tt := range []struct {
+		name           string
+		unheard, later time.Duration
+		held           time.Duration
+	}{
+		{"heard", time.Second, 10 * time.Second, 2 * time.Second},
+		{"not heard", ttl, 10 * time.Second, ttl},
+		{"not heard, deleted later", ttl, 2 * time.Minute, 2 * time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				data := newStore(config)
+				put(t, data, "10.5.2.0-24", attrs("b", "198.18.0.3"), 0)
+				world := load(t, data)
+				w := watch(t, data, func(o *subnet.ViewOptions) { o.Former, o.World, o.Unheard = world, world, tt.unheard })
+				after(tt.later)
+				data.DeleteKey("10.5.2.0-24")
+				after(tt.held - time.Millisecond)
+				w.want("10.5.2.0/24 b")
+				after(2 * time.Millisecond)
+				w.want()
+				w.finish()
+			})
+		})
+	}
+}
+
+// Who starts from the cache, too, adds to the silence that it heard itself that of the
+// earlier process, and lets go of what that one held when that would have.
+func TestViewFromCacheAfterSilence(t *testing.T) {
+	for _, tt := range []struct {
+		name                     string
+		unheard, silent, holding time.Duration
+		// From when etcd answers, or from the start, if it is held since before.
+		held, heldSinceStart time.Duration
+	}{
+		{"short", time.Second, 3 * time.Second, 0, 2 * time.Second, 0},
+		{"long, together", ttl / 4, ttl / 4, 0, ttl, 0},
+		{"long before", ttl, time.Second, 0, ttl, 0},
+		{"held", time.Second, 3 * time.Second, 40 * time.Second, 2 * time.Second, 40 * time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				data := newStore(config)
+				put(t, data, "10.5.1.0-24", attrs("a", "198.18.0.2"), 0)
+				put(t, data, "10.5.2.0-24", attrs("b", "198.18.0.3"), 0)
+				world := load(t, data)
+				data.DeleteKey("10.5.2.0-24")
+				w := watch(t, data, func(o *subnet.ViewOptions) {
+					o.World, o.Cached, o.Unheard, o.Holding = world, true, tt.unheard, tt.holding
+					o.Store.(*memstore.Store).SetUnavailable(errDown)
+				})
+				began := w.clock.Uptime()
+				after(tt.silent)
+				if got := w.view.Unheard(); got != tt.unheard+tt.silent {
+					t.Errorf("not heard for %s, want %s", got, tt.unheard+tt.silent)
+				}
+				w.store.SetUnavailable(nil)
+				for !w.view.Snapshot().Synced { // The longest pause is of 10 s.
+					after(time.Millisecond)
+				}
+				until := max(w.clock.Uptime()+tt.held, began+tt.heldSinceStart)
+				after(until - w.clock.Uptime() - 2*time.Millisecond)
+				w.want("10.5.1.0/24 a", "10.5.2.0/24 b")
+				after(3 * time.Millisecond)
+				w.want("10.5.1.0/24 a")
+				w.finish()
+			})
+		})
+	}
+}
+
+// What the store was found to hold when a view began with the cache, is not loaded a
+// second time, and not before the cache was shown.
+func TestViewFromCacheAndWhatWasFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		put(t, data, "10.5.1.0-24", attrs("a", "198.18.0.2"), 0)
+		put(t, data, "10.5.2.0-24", attrs("b", "198.18.0.3"), 0)
+		world := load(t, data)
+		data.DeleteKey("10.5.2.0-24")
+		data.DeleteConfig()
+		found := load(t, data)
+		var first *subnet.Snapshot
+		w := watch(t, data, func(o *subnet.ViewOptions) {
+			o.World, o.Cached, o.Found = world, true, found
+			first = subnet.NewView(*o).Snapshot()
+		})
+		if first.Synced || first.Config != world.Config || first.Len() != 2 {
+			t.Errorf("first shown is %+v", first)
+		}
+		w.synced(true, "")
+		if got := w.view.Snapshot().Config; got != (subnet.Document{}) {
+			t.Errorf("config %+v, want none", got)
+		}
+		after(time.Minute)
+		if got := w.requests["Load"].Load(); got != 0 {
+			t.Errorf("%d loads", got)
+		}
+		after(ttl - time.Minute - time.Second)
+		w.want("10.5.1.0/24 a", "10.5.2.0/24 b")
+		w.put("10.5.3.0-24", "c")
+		after(2 * time.Second)
+		w.want("10.5.1.0/24 a", "10.5.3.0/24 c")
+		if w.requests["Load"].Load() == 0 {
+			t.Error("nothing was loaded in an hour")
+		}
+		w.finish()
+	})
 }

@@ -165,6 +165,8 @@ func TestNobodyLetsGoAfterSilence(t *testing.T) {
 		silent := rapid.Int64Range(0, int64(3*walkTTL)).Draw(rt, "silent")
 		before := rapid.Int64Range(0, int64(walkTTL)).Draw(rt, "before")
 		slow := rapid.Int64Range(2, 400).Draw(rt, "slow")
+		// When in the silence, if at all, one of them is started anew.
+		restart := rapid.Int64Range(-1, silent).Draw(rt, "restart")
 		random := rapid.SliceOfN(rapid.Float64Range(0, 0.999), 3, 3).Draw(rt, "random")
 		synctest.Test(t, func(t *testing.T) {
 			w := &walker{t: t, data: newStore(walkConfigs()[0])}
@@ -181,7 +183,12 @@ func TestNobodyLetsGoAfterSilence(t *testing.T) {
 			for _, h := range w.hosts {
 				h.mem.SetUnavailable(errDown)
 			}
-			after(time.Duration(silent))
+			after(time.Duration(max(restart, 0)))
+			if restart >= 0 {
+				w.hosts[0].kill()
+				w.hosts[0].start()
+			}
+			after(time.Duration(silent - max(restart, 0)))
 			for _, h := range w.hosts {
 				h.mend()
 			}

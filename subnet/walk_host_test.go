@@ -44,6 +44,8 @@ type cached struct {
 	world subnet.World
 	// former: the lease is not to be used without asking.
 	former bool
+	// Uptimes of when the store was heard, and until when deleted leases are held.
+	heard, held time.Duration
 }
 
 func newMachine(w *walker, name, ip string, policy subnet.OnConflict) *machine {
@@ -140,6 +142,7 @@ func (h *machine) run(ctx context.Context, c subnet.Claim) {
 	h.cache = &cached{
 		lease: k.Lease(), former: k.Status().Withdraw,
 		world: subnet.World{Identity: s.Identity, Revision: s.Revision, Config: s.Config, Leases: leasesOf(s)},
+		heard: h.clock.Uptime() - o.View.Unheard(), held: s.Held,
 	}
 }
 
@@ -151,6 +154,9 @@ func (h *machine) acquire(ctx context.Context, o *subnet.KeeperOptions, vo *subn
 	}
 	for ctx.Err() == nil {
 		w, err := h.store.Load(ctx)
+		if h.cache != nil {
+			vo.Unheard, vo.Holding = h.clock.Uptime()-h.cache.heard, max(0, h.cache.held-h.clock.Uptime())
+		}
 		if h.cache != nil && !h.cache.former && (err != nil || w.Config.Text == "") {
 			o.Lease, o.Identity, o.Cached = h.cache.lease, h.cache.world.Identity, true
 			vo.World, vo.Cached = h.cache.world, true
