@@ -365,10 +365,12 @@ func (l *loop) keepState(context.Context) error {
 }
 
 // cacheLeast and cachePerPeer say how soon after another the cache is written for
-// peers alone: the file is as long as they are many.
+// peers alone: the file is as long as they are many. HeardLeast is how soon after
+// another for the time at which etcd was heard last.
 const (
 	cacheLeast   = time.Second
 	cachePerPeer = time.Millisecond
+	heardLeast   = 10 * time.Second
 )
 
 // keepCache writes what etcd last said, if it differs from what is written: at
@@ -377,7 +379,7 @@ const (
 func (l *loop) keepCache() error {
 	c, next := &l.lease.cached, l.nextCache()
 	l.lease.cacheIn = 0
-	if next == nil || next.Same(*c) {
+	if next == nil || next.Same(*c) && l.timely(*c, *next) {
 		return nil
 	}
 	known := !c.Own.Subnet.IsZero() && c.Own == next.Own && c.Former == next.Former && c.Config == next.Config
@@ -392,7 +394,7 @@ func (l *loop) keepCache() error {
 // saveCache writes the cache now, if it differs from what is written.
 func (l *loop) saveCache() error {
 	next := l.nextCache()
-	if next == nil || next.Same(l.lease.cached) {
+	if next == nil || next.Same(l.lease.cached) && l.timely(l.lease.cached, *next) {
 		return nil
 	}
 	return l.writeCache(*next)
@@ -423,6 +425,7 @@ func (l *loop) nextCache() *statedir.Cache {
 		next.Own = l.lease.own
 	}
 	next.Former = l.lease.former
+	l.noteTimes(&next)
 	// A start from a subnet without a network, or from one outside of it, would
 	// come to nothing.
 	if next.Own.Subnet.IsZero() || next.Identity == "" || l.config.current == nil || !insideNetwork(l.config.current, next.Own.Subnet) {

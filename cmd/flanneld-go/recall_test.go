@@ -12,6 +12,7 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/backend/reconcile"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 )
 
 // paths is all that leads to peers, as text.
@@ -141,4 +142,62 @@ func (end pathEnd) check(h *testHost) {
 	time.Sleep(end.stay)
 	unchanged("once etcd answers")
 	h.eventually(end.gone, "the paths that are left", func() bool { return len(h.routes()) == end.left })
+}
+
+// So does one that starts while etcd answers, and says of the new peer nothing that can
+// be read.
+func TestKernelKnowsAPeerWhoseKeyIsUnreadable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(vxlanConfig)
+		h.tunnelPeer(200)
+		h.start()
+		h.ready()
+		time.Sleep(cacheLeast + settle)
+		synctest.Wait()
+		kept := h.file("state/cache.json")
+		h.tunnelPeer(201)
+		h.eventually(soon, "a path to the new peer", func() bool { return len(h.routes()) == 2 })
+		before := h.paths()
+		h.stop()
+		h.writeFile("state/cache.json", kept)
+		h.put("10.5.201.0-24", "spoilt")
+		h.start()
+		defer h.stop()
+		h.ready()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if diff := cmp.Diff(before, h.paths()); diff != "" {
+			t.Errorf("paths (-before +now)\n%s", diff)
+		}
+	})
+}
+
+// Where nothing was noted, or the clock was set back since, the store may have been
+// silent for any time.
+func TestRecallTimes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		type times struct{ Unheard, Holding time.Duration }
+		const ttl = time.Hour
+		now := time.Now()
+		for _, tt := range []struct {
+			name  string
+			cache statedir.Cache
+			want  times
+		}{
+			{"no cache", statedir.Cache{}, times{}},
+			{"of an older version", statedir.Cache{Identity: "one"}, times{Unheard: ttl}},
+			{"heard a while ago", statedir.Cache{Identity: "one", Heard: now.Add(-time.Minute), Held: now.Add(-time.Second)}, times{Unheard: time.Minute}},
+			{"heard long ago", statedir.Cache{Identity: "one", Heard: now.Add(-30 * ttl)}, times{Unheard: ttl}},
+			{"heard in the future", statedir.Cache{Identity: "one", Heard: now.Add(time.Second)}, times{Unheard: ttl}},
+			{"holding", statedir.Cache{Identity: "one", Heard: now, Held: now.Add(time.Minute)}, times{Holding: time.Minute}},
+		} {
+			l := loop{daemon: &daemon{opts: options{leaseTTL: ttl}, clock: bubbleClock{now}}, cache: tt.cache}
+			var got times
+			got.Unheard, got.Holding = l.recallTimes()
+			if got != tt.want {
+				t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
+			}
+		}
+	})
 }

@@ -4,11 +4,14 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+	"github.com/flanneld-go/flanneld-go/subnet/memstore"
 )
 
 // What etcd said last is in the cache, however shortly before it fell silent it
@@ -102,6 +105,122 @@ func TestRestartBeforeThePeers(t *testing.T) {
 	}
 }
 
+// What an earlier process of this host knew of etcd's silences, and held because of
+// them, holds for the next one: it was killed, so that only what it had noted tells.
+func TestRestartAfterASilence(t *testing.T) {
+	const ttl = 5 * time.Minute
+	silent := func(d time.Duration) func(*testHost) {
+		return func(h *testHost) {
+			h.store.SetUnavailable(errors.New("etcd is down"))
+			time.Sleep(d)
+			h.data.DeleteKey("10.5.200.0-24")
+		}
+	}
+	tests := []struct {
+		name string
+		// lose is what the earlier process sees, and down for how long there is none
+		// after it.
+		lose func(h *testHost)
+		down time.Duration
+		// The path to the peer must stay for so long, counted from the restart, and
+		// after another while be gone.
+		stay, gone time.Duration
+	}{
+		{"silent for a moment", silent(time.Minute), 0, 0, 10 * time.Second},
+		{"silent for long", silent(ttl/2 + time.Minute), 0, ttl - 10*time.Second, 20 * time.Second},
+		{"silent, and then down", silent(ttl / 4), ttl / 3, ttl - 10*time.Second, 20 * time.Second},
+		{"down for a while", func(h *testHost) {}, ttl / 3, 0, 10 * time.Second},
+		{"down for long", func(h *testHost) {}, ttl/2 + time.Second, ttl - 10*time.Second, 20 * time.Second},
+		{"emptied a moment before", func(h *testHost) {
+			h.data.Wipe()
+			h.data.OverwriteConfig(networkConfig)
+			time.Sleep(cacheLeast + settle)
+		}, 0, ttl - 10*time.Second, 20 * time.Second},
+		{"emptied long before", func(h *testHost) {
+			h.data.Wipe()
+			h.data.OverwriteConfig(networkConfig)
+			time.Sleep(ttl / 2)
+		}, time.Minute, ttl/2 - time.Minute - 10*time.Second, 20 * time.Second},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				h.opts.leaseTTL = ttl
+				h.data.OverwriteConfig(networkConfig)
+				h.owned("10.5.200.0-24", "198.18.0.2", "other")
+				h.start()
+				h.ready()
+				time.Sleep(10 * time.Minute)
+				tt.lose(h)
+				synctest.Wait()
+				kept := h.file("state/cache.json")
+				h.stop()
+				h.writeFile("state/cache.json", kept)
+				time.Sleep(tt.down)
+				h.data.DeleteKey("10.5.200.0-24")
+				h.store.SetUnavailable(nil)
+				h.start()
+				defer h.stop()
+				h.ready()
+				time.Sleep(tt.stay)
+				synctest.Wait()
+				if n := len(h.routes()); n != 1 {
+					t.Errorf("%d routes after %s, want 1", n, tt.stay)
+				}
+				h.eventually(tt.gone, "the route is gone", func() bool { return len(h.routes()) == 0 })
+			})
+		})
+	}
+}
+
+// A host that etcd's silence leaves alone writes its cache no more often than it must
+// to say when etcd was heard: what is noted 24 times in a TTL is exact enough.
+func TestCacheSaysWhenEtcdWasHeard(t *testing.T) {
+	for _, tt := range []struct {
+		ttl, every time.Duration
+	}{
+		{time.Hour, 150 * time.Second},
+		{time.Minute, heardLeast},
+	} {
+		t.Run(tt.ttl.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				h.opts.leaseTTL, h.opts.iptablesResync = tt.ttl, tt.every/10
+				h.data.OverwriteConfig(networkConfig)
+				h.start()
+				h.ready()
+				cache := func() statedir.Cache {
+					c, err := statedir.Dir(h.opts.stateDir).LoadCache()
+					if err != nil {
+						t.Fatal(err)
+					}
+					return c
+				}
+				first := cache().Heard
+				writes, last := 0, first
+				for range 50 {
+					time.Sleep(tt.every / 10)
+					if heard := cache().Heard; heard != last {
+						writes, last = writes+1, heard
+					}
+				}
+				if writes < 3 || writes > 5 {
+					t.Errorf("written %d times in %s, want every %s", writes, 5*tt.every, tt.every)
+				}
+				h.store.SetUnavailable(errors.New("etcd is down"))
+				time.Sleep(tt.every)
+				last = cache().Heard
+				time.Sleep(3 * tt.every)
+				h.stop()
+				if heard := cache().Heard; heard != last || time.Since(heard) < 4*tt.every {
+					t.Errorf("heard at %s while it was silent since %s ago", heard, 4*tt.every)
+				}
+			})
+		})
+	}
+}
+
 // A host restarted while etcd is empty goes on with what it has, says so, and gets
 // it back.
 func TestRestartAfterAWipe(t *testing.T) {
@@ -112,16 +231,26 @@ func TestRestartAfterAWipe(t *testing.T) {
 		// reboot: the kernel and /run are new as well.
 		reboot bool
 		state  string
+		// loads is how many there may be: the start's, and one of who has to find out
+		// what became of a lease that is not there.
+		loads int64
 	}{
-		{name: "wiped", lose: func(h *testHost) { h.data.Wipe() }, state: "lost"},
-		{name: "wiped, reboot", lose: func(h *testHost) { h.data.Wipe() }, reboot: true, state: "lost"},
-		{name: "config deleted", lose: func(h *testHost) { h.data.DeleteConfig() }, state: "valid"},
-		{name: "config deleted, reboot", lose: func(h *testHost) { h.data.DeleteConfig() }, reboot: true, state: "valid"},
+		{name: "wiped", lose: func(h *testHost) { h.data.Wipe() }, state: "lost", loads: 2},
+		{name: "wiped, reboot", lose: func(h *testHost) { h.data.Wipe() }, reboot: true, state: "lost", loads: 2},
+		{name: "config deleted", lose: func(h *testHost) { h.data.DeleteConfig() }, state: "valid", loads: 1},
+		{name: "config deleted, reboot", lose: func(h *testHost) { h.data.DeleteConfig() }, reboot: true, state: "valid", loads: 1},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := newHost(t)
+				var loads atomic.Int64
+				h.store = h.data.Open(memstore.Options{Before: func(method string) error {
+					if method == "Load" {
+						loads.Add(1)
+					}
+					return nil
+				}})
 				// Short enough to end during the test if nobody renews it.
 				h.opts.leaseTTL = 5 * time.Minute
 				h.data.OverwriteConfig(networkConfig)
@@ -135,8 +264,14 @@ func TestRestartAfterAWipe(t *testing.T) {
 				if tt.reboot {
 					h.reboot()
 				}
+				loads.Store(0)
 				h.start()
 				defer h.stop()
+				time.Sleep(settle)
+				synctest.Wait()
+				if n := loads.Load(); n > tt.loads {
+					t.Errorf("%d loads to start, want at most %d", n, tt.loads)
+				}
 				h.eventually(promise, "it works and says what is wrong", func() bool {
 					p := h.problem(status.ComponentConfig)
 					now, _ := h.subnet()

@@ -66,6 +66,7 @@ func (l *loop) startView(ctx context.Context) error {
 	// The view gets no log: what it would say is the problem of a stage, which
 	// is said once.
 	o := subnet.ViewOptions{Store: l.store, Clock: l.clock, Node: l.node, TTL: l.opts.leaseTTL}
+	o.Unheard, o.Holding = l.recallTimes()
 	loadCtx, cancel := context.WithTimeout(ctx, cacheAfter)
 	defer cancel()
 	world, err := l.store.Load(loadCtx)
@@ -74,10 +75,10 @@ func (l *loop) startView(ctx context.Context) error {
 	}
 	switch {
 	case err == nil && world.Config.Modified == 0 && l.cachedLease():
-		o.World, o.Cached = l.recall(ctx), true
+		o.World, o.Cached, o.Found = l.recall(ctx), true, world
 		l.log.Warn("etcd holds no network config, starting from the cache", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers))
 	case err == nil:
-		o.World, o.Former = world, l.formerWorld(world.Config)
+		o.World, o.Former = world, l.formerWorld(ctx, world.Config)
 	case l.cache.Identity != "":
 		o.World, o.Cached = l.recall(ctx), true
 		l.log.Warn("etcd cannot be read, starting from the cache", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers), "error", err)
@@ -92,7 +93,7 @@ func (l *loop) startView(ctx context.Context) error {
 // formerWorld is what the earlier process of this host knew of its peers, if they
 // still mean the same by the config doc. Their keys may have run out together with
 // ours, after etcd was silent, and they are about to be created again.
-func (l *loop) formerWorld(doc subnet.Document) subnet.World {
+func (l *loop) formerWorld(ctx context.Context, doc subnet.Document) subnet.World {
 	then, err := catalog.Parse(l.cache.Config.Text)
 	if err != nil {
 		return subnet.World{}
@@ -103,6 +104,7 @@ func (l *loop) formerWorld(doc subnet.Document) subnet.World {
 	}
 	former := l.cache
 	former.Own = subnet.Lease{}
+	former.Peers, _ = l.recallPeers(ctx)
 	return former.World()
 }
 

@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend/firewall"
 	"github.com/flanneld-go/flanneld-go/daemonconfig"
@@ -38,8 +39,12 @@ type Cache struct {
 	Own      subnet.Lease    `json:"own"`
 	// Former says why Own is no longer ours, and only what we would like to
 	// have again: it was released, or another holds it. Empty: it is ours.
-	Former string          `json:"former,omitempty"`
-	Peers  []*subnet.Lease `json:"peers"`
+	Former string `json:"former,omitempty"`
+	// Heard is when etcd was heard last, and Held until when deleted leases are held,
+	// both as well as need be: see [subnet.ViewOptions].
+	Heard time.Time       `json:"heard,omitzero"`
+	Held  time.Time       `json:"held,omitzero"`
+	Peers []*subnet.Lease `json:"peers"`
 }
 
 // World returns the cache in the form of a load.
@@ -51,7 +56,7 @@ func (c Cache) World() subnet.World {
 	return subnet.World{Identity: c.Identity, Revision: c.Revision, Config: c.Config, Leases: subnet.ByKey(leases)}
 }
 
-// Same reports whether c and other differ at most in their revisions.
+// Same reports whether c and other differ at most in their revisions and times.
 func (c Cache) Same(other Cache) bool {
 	return c.Identity == other.Identity && c.Config == other.Config && c.Own == other.Own && c.Former == other.Former && subnet.SameLeases(c.Peers, other.Peers)
 }

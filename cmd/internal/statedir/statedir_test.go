@@ -35,7 +35,8 @@ func full() Cache {
 		Identity: "8a6c", Revision: 1 << 60,
 		Config: subnet.Document{Text: "{\n  \"Network\": \"10.5.0.0/16\" }\n", Modified: 7},
 		Own:    lease("10.5.7.0/24", "fd05:0:0:7::/64", "198.18.0.7"),
-		Peers:  slices.Collect(subnet.Each([]subnet.Lease{lease("10.5.1.0/24", "fd05:0:0:1::/64", "198.18.0.1"), lease("10.5.30.0/24", "fd05:0:0:30::/64", "198.18.0.30")})),
+		Heard:  time.Date(2026, 11, 21, 9, 30, 0, 17, time.UTC), Held: time.Date(2026, 11, 22, 9, 30, 0, 0, time.UTC),
+		Peers: slices.Collect(subnet.Each([]subnet.Lease{lease("10.5.1.0/24", "fd05:0:0:1::/64", "198.18.0.1"), lease("10.5.30.0/24", "fd05:0:0:30::/64", "198.18.0.30")})),
 	}
 }
 
