@@ -54,7 +54,8 @@ func (e *evidence) patience(s Sample) time.Duration {
 
 // deafened reports whether a host may have held on for a TTL, in s or not long
 // before, to what etcd deleted when the host had not heard of it for half of one, or
-// right afterwards.
+// right afterwards. A process that has just begun knows when the one before it heard of
+// etcd, but not to the second.
 func (e *evidence) deafened(s Sample) bool {
 	// It hears of etcd within Heal, holds on to what is deleted in another minute or
 	// TTL, and lets go within React of the end of that.
@@ -62,6 +63,10 @@ func (e *evidence) deafened(s Sample) bool {
 	run, ok := e.run(s.Host, s.From)
 	if !ok {
 		return false
+	}
+	another := func(r Run) bool { return r.Host == s.Host && r.From < run.From }
+	if run.From >= since && slices.ContainsFunc(e.Runs, another) {
+		return true
 	}
 	heard := run.From // A start is with etcd, or what follows is not able.
 	for _, a := range e.able[s.Host] {

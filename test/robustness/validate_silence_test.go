@@ -53,10 +53,16 @@ func TestRouteToOwnerAfterSilence(t *testing.T) {
 			s.then(11 * sec)
 			cut(1500*time.Millisecond, "h2")(s)
 		}, 13*sec, storyTTL), want: []string{"route-to-owner h2 55s"}},
-		{name: "another process was without etcd", then: released(func(s *story) {
+		{name: "another process was without etcd long ago", then: released(func(s *story) {
 			cut(6*sec, "h2")(s)
 			s.restart("h2", sec)
-		}, 13*sec, storyTTL), want: []string{"route-to-owner h2 48s"}},
+		}, 40*sec, storyTTL), want: []string{"route-to-owner h2 1m15s"}},
+		{name: "another process may have been without etcd", then: released(func(s *story) {
+			s.restart("h2", sec)
+		}, 13*sec, storyTTL)},
+		{name: "another process of another host", then: released(func(s *story) {
+			s.restart("h3", sec)
+		}, 13*sec, storyTTL), want: []string{"route-to-owner h2 42s"}},
 		{name: "a process that began without etcd", then: released(func(s *story) {
 			s.cutOff(6*sec, "h2")
 			s.restart("h2", sec)
