@@ -97,7 +97,7 @@ func testChanges(t *testing.T, command string) {
 		}
 		before := stamp
 		if stamp = b.stamp(t); stamp == before {
-			t.Errorf("%s: the stamp is still %s", c.name, stamp)
+			t.Errorf("%v: the stamp is still %v", c.name, stamp)
 		}
 		// The nf_tables variant may need two transactions for it.
 		for noticed(changes, 100*time.Millisecond) {
@@ -115,15 +115,15 @@ func testChanges(t *testing.T, command string) {
 		t.Error("packets and looks are told as a change")
 	}
 	if now := b.stamp(t); now != stamp {
-		t.Errorf("after packets and looks the stamp is %s, want %s", now, stamp)
+		t.Errorf("after packets and looks the stamp is %v, want %v", now, stamp)
 	}
 }
 
 func (b *bench) stamp(t *testing.T) Stamp {
 	t.Helper()
 	s, err := b.tools.Stamp(t.Context(), b.v)
-	if err != nil || s == "" {
-		t.Fatalf("Stamp: %q, %v", s, err)
+	if err != nil || s == (Stamp{}) {
+		t.Fatalf("Stamp: %v, %v", s, err)
 	}
 	return s
 }

@@ -64,10 +64,10 @@ func (f *fakeTools) Stamp(_ context.Context, v Variant) (Stamp, error) {
 	defer f.mu.Unlock()
 	if f.fail != nil {
 		if err := f.fail("stamp", v, ""); err != nil {
-			return "", err
+			return Stamp{}, err
 		}
 	}
-	return Stamp("rules: " + f.text(v)), nil
+	return Stamp{Tables: "rules: " + f.text(v)}, nil
 }
 
 func (f *fakeTools) text(v Variant) string {
@@ -282,9 +282,11 @@ func (f *fakeNative) Apply(_ context.Context, d native.Desired) error {
 
 func (f *fakeNative) Cleanup(ctx context.Context) error { return f.Apply(ctx, native.Desired{}) }
 
-func (f *fakeNative) Follow(context.Context, []native.Peer, []native.Peer) (native.Step, error) {
-	return native.Step{}, native.ErrNotFollowed
+func (f *fakeNative) Follow(context.Context, []native.Peer, []native.Peer) error {
+	return native.ErrNotFollowed
 }
+
+func (f *fakeNative) Passed(native.Step) {}
 
 func (f *fakeNative) Undisturbed() bool { return true }
 

@@ -45,7 +45,8 @@ type Firewalld interface {
 // Native is what is needed of a [native.Table], which is the real one.
 type Native interface {
 	Apply(ctx context.Context, d native.Desired) error
-	Follow(ctx context.Context, gone, fresh []native.Peer) (native.Step, error)
+	Follow(ctx context.Context, gone, fresh []native.Peer) error
+	Passed(s native.Step)
 	Undisturbed() bool
 	Cleanup(ctx context.Context) error
 	Counters() (map[string]uint64, error)
@@ -182,7 +183,9 @@ type lacks struct{ tables, nat subnet.ByFamily[bool] }
 
 // applyNative does the part of our own table, and remembers what it cannot do.
 func (f *Firewall) applyNative(ctx context.Context, d Desired, nat bool) error {
+	before := f.generation(ctx)
 	err := f.native.Apply(ctx, d.native(nat))
+	f.passed(native.Step{From: before, To: f.generation(ctx)})
 	var found lacks
 	var rest []error
 	for _, e := range parts(err) {
@@ -333,9 +336,16 @@ func (f *Firewall) read(ctx context.Context, variants []Variant) (states []state
 // write does one change and says so.
 func (f *Firewall) write(ctx context.Context, c change) error {
 	f.markMade(ctx, &c)
-	if err := f.tools.Restore(ctx, c.variant, c.script()); err != nil {
+	before := f.generation(ctx)
+	err := f.tools.Restore(ctx, c.variant, c.script())
+	step := native.Step{From: before, To: f.generation(ctx)}
+	delete(f.known, c.variant)
+	if err != nil {
 		return fmt.Errorf("change table %s: %w", c.table, err)
 	}
+	// Our own table is as it was, and so are the other family's rules.
+	f.passed(step)
+	f.native.Passed(step)
 	f.log.InfoContext(ctx, "firewall changed",
 		"variant", c.variant.Command, "table", c.table, "operations", len(c.lines))
 	if c.leftovers {

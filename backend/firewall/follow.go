@@ -15,21 +15,37 @@ import (
 func (f *Firewall) Follow(ctx context.Context, gone, fresh []native.Peer) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	step, err := f.native.Follow(ctx, gone, fresh)
-	if err != nil {
-		if !errors.Is(err, native.ErrNotFollowed) {
-			err = fmt.Errorf("nftables: %w", err)
-		}
-		return err
+	before := f.generation(ctx)
+	err := f.native.Follow(ctx, gone, fresh)
+	if err != nil && !errors.Is(err, native.ErrNotFollowed) {
+		err = fmt.Errorf("nftables: %w", err)
 	}
-	// What the programs told at the one generation holds at the other.
+	if err == nil {
+		f.passed(native.Step{From: before, To: f.generation(ctx)})
+	}
+	return err
+}
+
+// generation is that of nf_tables, if anything is known of what iptables has there.
+func (f *Firewall) generation(ctx context.Context) native.Generation {
+	for v := range f.known {
+		if v.NFT {
+			stamp, _ := f.tools.Stamp(ctx, v) // zero is as good as the error
+			return stamp.Generation
+		}
+	}
+	return native.Generation{}
+}
+
+// passed says what is known of iptables' rules in nf_tables holds behind a step of ours
+// that left them as they were, too.
+func (f *Firewall) passed(s native.Step) {
 	for v, r := range f.known {
-		if v.NFT && step != (native.Step{}) && r.stamp == stampOf(step.From) {
-			r.stamp = stampOf(step.To)
+		if v.NFT && s.Alone() && r.stamp.Generation == s.From {
+			r.stamp.Generation = s.To
 			f.known[v] = r
 		}
 	}
-	return nil
 }
 
 // Undisturbed reports whether the kernel says, of everything of ours, that nothing has
@@ -50,5 +66,3 @@ func (f *Firewall) Undisturbed(ctx context.Context) bool {
 	}
 	return true
 }
-
-func stampOf(g native.Generation) Stamp { return Stamp(fmt.Sprint(g)) }

@@ -175,17 +175,17 @@ func (p *poller) look(name string, before tableState, compare bool) (tableState,
 func (p *poller) stamp() (Stamp, error) {
 	names, err := p.names()
 	if err != nil {
-		return "", err
+		return Stamp{}, err
 	}
 	stamp := fmt.Sprintf("%d tables", len(names))
 	for _, name := range names {
 		now, err := p.look(name, tableState{}, true)
 		if err != nil {
-			return "", fmt.Errorf("look at table %s: %w", name, err)
+			return Stamp{}, fmt.Errorf("look at table %s: %w", name, err)
 		}
 		stamp += fmt.Sprintf(", %s: %v", name, now)
 	}
-	return Stamp(stamp), nil
+	return Stamp{Tables: stamp}, nil
 }
 
 // names lists the tables in use.

@@ -45,11 +45,11 @@ func (f *Firewall) readOne(ctx context.Context, v Variant) (ruleset, error) {
 func (e *Exec) Stamp(_ context.Context, v Variant) (Stamp, error) {
 	if v.NFT {
 		g, err := native.CurrentGeneration()
-		return stampOf(g), err
+		return Stamp{Generation: g}, err
 	}
 	p, err := openPoller(v.Family, e.hashSeed())
 	if err != nil {
-		return "", err
+		return Stamp{}, err
 	}
 	defer p.close()
 	return p.stamp()

@@ -16,6 +16,7 @@ import (
 
 	"github.com/coreos/go-iptables/iptables"
 
+	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -68,8 +69,13 @@ type Variant struct {
 	RandomFully bool
 }
 
-// Stamp stands for all rules of a variant. It is not empty.
-type Stamp string
+// Stamp stands for all rules of a variant. It is not zero.
+type Stamp struct {
+	// Generation is that of nf_tables.
+	Generation native.Generation
+	// Tables say what there is in the legacy variant.
+	Tables string
+}
 
 // lockWait is how many seconds a program waits for the lock of the legacy
 // variant, which Docker and others take too.

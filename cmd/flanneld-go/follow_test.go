@@ -32,7 +32,7 @@ func (f *followingTable) Apply(context.Context, native.Desired) error {
 	return nil
 }
 
-func (f *followingTable) Follow(_ context.Context, gone, fresh []native.Peer) (native.Step, error) {
+func (f *followingTable) Follow(_ context.Context, gone, fresh []native.Peer) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, p := range gone {
@@ -41,9 +41,10 @@ func (f *followingTable) Follow(_ context.Context, gone, fresh []native.Peer) (n
 	for _, p := range fresh {
 		f.fresh = append(f.fresh, p.Subnet.String()+" "+p.PublicIP[subnet.IPv4].String())
 	}
-	return native.Step{}, nil
+	return nil
 }
 
+func (*followingTable) Passed(native.Step)                   {}
 func (*followingTable) Undisturbed() bool                    { return true }
 func (*followingTable) Cleanup(context.Context) error        { return nil }
 func (*followingTable) Counters() (map[string]uint64, error) { return map[string]uint64{}, nil }

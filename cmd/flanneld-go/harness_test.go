@@ -120,9 +120,10 @@ type noTable struct{ firewall.Native }
 
 func (noTable) Apply(context.Context, native.Desired) error { return &native.ErrUnsupported{} }
 func (noTable) Cleanup(context.Context) error               { return nil }
+func (noTable) Passed(native.Step)                          {}
 func (noTable) Undisturbed() bool                           { return false }
-func (noTable) Follow(context.Context, []native.Peer, []native.Peer) (native.Step, error) {
-	return native.Step{}, native.ErrNotFollowed
+func (noTable) Follow(context.Context, []native.Peer, []native.Peer) error {
+	return native.ErrNotFollowed
 }
 
 func (noTable) Counters() (map[string]uint64, error) { return nil, &native.ErrUnsupported{} }

@@ -37,10 +37,11 @@ func (t *toldTable) Apply(_ context.Context, d native.Desired) error {
 
 func (*toldTable) Cleanup(context.Context) error { return nil }
 
-func (*toldTable) Undisturbed() bool { return true }
+func (*toldTable) Passed(native.Step) {}
+func (*toldTable) Undisturbed() bool  { return true }
 
-func (*toldTable) Follow(context.Context, []native.Peer, []native.Peer) (native.Step, error) {
-	return native.Step{}, native.ErrNotFollowed
+func (*toldTable) Follow(context.Context, []native.Peer, []native.Peer) error {
+	return native.ErrNotFollowed
 }
 
 func (t *toldTable) Counters() (map[string]uint64, error) {

@@ -1,7 +1,6 @@
 package native
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -13,42 +12,49 @@ import (
 // known. Nothing was done; Apply does it.
 var ErrNotFollowed = errors.New("change cannot be followed alone")
 
-// Step is from one generation to another, by one transaction of ours and nothing else.
-type Step struct{ From, To Generation }
-
 // Follow takes peers out of what the last Apply was told and puts others in, at the
 // cost of those alone: it lists nothing. What was found in place must still be, by the
-// kernel's generation. A zero Step: somebody else has changed something, too.
-func (t *Table) Follow(ctx context.Context, gone, fresh []Peer) (Step, error) {
+// kernel's generation.
+func (t *Table) Follow(ctx context.Context, gone, fresh []Peer) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	d := t.last.want
 	now, err := t.door.generation()
-	if err != nil || now != t.last.generation || d.Tunnel.Direct || !slices.IsSortedFunc(d.Peers, comparePeers) {
-		return Step{}, ErrNotFollowed
+	if err != nil || now != t.last.generation || d.Tunnel.Direct || !t.last.sorted {
+		return ErrNotFollowed
 	}
 	var changes subnet.ByFamily[change]
 	for _, f := range subnet.Families() {
 		changes[f], err = t.exchange(f, gone, fresh)
 		if err != nil {
-			return Step{}, err
+			return err
 		}
 	}
-	step := Step{From: now, To: now}
 	if changes[0].operations()+changes[1].operations() > 0 {
 		if err := t.door.write(changes); err != nil {
 			t.last = settled{}
-			return Step{}, err
+			return err
 		}
-		if step.To, err = t.door.generation(); err != nil || step.To != now.next() {
+		to, err := t.door.generation()
+		if err != nil || !(Step{now, to}).Alone() {
 			t.last = settled{}
-			return Step{}, nil //nolint:nilerr // it is written; who else wrote is not known
+			return nil //nolint:nilerr // it is written; who else wrote is not known
 		}
+		t.last.generation = to
 	}
-	t.last.generation = step.To
 	t.last.want.Peers = splice(d.Peers, gone, fresh)
 	t.log.DebugContext(ctx, "nftables followed peers", "gone", len(gone), "new", len(fresh))
-	return step, nil
+	return nil
+}
+
+// Passed says that a transaction of this host's, which was alone, left the table as it
+// was.
+func (t *Table) Passed(s Step) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s.Alone() && t.last.generation == s.From {
+		t.last.generation = s.To
+	}
 }
 
 // Undisturbed reports whether the kernel says that nothing has changed since all was
@@ -102,12 +108,6 @@ func (t *Table) senders(f subnet.Family, peers []Peer) []set {
 		all = append(all, c.senderSets(g, c.innerSource(g))...)
 	}
 	return all
-}
-
-// next is the generation that one transaction makes of g. Zero is left out.
-func (g Generation) next() Generation {
-	g.id = cmp.Or(g.id+1, 1)
-	return g
 }
 
 func comparePeers(a, b Peer) int { return a.Subnet.Compare(b.Subnet) }

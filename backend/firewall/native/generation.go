@@ -1,9 +1,11 @@
 package native
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"syscall"
 	"time"
 
@@ -45,35 +47,52 @@ func CurrentGeneration() (g Generation, err error) {
 		return g, err
 	}
 	g.namespace = namespace.Ino
-	conn, err := netlink.Dial(syscall.NETLINK_NETFILTER, nil)
+	answer, err := exchange()
 	if err != nil {
 		return g, err
 	}
-	defer func() { _ = conn.Close() }() // nothing was written
-	if err := conn.SetDeadline(time.Now().Add(answerWithin)); err != nil {
-		return g, err
-	}
-	answers, err := conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: msgGetGeneration, Flags: netlink.Request},
-		Data:   make([]byte, nfgenmsg),
-	})
-	if err != nil {
-		return g, err
-	}
-	g.id, err = generationID(answers)
+	g.id, err = generationID(answer)
 	return g, err
+}
+
+// exchange asks on a socket of its own: as often as this is asked, a connection that
+// the runtime polls would cost several times as much.
+func exchange() ([]byte, error) {
+	fd, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_RAW|syscall.SOCK_CLOEXEC, syscall.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = syscall.Close(fd) }() // nothing was written
+	wait := syscall.NsecToTimeval(answerWithin.Nanoseconds())
+	if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &wait); err != nil {
+		return nil, err
+	}
+	ask := make([]byte, syscall.NLMSG_HDRLEN+nfgenmsg)
+	binary.NativeEndian.PutUint32(ask, uint32(len(ask))) //nolint:gosec // 20
+	binary.NativeEndian.PutUint16(ask[4:], msgGetGeneration)
+	binary.NativeEndian.PutUint16(ask[6:], syscall.NLM_F_REQUEST)
+	if err := syscall.Sendto(fd, ask, 0, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK}); err != nil {
+		return nil, err
+	}
+	answer := make([]byte, os.Getpagesize())
+	n, _, err := syscall.Recvfrom(fd, answer, 0)
+	return answer[:max(n, 0)], err
 }
 
 // nfgenmsg is the length of the header that nfnetlink has behind netlink's.
 const nfgenmsg = 4
 
 // generationID finds the number in the kernel's answer. It is never zero.
-func generationID(answers []netlink.Message) (uint32, error) {
-	for _, a := range answers {
-		if a.Header.Type != msgNewGeneration || len(a.Data) < nfgenmsg {
+func generationID(answer []byte) (uint32, error) {
+	messages, err := syscall.ParseNetlinkMessage(answer)
+	if err != nil {
+		return 0, err
+	}
+	for _, m := range messages {
+		if m.Header.Type != msgNewGeneration || len(m.Data) < nfgenmsg {
 			continue
 		}
-		attrs, err := netlink.NewAttributeDecoder(a.Data[nfgenmsg:])
+		attrs, err := netlink.NewAttributeDecoder(m.Data[nfgenmsg:])
 		if err != nil {
 			return 0, err
 		}
@@ -86,4 +105,14 @@ func generationID(answers []netlink.Message) (uint32, error) {
 		}
 	}
 	return 0, errNoGeneration
+}
+
+// Step is what happened from one generation to another.
+type Step struct{ From, To Generation }
+
+// Alone reports whether it was one transaction. What that did not touch is as it was.
+func (s Step) Alone() bool {
+	next := s.From
+	next.id = cmp.Or(next.id+1, 1) // the kernel leaves zero out
+	return s.From != Generation{} && s.To == next
 }

@@ -14,6 +14,8 @@ type settled struct {
 	want       Desired
 	// names are those of the sets of senders, which rules refer to.
 	names subnet.ByFamily[[]string]
+	// sorted: want.Peers are.
+	sorted bool
 	// read is when; zero, which is long ago, for never.
 	read time.Time
 }
@@ -24,7 +26,7 @@ func settle(g Generation, want Desired, names subnet.ByFamily[[]string]) settled
 	want.Tunnel.Devices = slices.Clone(want.Tunnel.Devices)
 	want.Segments = slices.Clone(want.Segments)
 	want.Peers = slices.Clone(want.Peers)
-	return settled{g, want, names, time.Now()}
+	return settled{g, want, names, slices.IsSortedFunc(want.Peers, comparePeers), time.Now()}
 }
 
 // still reports whether the same is wanted, and still in place.

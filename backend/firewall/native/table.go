@@ -123,7 +123,7 @@ func (t *Table) once(ctx context.Context, d Desired) error {
 		// Keys are listed as they were told; rules may not be, so that those are
 		// read again.
 		t.last = settled{}
-		if now, err := t.door.generation(); unknown == nil && err == nil && now == generation.next() {
+		if now, err := t.door.generation(); unknown == nil && err == nil && (Step{generation, now}).Alone() {
 			t.last = settle(now, d, names)
 		}
 	}
