@@ -41,24 +41,13 @@ type Trusted[E any] struct {
 // List returns the entries that are known.
 func (t Trusted[E]) List(context.Context) ([]E, error) { return t.Held, nil }
 
-// Follow returns the step that replaces the routes old by fresh. What is in the way of a
-// route is known from the last Step, whose errors it gives. The step must be applied
-// before the next call.
-func (r *Router) Follow(old, fresh []PeerRoute) (reconcile.Step, error) {
-	table := Trusted[kernel.Route]{Table: r.Kernel.Routes()}
-	for _, route := range old {
-		table.Held = append(table.Held, route.Route)
-	}
-	desired := make([]kernel.Route, 0, len(fresh))
-	var errs []error
-	for _, route := range fresh {
-		if why := r.blocked(route.Dst); why != nil {
-			errs = append(errs, route.blame(why))
-			continue
-		}
-		desired = append(desired, route.Route)
-	}
-	return reconcile.NewStep("route", table, desired, nil), errors.Join(errs...)
+// Follow returns the step that replaces the routes old by fresh, which lead to peers.
+// What is in the way of a route is known from the last Step, whose errors it gives. The
+// step must be applied before the next call.
+func (r *Router) Follow(old, fresh []kernel.Route, peers []*subnet.Lease) (reconcile.Step, error) {
+	table := Trusted[kernel.Route]{Table: r.Kernel.Routes(), Held: old}
+	desired, err := unblocked(fresh, r.blocked, peers)
+	return reconcile.NewStep("route", table, desired, nil), err
 }
 
 // Followable reports whether there was a Step whose knowledge Follow can go on from.

@@ -49,20 +49,22 @@ func Blame(err error, peer func(entry any) *PeerError) error {
 	return err
 }
 
-// PeerOf returns a function for [Blame] that finds the peer of a route.
-func PeerOf(routes []PeerRoute) func(entry any) *PeerError {
-	var peers map[netip.Prefix]*subnet.Lease // made at the first failure
+// PeerOf returns a function for [Blame] that finds among peers that of a route.
+func PeerOf(peers []*subnet.Lease) func(entry any) *PeerError {
+	var byDst map[netip.Prefix]*subnet.Lease // made at the first failure
 	return func(entry any) *PeerError {
-		if peers == nil {
-			peers = make(map[netip.Prefix]*subnet.Lease, len(routes))
-			for _, r := range routes {
-				peers[r.Dst] = r.Peer
+		if byDst == nil {
+			byDst = make(map[netip.Prefix]*subnet.Lease, len(peers))
+			for _, peer := range peers {
+				for _, dst := range peer.Subnet {
+					byDst[dst] = peer
+				}
 			}
 		}
 		r, ok := entry.(kernel.Route)
-		if !ok || peers[r.Dst] == nil {
+		if !ok || !r.Dst.IsValid() || byDst[r.Dst] == nil {
 			return nil
 		}
-		return NewPeerError(peers[r.Dst], subnet.FamilyOf(r.Dst.Addr()), nil)
+		return NewPeerError(byDst[r.Dst], subnet.FamilyOf(r.Dst.Addr()), nil)
 	}
 }

@@ -39,8 +39,7 @@ type Router struct {
 	Kernel kernel.Host
 	Log    *slog.Logger
 
-	differ  reconcile.Differ[kernel.Route, kernel.RouteKey]
-	desired []kernel.Route
+	differ reconcile.Differ[kernel.Route, kernel.RouteKey]
 	// blocked says what was in the way of a destination at the last Step; nil: that
 	// is not known.
 	blocked func(netip.Prefix) error
@@ -52,7 +51,7 @@ type Router struct {
 type RoutePlan struct {
 	Desired Desired
 	// Routes lead to the peers, at most one per destination.
-	Routes []PeerRoute
+	Routes []kernel.Route
 	// Devices are the indexes of the tunnel devices that are ours.
 	Devices []int
 	// Keep are the families whose device is not there: no route of theirs is
@@ -63,19 +62,32 @@ type RoutePlan struct {
 	Blackhole bool
 }
 
-// PeerRoute is a route to a peer's subnet.
-type PeerRoute struct {
-	kernel.Route
-	// Peer is nil for a route that serves all of them.
-	Peer *subnet.Lease
+// unblocked returns those of routes that nothing is in the way of: routes itself, if that
+// is all of them, and else a slice of its own. The error joins those of the others.
+func unblocked(routes []kernel.Route, blocked func(netip.Prefix) error, peers []*subnet.Lease) ([]kernel.Route, error) {
+	var errs []error
+	peerOf := PeerOf(peers)
+	open := routes
+	for i, route := range routes {
+		if why := blocked(route.Dst); why != nil {
+			if errs == nil {
+				open = slices.Clone(routes[:i])
+			}
+			errs = append(errs, blame(route, why, peerOf(route)))
+		} else if errs != nil {
+			open = append(open, route)
+		}
+	}
+	return open, errors.Join(errs...)
 }
 
-// blame says whom the failure of the route concerns.
-func (r PeerRoute) blame(err error) error {
-	if r.Peer == nil {
-		return fmt.Errorf("route %s: %w", r.Dst, err)
+// blame says whom the failure of a route concerns; nobody alone if peer is nil.
+func blame(route kernel.Route, err error, peer *PeerError) error {
+	if peer == nil {
+		return fmt.Errorf("route %s: %w", route.Dst, err)
 	}
-	return NewPeerError(r.Peer, subnet.FamilyOf(r.Dst.Addr()), err)
+	peer.Err = err
+	return peer
 }
 
 // Step returns the step that makes the main table hold the plan's routes. Its
@@ -103,24 +115,23 @@ func (r *Router) Step(ctx context.Context, plan RoutePlan) (reconcile.Step, erro
 		r.blocked = blocked
 	}
 
-	desired := slices.Grow(r.desired[:0], len(plan.Routes)+1)
-	var errs []error
 	named := make(map[netip.Prefix]bool)
-	for _, route := range plan.Routes {
-		if why := blocked(route.Dst); why != nil {
-			errs, named[route.Dst] = append(errs, route.blame(why)), true
-			continue
+	desired, err := unblocked(plan.Routes, func(dst netip.Prefix) error {
+		why := blocked(dst)
+		if why != nil {
+			named[dst] = true
 		}
-		desired = append(desired, route.Route)
+		return why
+	}, plan.Desired.Peers)
+	if holes := plan.blackholes(); len(holes) > 0 {
+		desired = slices.Concat(desired, holes)
 	}
-	desired = append(desired, plan.blackholes()...)
-	r.desired = desired
 	foreign = slices.DeleteFunc(foreign, func(e kernel.Route) bool { return named[e.Dst] })
 	r.report(plan.Desired.Config, foreign, words)
 	step := r.differ.Step("route", table, desired, func(e kernel.Route) bool {
 		return !plan.Keep[subnet.FamilyOf(e.Dst.Addr())] && ours(e)
 	})
-	return step, errors.Join(errs...)
+	return step, err
 }
 
 // Sweep deletes every route that carries our protocol number.

@@ -63,9 +63,8 @@ func newRouter(t *testing.T) *router {
 func (r *router) plan() backend.RoutePlan {
 	return backend.RoutePlan{
 		Desired: backend.Desired{Config: r.config, Uplink: backend.Uplink{Link: kernel.Link{Index: eth0}}, Own: subnet.Lease{Subnet: subnet.Subnet{prefix("10.5.54.0/24")}}, Peers: slices.Collect(subnet.Each(r.peers))},
-		Routes: []backend.PeerRoute{
-			{Peer: &r.peers[0], Route: via("10.5.3.0/24", "198.18.0.2", kernel.Protocol, 0)},
-			{Peer: &r.peers[0], Route: via("fd05:0:0:3::/64", "fd00:198:18::2", kernel.Protocol, 0)},
+		Routes: []kernel.Route{
+			via("10.5.3.0/24", "198.18.0.2", kernel.Protocol, 0), via("fd05:0:0:3::/64", "fd00:198:18::2", kernel.Protocol, 0),
 		},
 	}
 }
@@ -292,7 +291,7 @@ func TestBlame(t *testing.T) {
 	unknown := &reconcile.EntryError{Op: "put", Entry: "10.5.4.0/24", Value: via("10.5.4.0/24", "198.18.0.2", 158, 0), Err: syscall.EPERM}
 	list := errors.New("list fdb entry: interrupted")
 	in := errors.Join(list, errors.Join(known, unknown))
-	err := backend.Blame(in, backend.PeerOf(r.plan().Routes))
+	err := backend.Blame(in, backend.PeerOf(r.plan().Desired.Peers))
 	want := "list fdb entry: interrupted\n" +
 		"peer 10.5.3.0/24,fd05:0:0:3::/64 at 198.18.0.2: put 10.5.3.0/24: invalid argument\n" +
 		"put 10.5.4.0/24: operation not permitted"

@@ -65,7 +65,7 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 	if b.params.Observe != nil {
 		b.params.Observe(r)
 	}
-	return errors.Join(skipped, blocked, backend.Blame(err, backend.PeerOf(routes)))
+	return errors.Join(skipped, blocked, backend.Blame(err, backend.PeerOf(d.Peers)))
 }
 
 var _ backend.Follower = (*Backend)(nil)
@@ -77,13 +77,14 @@ func (b *Backend) Follow(ctx context.Context, c backend.Change) error {
 	}
 	// Those without a route had none.
 	old, _ := b.project(backend.Desired{Uplink: b.uplink, Peers: slices.Collect(subnet.Each(c.Old))})
-	routes, skipped := b.project(backend.Desired{Uplink: b.uplink, Peers: slices.Collect(subnet.Each(c.New))})
-	step, blocked := b.router.Follow(old, routes)
+	peers := slices.Collect(subnet.Each(c.New))
+	routes, skipped := b.project(backend.Desired{Uplink: b.uplink, Peers: peers})
+	step, blocked := b.router.Follow(old, routes, peers)
 	r, err := reconcile.Apply(ctx, step)
 	if b.params.Observe != nil {
 		b.params.Observe(r)
 	}
-	return errors.Join(skipped, blocked, backend.Blame(err, backend.PeerOf(routes)))
+	return errors.Join(skipped, blocked, backend.Blame(err, backend.PeerOf(peers)))
 }
 
 // Recall reads from the main table which peers an earlier process had routes to.
@@ -98,9 +99,9 @@ func (b *Backend) Recall(ctx context.Context) ([]subnet.Lease, error) {
 
 // project maps peers to routes. Peers that cannot be mapped are left out, each
 // with a PeerError in the joined error.
-func (b *Backend) project(d backend.Desired) ([]backend.PeerRoute, error) {
+func (b *Backend) project(d backend.Desired) ([]kernel.Route, error) {
 	peers := d.Peers
-	routes := make([]backend.PeerRoute, 0, len(peers))
+	routes := make([]kernel.Route, 0, len(peers))
 	var errs []error
 	for _, f := range b.params.Families() {
 		for _, peer := range peers {
@@ -111,10 +112,10 @@ func (b *Backend) project(d backend.Desired) ([]backend.PeerRoute, error) {
 				errs = append(errs, backend.NewPeerError(peer, f, err))
 				continue
 			}
-			routes = append(routes, backend.PeerRoute{Peer: peer, Route: kernel.Route{
+			routes = append(routes, kernel.Route{
 				Dst: peer.Subnet[f], Gateway: peer.Attrs.PublicIP[f],
 				Link: d.Uplink.Link.Index, Protocol: kernel.Protocol,
-			}})
+			})
 		}
 	}
 	return routes, errors.Join(errs...)

@@ -50,6 +50,8 @@ const (
 	hopProbes = 16
 	// hopProtocol is the protocol of our objects.
 	hopProtocol = unix.RTPROT_KERNEL
+	// spareRoutes is for how many more routes than before a list has room.
+	spareRoutes = 64
 	// sizeofNhmsg is the fixed header of nexthop messages (struct nhmsg):
 	// family, scope, protocol, reserved, flags u32.
 	sizeofNhmsg = 8
@@ -100,8 +102,6 @@ type hopTable struct {
 	// through an object. Both are renewed by each dump of the routes.
 	route map[RouteKey]int
 	refs  map[int]int
-	// buffer is what readRoutes returned last.
-	buffer []listed
 	// orphans are objects that may have lost their last route.
 	orphans map[int]bool
 }
@@ -266,14 +266,13 @@ func (t *hopTable) compare(ctx context.Context, c *conn, taken []hop, probe int,
 	return others
 }
 
-// readRoutes dumps the routes and counts who refers to what. The result is valid
-// until the next call.
+// readRoutes dumps the routes and counts who refers to what. There are as many as last
+// time, as a rule. The list is not kept: it is made rarely, and is large.
 func (t *hopTable) readRoutes(ctx context.Context, c *conn) ([]listed, error) {
-	all, err := list(ctx, c, t.buffer[:0], []dump{encodeRouteDump(unix.AF_INET), encodeRouteDump(unix.AF_INET6)}, parseRoute)
+	all, err := list(ctx, c, make([]listed, 0, len(t.route)+spareRoutes), []dump{encodeRouteDump(unix.AF_INET), encodeRouteDump(unix.AF_INET6)}, parseRoute)
 	if err != nil {
 		return nil, err
 	}
-	t.buffer = all
 	if err := t.resolve(ctx, c, all); err != nil {
 		return nil, err
 	}

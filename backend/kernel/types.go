@@ -103,6 +103,8 @@ type Route struct {
 	Link    int
 	// OnLink: the gateway is on the link although no address says so.
 	OnLink bool
+	// Blackhole routes have neither Gateway nor Link.
+	Blackhole bool
 	// Src is the preferred source address; invalid: none.
 	Src netip.Addr
 	// Metric is the priority; 0 is the kernel's default of the family, and
@@ -111,8 +113,6 @@ type Route struct {
 	// Protocol says who installed it; 0 on Put means [Protocol], which is what
 	// is listed then: desired entries should name it.
 	Protocol int
-	// Blackhole routes have neither Gateway nor Link.
-	Blackhole bool
 }
 
 // RouteKey is what two routes that replace each other have in common.

@@ -19,14 +19,16 @@ type Plan[E any] struct {
 type Conflict[E any] struct{ First, Second E }
 
 // Differ makes diffs with buffers that it keeps: once they have grown, a diff
-// allocates nothing. The zero Differ is ready; it must not be used
-// concurrently.
+// allocates nothing. A diff of which all is missing, as a start's, needs none for that.
+// The zero Differ is ready; it must not be used concurrently.
 type Differ[E Entry[K], K comparable] struct {
 	// index says where in desired a key stands.
 	index map[K]int32
 	// state says, per desired entry, what was found of it.
 	state []found
-	plan  Plan[E]
+	// put and plan's other slices are the buffers.
+	put  []E
+	plan Plan[E]
 }
 
 // found is what a diff knows of one desired entry.
@@ -44,8 +46,8 @@ const (
 func (s found) wanting() bool { return s == missing || s == changed || s == repeated }
 
 // Diff plans how actual becomes desired, in time linear in both. It changes
-// neither, and a nil owned claims every entry. The plan is valid until the next
-// call.
+// neither, and a nil owned claims every entry. The plan, whose Put may be desired
+// itself, is valid until the next call.
 //
 // Desired is a set: an entry that stands there twice counts once. Several
 // actual entries may have one key (a MAC with two VTEPs, say); at most one of
@@ -58,24 +60,33 @@ func (d *Differ[E, K]) Diff(desired, actual []E, owned func(E) bool) Plan[E] {
 			d.state[i] = next(d.state[i], a == desired[i])
 		}
 	}
-	put := 0
-	for _, s := range d.state {
-		if s.wanting() {
-			put++
-		}
-	}
-	d.plan.Put = slices.Grow(d.plan.Put, put)
-	for i, e := range desired {
-		if d.state[i].wanting() {
-			d.plan.Put = append(d.plan.Put, e)
-		}
-	}
+	d.plan.Put = d.wanting(desired)
 	for _, a := range actual {
 		if !d.keeps(desired, a) && (owned == nil || owned(a)) {
 			d.plan.Delete = append(d.plan.Delete, a)
 		}
 	}
 	return d.plan
+}
+
+// wanting returns the desired entries that have to be put.
+func (d *Differ[E, K]) wanting(desired []E) []E {
+	n := 0
+	for _, s := range d.state {
+		if s.wanting() {
+			n++
+		}
+	}
+	if n == len(desired) {
+		return desired
+	}
+	d.put = slices.Grow(d.put, n)
+	for i, e := range desired {
+		if d.state[i].wanting() {
+			d.put = append(d.put, e)
+		}
+	}
+	return d.put
 }
 
 // next is the one transition of a desired entry's state: an actual entry of its
@@ -133,8 +144,9 @@ func (d *Differ[E, K]) reset(n int) {
 	}
 	d.state = d.state[:n]
 	clear(d.state)
-	clear(d.plan.Put)
+	clear(d.put)
 	clear(d.plan.Delete)
 	clear(d.plan.Conflicts)
-	d.plan = Plan[E]{d.plan.Put[:0], d.plan.Delete[:0], d.plan.Conflicts[:0]}
+	d.put = d.put[:0]
+	d.plan = Plan[E]{nil, d.plan.Delete[:0], d.plan.Conflicts[:0]}
 }

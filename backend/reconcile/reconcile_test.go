@@ -187,6 +187,23 @@ func TestDifferAllocatesNothing(t *testing.T) {
 	}
 }
 
+// A start desires much and finds nothing: a copy of it would be of use for that moment
+// only.
+func TestDiffOfAllMissing(t *testing.T) {
+	desired := peers(3, 1)
+	var d reconcile.Differ[entry, int]
+	if p := d.Diff(desired, nil, nil); &p.Put[0] != &desired[0] || len(p.Put) != 3 {
+		t.Errorf("put %v is a copy", p.Put)
+	}
+	d.Diff(nil, desired, nil)
+	if diff := gocmp.Diff(peers(3, 1), desired); diff != "" {
+		t.Errorf("the next diff has changed what was desired (-want +got):\n%s", diff)
+	}
+	if p := d.Diff([]entry{{1, 1}, {1, 1}}, nil, nil); len(p.Put) != 1 {
+		t.Errorf("put %v: one entry that stands there twice", p.Put)
+	}
+}
+
 func BenchmarkDiff10000(b *testing.B) {
 	desired, actual := peers(10000, 1), peers(10000, 1)
 	actual[5].V = 3

@@ -249,7 +249,7 @@ func (b *Backend) addresses(link kernel.Link, d backend.Desired) reconcile.Step 
 // applyRoutes leads the whole network into the device, but for what the direct
 // routes lead elsewhere. What other routes are ours and which are not touched is
 // [backend.Router]'s policy.
-func (b *Backend) applyRoutes(ctx context.Context, link kernel.Link, d backend.Desired, direct []backend.PeerRoute) (reconcile.Result, error) {
+func (b *Backend) applyRoutes(ctx context.Context, link kernel.Link, d backend.Desired, direct []kernel.Route) (reconcile.Result, error) {
 	plan := backend.RoutePlan{
 		Desired:   d,
 		Routes:    direct,
@@ -258,14 +258,12 @@ func (b *Backend) applyRoutes(ctx context.Context, link kernel.Link, d backend.D
 	}
 	for f, r := range d.Config.Ranges {
 		if r.Network.IsValid() && d.Own.Subnet[f].IsValid() {
-			plan.Routes = append(plan.Routes, backend.PeerRoute{Route: kernel.Route{
-				Dst: r.Network, Link: link.Index, Protocol: kernel.Protocol,
-			}})
+			plan.Routes = append(plan.Routes, kernel.Route{Dst: r.Network, Link: link.Index, Protocol: kernel.Protocol})
 		}
 	}
 	step, blocked := b.router.Step(ctx, plan)
 	r, err := reconcile.Apply(ctx, step)
-	return r, errors.Join(blocked, backend.Blame(err, backend.PeerOf(plan.Routes)))
+	return r, errors.Join(blocked, backend.Blame(err, backend.PeerOf(d.Peers)))
 }
 
 // projection is what the leases mean.
@@ -274,7 +272,7 @@ type projection struct {
 	peers []peer
 	own   subnet.ByFamily[netip.Addr]
 	// routes lead to peers past it.
-	routes []backend.PeerRoute
+	routes []kernel.Route
 	// unfit names the peers that cannot be reached, which are left out.
 	unfit error
 }

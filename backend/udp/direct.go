@@ -48,14 +48,12 @@ func readData(data subnet.RawJSON) (fields backendData, _ error) {
 // want that; false: it does not. Only the family of the uplink's addresses has
 // gateways; packets of the other go through the tunnel. So may the peer's packets
 // at any time: it stays one of the packet path's.
-func (b *Backend) directRoute(u backend.Uplink, peer *subnet.Lease, to endpoint) (backend.PeerRoute, bool) {
+func (b *Backend) directRoute(u backend.Uplink, peer *subnet.Lease, to endpoint) (kernel.Route, bool) {
 	dst := peer.Subnet[outer(u)]
 	if !to.direct || !dst.IsValid() || !u.OnSegment(to.to.Addr()) {
-		return backend.PeerRoute{}, false
+		return kernel.Route{}, false
 	}
-	return backend.PeerRoute{Peer: peer, Route: kernel.Route{
-		Dst: dst, Gateway: to.to.Addr(), Link: u.Link.Index, Protocol: kernel.Protocol,
-	}}, true
+	return kernel.Route{Dst: dst, Gateway: to.to.Addr(), Link: u.Link.Index, Protocol: kernel.Protocol}, true
 }
 
 // Recall reads from the main table which peers an earlier process had plain routes

@@ -35,10 +35,10 @@ func (b *Backend) Follow(ctx context.Context, c backend.Change) error {
 	w := *b.world.Load()
 	w.table = w.table.exchange(gone, fresh.peers)
 	b.world.Store(&w)
-	step, blocked := b.router.Follow(old.routes, fresh.routes)
+	step, blocked := b.router.Follow(old.routes, fresh.routes, d.Peers)
 	r, err := reconcile.Apply(ctx, step)
 	if b.params.Observe != nil {
 		b.params.Observe(r)
 	}
-	return errors.Join(blocked, backend.Blame(err, backend.PeerOf(fresh.routes)), fresh.unfit)
+	return errors.Join(blocked, backend.Blame(err, backend.PeerOf(d.Peers)), fresh.unfit)
 }

@@ -3,6 +3,7 @@ package vxlan
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
@@ -37,12 +38,13 @@ func (b *Backend) Follow(ctx context.Context, c backend.Change) error {
 		table := backend.Trusted[kernel.Neighbour]{Table: b.kernel.Neighbours(b.devices[f].index), Held: old.neighbours[f]}
 		steps = append(steps, reconcile.NewStep("neighbour", table, fresh.neighbours[f], nil))
 	}
-	step, blocked := b.router.Follow(old.routes, fresh.routes)
+	peers := slices.Collect(subnet.Each(c.New))
+	step, blocked := b.router.Follow(old.routes, fresh.routes, peers)
 	r, err := reconcile.Apply(ctx, append(steps, step)...)
 	if b.params.Observe != nil {
 		b.params.Observe(r)
 	}
-	return errors.Join(skipped, blocked, backend.Blame(err, b.projection.peerOf()))
+	return errors.Join(skipped, blocked, backend.Blame(err, b.projection.peerOf(peers)))
 }
 
 // follow returns what the kernel holds of the change's old peers and what it should
@@ -82,7 +84,7 @@ func (p *projection) leave(f subnet.Family, dev device, peer *subnet.Lease) {
 		p.routes = append(p.routes, p.direct(f, peer))
 		return
 	}
-	mac, err := p.vtep(peer.Attrs.BackendData[f])
+	mac, err := parseVTEP(peer.Attrs.BackendData[f], p.opts.VNI)
 	if err != nil || mac == dev.mac {
 		return
 	}
@@ -95,5 +97,5 @@ func (p *projection) leave(f subnet.Family, dev device, peer *subnet.Lease) {
 		p.fdb[f] = append(p.fdb[f], kernel.FDB{Link: dev.index, MAC: mac, Dst: public})
 	}
 	p.neighbours[f] = append(p.neighbours[f], kernel.Neighbour{Link: dev.index, Addr: dst.Addr(), MAC: mac})
-	p.routes = append(p.routes, p.tunnelled(f, dev, peer))
+	p.routes = append(p.routes, tunnelled(f, dev, peer))
 }

@@ -1,6 +1,7 @@
 package vxlan
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -116,12 +117,32 @@ func TestMarshalVTEPIsFlannels(t *testing.T) {
 	}
 }
 
+// 10,000 of these are read at a start.
+func TestUsualVTEPs(t *testing.T) {
+	for vni, raw := range map[int]string{1: `{"VNI":1,"VtepMAC":"5e:ca:ce:aa:6f:af"}`, 65537: `{"VNI":1,"VtepMAC":"02:00:00:00:00:0A"}`} {
+		if mac, usual := scanVTEP(raw, vni); !usual || !strings.EqualFold(mac.String(), raw[20:37]) {
+			t.Errorf("%s is unusual, or reads as %s", raw, mac)
+		}
+		if n := testing.AllocsPerRun(10, func() { scanVTEP(raw, vni) }); n != 0 {
+			t.Errorf("%v allocations for %s", n, raw)
+		}
+	}
+}
+
 func FuzzParseVTEP(f *testing.F) {
 	f.Add(`{"VNI":1,"VtepMAC":"5e:ca:ce:aa:6f:af"}`, 1)
 	f.Add(`{"VtepMAC":"ff:ff:ff:ff:ff:ff"}`, 1)
+	f.Add(`{"VNI":01,"VtepMAC":"5e:ca:ce:aa:6f:af"}`, 1)
+	f.Add(`{"VNI":1,"VtepMAC":"5e:ca:ce:aa:6f-af"}`, 1)
+	f.Add(`{"VNI":1,"VtepMAC":"5E:CA:CE:+A:6F:AF"}`, 1)
+	f.Add(`{"VNI":1,"VtepMAC":"01:00:00:00:00:01"}`, 1)
+	f.Add(`{"VNI":1,"VtepMAC":"02:00:00:00:00:01"} `, 65537)
 	f.Add(`{"VNI":-1,"VtepMAC":"02:00:00:00:00:01"}`, 65535)
 	f.Fuzz(func(t *testing.T, raw string, vni int) {
 		mac, err := parseVTEP(subnet.RawJSON(raw), vni)
+		if slow, slowErr := decodeVTEP(subnet.RawJSON(raw), vni); slow != mac || fmt.Sprint(slowErr) != fmt.Sprint(err) {
+			t.Fatalf("%s: %s, %v; by the JSON decoder %s, %v", raw, mac, err, slow, slowErr)
+		}
 		if err != nil {
 			return
 		}

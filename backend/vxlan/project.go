@@ -3,7 +3,6 @@ package vxlan
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/flanneld-go/flanneld-go/backend"
@@ -18,16 +17,14 @@ type device struct {
 	mac   kernel.MAC
 }
 
-// projection says which entries the leases mean. It keeps its buffers, and the
-// MACs that it has read, from one Apply to the next: of 10,000 leases hardly one
-// has changed.
+// projection says which entries the leases mean. It keeps its buffers from one Apply to
+// the next.
 type projection struct {
 	params backend.Params
 	opts   Options
 	uplink backend.Uplink // of the present call
 
 	entries
-	vteps map[subnet.RawJSON]kernel.MAC
 	// macs are the peers by their FDB entry.
 	macs map[kernel.FDBKey]holder
 	// clash: a peer has no entries because of another's. When that one goes, the
@@ -37,16 +34,16 @@ type projection struct {
 
 // holder is the peer of a MAC. A host with two subnets has one MAC for both.
 type holder struct {
-	peer   subnet.Subnet
-	public netip.Addr
-	users  int
+	peer   *subnet.Lease
+	users  int32
+	family subnet.Family
 }
 
 // entries are what the kernel should hold for all peers.
 type entries struct {
 	fdb        subnet.ByFamily[[]kernel.FDB]
 	neighbours subnet.ByFamily[[]kernel.Neighbour]
-	routes     []backend.PeerRoute
+	routes     []kernel.Route
 }
 
 // project maps d's peers to entries, which are valid until the next call. Peers that
@@ -87,30 +84,14 @@ func (e *entries) grow(f subnet.Family, dev device, peers int) {
 	}
 }
 
-// reset empties the buffers, and the MACs once most of them are of the past.
+// reset empties the buffers.
 func (p *projection) reset(peers int) {
-	const spare = 1024
 	p.clear()
 	p.clash = false
-	if p.vteps == nil || len(p.vteps) > 4*peers+spare {
-		p.vteps = make(map[subnet.RawJSON]kernel.MAC, peers)
-	}
 	if p.macs == nil {
 		p.macs = make(map[kernel.FDBKey]holder, peers)
 	}
 	clear(p.macs)
-}
-
-// vtep reads a peer's MAC, once.
-func (p *projection) vtep(raw subnet.RawJSON) (kernel.MAC, error) {
-	if mac, ok := p.vteps[raw]; ok {
-		return mac, nil
-	}
-	mac, err := parseVTEP(raw, p.opts.VNI)
-	if err == nil {
-		p.vteps[raw] = mac
-	}
-	return mac, err
 }
 
 // add projects one peer in one family.
@@ -123,7 +104,7 @@ func (p *projection) add(f subnet.Family, dev device, peer *subnet.Lease) error 
 		p.routes = append(p.routes, p.direct(f, peer))
 		return nil
 	}
-	mac, err := p.vtep(peer.Attrs.BackendData[f])
+	mac, err := parseVTEP(peer.Attrs.BackendData[f], p.opts.VNI)
 	if err != nil || dev.index == 0 {
 		return err // without a device its own error says it all
 	}
@@ -140,11 +121,11 @@ func (p *projection) tunnel(f subnet.Family, dev device, peer *subnet.Lease, mac
 	first, taken := p.macs[fdb.Key()]
 	switch {
 	case !taken:
-		first = holder{peer: peer.Subnet, public: fdb.Dst}
+		first = holder{peer: peer, family: f}
 		p.fdb[f] = append(p.fdb[f], fdb)
-	case first.public != fdb.Dst:
+	case first.peer.Attrs.PublicIP[f] != fdb.Dst:
 		p.clash = true
-		return fmt.Errorf("its VtepMAC %s is also that of %s", mac, first.peer)
+		return fmt.Errorf("its VtepMAC %s is also that of %s", mac, first.peer.Subnet)
 	default:
 		// One host with two subnets: the former one stays in view for a while
 		// after the host has moved, and longer where its key cannot be read.
@@ -152,29 +133,25 @@ func (p *projection) tunnel(f subnet.Family, dev device, peer *subnet.Lease, mac
 	first.users++
 	p.macs[fdb.Key()] = first
 	p.neighbours[f] = append(p.neighbours[f], kernel.Neighbour{Link: dev.index, Addr: dst.Addr(), MAC: mac})
-	p.routes = append(p.routes, p.tunnelled(f, dev, peer))
+	p.routes = append(p.routes, tunnelled(f, dev, peer))
 	return nil
 }
 
 // direct is the route to a peer on the uplink's own segment.
-func (p *projection) direct(f subnet.Family, peer *subnet.Lease) backend.PeerRoute {
-	return backend.PeerRoute{Peer: peer, Route: kernel.Route{
-		Dst: peer.Subnet[f], Gateway: peer.Attrs.PublicIP[f], Link: p.uplink.Link.Index, Protocol: kernel.Protocol,
-	}}
+func (p *projection) direct(f subnet.Family, peer *subnet.Lease) kernel.Route {
+	return kernel.Route{Dst: peer.Subnet[f], Gateway: peer.Attrs.PublicIP[f], Link: p.uplink.Link.Index, Protocol: kernel.Protocol}
 }
 
 // tunnelled is the route to a peer through the device.
-func (p *projection) tunnelled(f subnet.Family, dev device, peer *subnet.Lease) backend.PeerRoute {
+func tunnelled(f subnet.Family, dev device, peer *subnet.Lease) kernel.Route {
 	dst := peer.Subnet[f]
-	return backend.PeerRoute{Peer: peer, Route: kernel.Route{
-		Dst: dst, Gateway: dst.Addr(), Link: dev.index, OnLink: true, Protocol: kernel.Protocol,
-	}}
+	return kernel.Route{Dst: dst, Gateway: dst.Addr(), Link: dev.index, OnLink: true, Protocol: kernel.Protocol}
 }
 
-// peerOf returns a function for backend.Blame that finds the peer of an entry
-// of ours, be it a past one of the same MAC.
-func (p *projection) peerOf() func(entry any) *backend.PeerError {
-	ofRoute := backend.PeerOf(p.routes)
+// peerOf returns a function for backend.Blame that finds among peers that of a route,
+// and of another entry of ours, be it a past one of the same MAC.
+func (p *projection) peerOf(peers []*subnet.Lease) func(entry any) *backend.PeerError {
+	ofRoute := backend.PeerOf(peers)
 	return func(entry any) *backend.PeerError {
 		var key kernel.FDBKey
 		switch k := entry.(type) {
@@ -186,7 +163,7 @@ func (p *projection) peerOf() func(entry any) *backend.PeerError {
 			return ofRoute(entry)
 		}
 		if h, found := p.macs[key]; found {
-			return &backend.PeerError{Subnet: h.peer, PublicIP: h.public}
+			return backend.NewPeerError(h.peer, h.family, nil)
 		}
 		return nil
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/subnet"
@@ -48,6 +49,14 @@ func marshalVTEP(vni int, mac kernel.MAC) (subnet.RawJSON, error) {
 
 // parseVTEP reads a peer's BackendData and returns its MAC.
 func parseVTEP(raw subnet.RawJSON, vni int) (kernel.MAC, error) {
+	if mac, usual := scanVTEP(string(raw), vni); usual {
+		return mac, nil
+	}
+	return decodeVTEP(raw, vni)
+}
+
+// decodeVTEP reads BackendData in whatever form it has.
+func decodeVTEP(raw subnet.RawJSON, vni int) (kernel.MAC, error) {
 	var v vtep
 	if raw == "" {
 		return kernel.MAC{}, errors.New("read backend data: there is none")
@@ -66,4 +75,28 @@ func parseVTEP(raw subnet.RawJSON, vni int) (kernel.MAC, error) {
 		return kernel.MAC{}, fmt.Errorf("read backend data: VtepMAC: %s is no unicast address", mac)
 	}
 	return mac, nil
+}
+
+// scanVTEP reads BackendData that is to the letter what flannel and we write, for this
+// VNI: every full check reads one for each peer. Whatever is unusual or wrong is for the
+// JSON decoder to judge.
+func scanVTEP(raw string, vni int) (mac kernel.MAC, usual bool) {
+	rest, begins := strings.CutPrefix(raw, `{"VNI":`)
+	number, text, found := strings.Cut(rest, `,"VtepMAC":"`)
+	text, ends := strings.CutSuffix(text, `"}`)
+	if !begins || !found || !ends || len(text) != len("00:00:00:00:00:00") {
+		return mac, false
+	}
+	if n, err := strconv.Atoi(number); err != nil || strconv.Itoa(n) != number || n != vni && n != vni&0xffff {
+		return mac, false
+	}
+	for i := range mac {
+		octet := text[3*i : 3*i+2]
+		b, err := strconv.ParseUint(octet, 16, 8)
+		if err != nil || i > 0 && text[3*i-1] != ':' {
+			return kernel.MAC{}, false
+		}
+		mac[i] = byte(b)
+	}
+	return mac, unicast(mac)
 }

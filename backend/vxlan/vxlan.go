@@ -216,7 +216,7 @@ func (b *Backend) peers(ctx context.Context, devices subnet.ByFamily[device], d 
 	}
 	step, blocked := b.router.Step(ctx, plan)
 	r, err := b.params.ApplyAndSweep(ctx, b.Tunnel().Devices, append(steps, step)...)
-	return r, errors.Join(skipped, blocked, backend.Blame(err, p.peerOf()))
+	return r, errors.Join(skipped, blocked, backend.Blame(err, p.peerOf(d.Peers)))
 }
 
 // Cleanup removes the routes and the devices, flannel's under our name too; the
