@@ -21,6 +21,9 @@ const (
 	// upWithin is how long the network may take to stand before the first
 	// fault.
 	upWithin = 90 * time.Second
+	// knownFor is how long all is recorded before the first fault: of what happens at
+	// once the record would not say what was there before, and nothing could be judged.
+	knownFor = 3 * time.Second
 	// healWithin is how long the run's own hands may take to heal a fault.
 	healWithin = 60 * time.Second
 	// settleWithin is how long hosts may take to be as they should after the
@@ -255,10 +258,12 @@ func (t *trial) connect(ctx context.Context) error {
 
 // disturb does the schedule or the script.
 func (t *trial) disturb(ctx context.Context) error {
-	t.begun = t.rec.now()
 	if t.Script != nil {
+		t.begun = t.rec.now()
 		return t.Script(ctx, t)
 	}
+	after(ctx, knownFor)
+	t.begun = t.rec.now()
 	return t.performAll(ctx, t.Steps)
 }
 
