@@ -10,8 +10,8 @@ import (
 )
 
 // HopID is the number that a nexthop object would have at a probe.
-func HopID(gateway netip.Addr, link, probe int) int {
-	return hop{gateway: gateway, link: link, onLink: true}.id(probe)
+func HopID(gateway netip.Addr, link, probe int) uint32 {
+	return uint32(hop{gateway: gateway, link: link, onLink: true}.id(probe))
 }
 
 // Attempts is how often a list is begun, and ErrInterrupted what comes of it then.

@@ -156,7 +156,7 @@ func TestNexthopOrphans(t *testing.T) {
 	gw9 := netip.MustParseAddr("10.5.9.0")
 	own, next := kernel.HopID(gw9, l.Index, 0), kernel.HopID(gw9, l.Index, 1)
 	for _, o := range []struct {
-		id               int
+		id               uint32
 		gateway, options string
 		stays            bool
 	}{
