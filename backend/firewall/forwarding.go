@@ -22,18 +22,35 @@ type SysctlChange struct {
 	Also []SysctlChange `json:",omitempty"`
 }
 
-// EnsureForwarding turns on forwarding of the families where it is off, and
-// returns what it changed, complete also with an error: it is said in the log,
-// and remembered so that RestoreForwarding can undo it.
+// ForwardingIPv6 is the kernel parameter by which a host forwards IPv6.
+const ForwardingIPv6 = "net/ipv6/conf/all/forwarding"
+
+// Forwarding is what a host must forward.
+type Forwarding struct {
+	Families []subnet.Family
+	// Uplink is the interface whose router advertisements must go on to be
+	// accepted; empty: none.
+	Uplink string
+	// Ours: it is for our sake that the host forwards IPv6.
+	Ours bool
+	// Entries are the interfaces by which packets come in that are to be forwarded.
+	// For IPv4 the kernel has a switch for each; one that is not there counts as on.
+	Entries []string
+}
+
+// Ensure turns on forwarding where it is off, and returns what it changed, complete
+// also with an error: it is said in the log, and remembered so that
+// [RestoreForwarding] can undo it.
 //
 // A host that forwards IPv6 ignores router advertisements, and with them loses
-// its default route, unless the interface accepts them all the same. uplink is
-// told so first if it lives on advertisements; it may be empty.
-func EnsureForwarding(ctx context.Context, host kernel.Host, families []subnet.Family, uplink string) ([]SysctlChange, error) {
+// its default route, unless the interface accepts them all the same. Uplink is
+// told so, before and for as long as it forwards for our sake, if it lives on
+// advertisements.
+func (f Forwarding) Ensure(ctx context.Context, host kernel.Host) ([]SysctlChange, error) {
 	var changed []SysctlChange
 	var errs []error
-	for _, family := range families {
-		done, err := turnOn(ctx, host, family, uplink)
+	for _, family := range f.Families {
+		done, err := f.turnOn(ctx, host, family)
 		changed = append(changed, done...)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("turn on %s forwarding: %w", family, err))
@@ -43,36 +60,48 @@ func EnsureForwarding(ctx context.Context, host kernel.Host, families []subnet.F
 }
 
 // turnOn returns what it changed, also when it failed half-way.
-func turnOn(ctx context.Context, host kernel.Host, f subnet.Family, uplink string) ([]SysctlChange, error) {
-	want := SysctlChange{Name: "net/ipv4/ip_forward", From: "0", To: "1"}
-	if f == subnet.IPv6 {
-		want.Name = "net/ipv6/conf/all/forwarding"
+func (f Forwarding) turnOn(ctx context.Context, host kernel.Host, family subnet.Family) ([]SysctlChange, error) {
+	all := SysctlChange{Name: "net/ipv4/ip_forward", From: "0", To: "1"}
+	if family == subnet.IPv6 {
+		all.Name = ForwardingIPv6
 	}
-	value, err := host.Sysctl(want.Name)
+	value, err := host.Sysctl(all.Name)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", want.Name, err)
+		return nil, fmt.Errorf("read %s: %w", all.Name, err)
 	}
-	if strings.TrimSpace(value) != want.From {
-		return nil, nil
-	}
-	if want.Also, err = followers(ctx, host, f); err != nil {
-		return nil, err
-	}
-	var changed []SysctlChange
-	if f == subnet.IPv6 && uplink != "" {
-		accept := SysctlChange{Name: "net/ipv6/conf/" + uplink + "/accept_ra", From: "1", To: "2"}
-		did, err := changeSysctl(host, accept)
-		if err != nil && !errors.Is(err, kernel.ErrNotFound) {
+	off := strings.TrimSpace(value) == all.From
+	if off {
+		if all.Also, err = followers(ctx, host, family); err != nil {
 			return nil, err
 		}
+	}
+	var changed []SysctlChange
+	for _, c := range f.steps(family, all, off) {
+		did, err := changeSysctl(host, c)
+		if err != nil && (c.Name == all.Name || !errors.Is(err, kernel.ErrNotFound)) {
+			return changed, err
+		}
 		if did {
-			changed = append(changed, accept)
+			changed = append(changed, c)
 		}
 	}
-	if _, err := changeSysctl(host, want); err != nil {
-		return changed, err
+	return changed, nil
+}
+
+// steps are the parameters of a family, in the order in which they are to be set, all
+// among them. IPv4's takes the single ones along, which then are on already.
+func (f Forwarding) steps(family subnet.Family, all SysctlChange, off bool) []SysctlChange {
+	if family == subnet.IPv4 {
+		steps := []SysctlChange{all}
+		for _, name := range f.Entries {
+			steps = append(steps, SysctlChange{Name: "net/ipv4/conf/" + name + "/forwarding", From: "0", To: "1"})
+		}
+		return steps
 	}
-	return append(changed, want), nil
+	if f.Uplink == "" || !off && !f.Ours {
+		return []SysctlChange{all}
+	}
+	return []SysctlChange{{Name: "net/ipv6/conf/" + f.Uplink + "/accept_ra", From: "1", To: "2"}, all}
 }
 
 // followers are the parameters that the kernel sets together with a family's

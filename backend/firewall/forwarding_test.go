@@ -17,6 +17,8 @@ const (
 	forward4 = "net/ipv4/ip_forward"
 	forward6 = "net/ipv6/conf/all/forwarding"
 	acceptRA = "net/ipv6/conf/eth0.7/accept_ra"
+	tunnel4  = "net/ipv4/conf/flannel.1/forwarding"
+	other4   = "net/ipv4/conf/eth9/forwarding"
 )
 
 // sysctlHost has the parameters it was given and no others.
@@ -40,39 +42,54 @@ func (h *sysctlHost) Sysctl(name string) (string, error) {
 	return h.Fake.Sysctl(name)
 }
 
-func TestEnsureForwarding(t *testing.T) {
+func TestForwarding(t *testing.T) {
 	both := []subnet.Family{subnet.IPv4, subnet.IPv6}
 	cases := []struct {
 		name     string
 		families []subnet.Family
 		before   map[string]string
+		ours     bool
 		want     []SysctlChange
 		err      error
 	}{
-		{"off", both[:1], map[string]string{forward4: "0"}, []SysctlChange{{Name: forward4, From: "0", To: "1"}}, nil},
-		{"on", both[:1], map[string]string{forward4: "1"}, nil, nil},
-		{"IPv6 is not asked for", both[:1], map[string]string{forward4: "1", forward6: "0"}, nil, nil},
+		{name: "off", families: both[:1], before: map[string]string{forward4: "0"}, want: []SysctlChange{{Name: forward4, From: "0", To: "1"}}},
+		{name: "on", families: both[:1], before: map[string]string{forward4: "1"}},
+		{name: "IPv6 is not asked for", families: both[:1], before: map[string]string{forward4: "1", forward6: "0"}},
 		{
-			"both, the uplink lives on advertisements", both,
-			map[string]string{forward4: "0", forward6: "0", acceptRA: "1"},
-			[]SysctlChange{{Name: forward4, From: "0", To: "1"}, {Name: acceptRA, From: "1", To: "2"}, {Name: forward6, From: "0", To: "1"}},
-			nil,
+			name: "both, the uplink lives on advertisements", families: both,
+			before: map[string]string{forward4: "0", forward6: "0", acceptRA: "1"},
+			want:   []SysctlChange{{Name: forward4, From: "0", To: "1"}, {Name: acceptRA, From: "1", To: "2"}, {Name: forward6, From: "0", To: "1"}},
 		},
-		{"IPv6 forwards already", both, map[string]string{forward4: "1", forward6: "1", acceptRA: "1"}, nil, nil},
-		{"the uplink takes none", both, map[string]string{forward4: "1", forward6: "0", acceptRA: "0"}, []SysctlChange{{Name: forward6, From: "0", To: "1"}}, nil},
-		{"no IPv6 in the kernel", both, map[string]string{forward4: "0"}, []SysctlChange{{Name: forward4, From: "0", To: "1"}}, kernel.ErrNotFound},
+		{name: "IPv6 forwards already", families: both, before: map[string]string{forward4: "1", forward6: "1", acceptRA: "1"}},
+		{
+			name: "IPv6 forwards for our sake, and the uplink was told to take none", families: both, ours: true,
+			before: map[string]string{forward4: "1", forward6: "1", acceptRA: "1"}, want: []SysctlChange{{Name: acceptRA, From: "1", To: "2"}},
+		},
+		{
+			name: "the uplink takes none", families: both, before: map[string]string{forward4: "1", forward6: "0", acceptRA: "0"},
+			want: []SysctlChange{{Name: forward6, From: "0", To: "1"}},
+		},
+		{
+			name: "single interfaces do not", families: both[:1], before: map[string]string{forward4: "1", tunnel4: "0", other4: "0"},
+			want: []SysctlChange{{Name: tunnel4, From: "0", To: "1"}},
+		},
+		{
+			name: "no IPv6 in the kernel", families: both, before: map[string]string{forward4: "0"},
+			want: []SysctlChange{{Name: forward4, From: "0", To: "1"}}, err: kernel.ErrNotFound,
+		},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			host := newSysctlHost(c.before)
-			got, err := EnsureForwarding(t.Context(), host, c.families, "eth0.7")
+			f := Forwarding{Families: c.families, Uplink: "eth0.7", Ours: c.ours, Entries: []string{"flannel.1", "docker0"}}
+			got, err := f.Ensure(t.Context(), host)
 			if !errors.Is(err, c.err) {
 				t.Errorf("error %v, want %v", err, c.err)
 			}
 			if diff := cmp.Diff(c.want, got); diff != "" {
 				t.Errorf("changes (-want +got):\n%s", diff)
 			}
-			if again, _ := EnsureForwarding(t.Context(), host, c.families, "eth0.7"); len(again) > 0 {
+			if again, _ := f.Ensure(t.Context(), host); len(again) > 0 {
 				t.Errorf("the second time it changes %v", again)
 			}
 			if err := RestoreForwarding(host, got); err != nil {
@@ -121,7 +138,7 @@ func TestForwardingTakesOthersAlong(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	changed, err := EnsureForwarding(t.Context(), host, []subnet.Family{subnet.IPv4, subnet.IPv6}, "")
+	changed, err := Forwarding{Families: []subnet.Family{subnet.IPv4, subnet.IPv6}}.Ensure(t.Context(), host)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +161,7 @@ func TestForwardingTakesOthersAlong(t *testing.T) {
 	}
 
 	// Who turns forwarding off means all of it.
-	if changed, err = EnsureForwarding(t.Context(), host, []subnet.Family{subnet.IPv4}, ""); err != nil {
+	if changed, err = (Forwarding{Families: []subnet.Family{subnet.IPv4}}).Ensure(t.Context(), host); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(host.SetSysctl(forward4, "0"), RestoreForwarding(host, changed)); err != nil {

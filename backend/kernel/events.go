@@ -198,8 +198,7 @@ func (c classifier) event(m message) (e Event, ok bool) {
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		e, ok, err = c.neighbourEvent(m)
 	case unix.RTM_NEWNETCONF:
-		e.Topic = TopicForwarding
-		ok, err = forwardingOfAll(m)
+		e, ok, err = forwardingEvent(m)
 	}
 	if err != nil {
 		c.doubt()
@@ -270,24 +269,27 @@ func (c classifier) neighbourEvent(m message) (e Event, ok bool, err error) {
 const (
 	netconfIfindex    = 1
 	netconfForwarding = 2
-	netconfAll        = 0xffff_ffff // an index that stands for all interfaces
-	netconfHeader     = 4           // the family, padded
+	netconfAll        = -1 // an index that stands for all interfaces
+	netconfHeader     = 4  // the family, padded
 )
 
-// forwardingOfAll reports whether m says that a family is forwarded, or not, by the
-// host as a whole. What concerns one interface comes with each that is made.
-func forwardingOfAll(m message) (bool, error) {
+// forwardingEvent is what m says of forwarding: by the host as a whole, or that IPv4
+// packets that come in by one interface are forwarded no more. That they are comes
+// with each interface that is made; IPv6 has no such switch.
+func forwardingEvent(m message) (e Event, ok bool, err error) {
 	if len(m.data) < netconfHeader {
-		return false, fmt.Errorf("%w: netconf of %d bytes", errMalformed, len(m.data))
+		return e, false, fmt.Errorf("%w: netconf of %d bytes", errMalformed, len(m.data))
 	}
-	all, forwarding := false, false
-	err := eachAttr(m.data[netconfHeader:], func(typ uint16, v []byte) {
+	index, off, told := 0, false, false
+	err = eachAttr(m.data[netconfHeader:], func(typ uint16, v []byte) {
 		switch typ {
 		case netconfIfindex:
-			all = uint32(u32(v)) == netconfAll //nolint:gosec // the kernel's type
+			index = int(int32(u32(v))) //nolint:gosec // the kernel's type
 		case netconfForwarding:
-			forwarding = true
+			told, off = true, u32(v) == 0
 		}
 	})
-	return all && forwarding, err
+	e = Event{Topic: TopicForwarding, Link: max(index, 0)}
+	single := index > 0 && off && m.data[0] == unix.AF_INET
+	return e, err == nil && told && (index == netconfAll || single), err
 }

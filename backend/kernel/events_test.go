@@ -72,9 +72,14 @@ func TestEventsLeaveNoiseOut(t *testing.T) {
 			kernel.Event{Topic: kernel.TopicNeighbour, Link: l.Index},
 		},
 		{
-			"forwarding of one interface", "sysctl -qw net.ipv4.conf.br0.forwarding=1 net.ipv4.conf.all.rp_filter=1",
+			"forwarding of one interface", "sysctl -qw net.ipv4.conf.br0.forwarding=1 net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.forwarding=1 net.ipv4.conf.default.forwarding=0",
 			"sysctl -qw net.ipv4.ip_forward=1",
 			kernel.Event{Topic: kernel.TopicForwarding},
+		},
+		{
+			"other switches of one interface", "sysctl -qw net.ipv4.conf.br0.rp_filter=1 net.ipv6.conf.br0.forwarding=1 net.ipv6.conf.br0.forwarding=0",
+			"sysctl -qw net.ipv4.conf.br0.forwarding=0",
+			kernel.Event{Topic: kernel.TopicForwarding, Link: br.Index},
 		},
 		{"a route that goes with its nexthop", "true", "ip nexthop flush", kernel.Event{Topic: kernel.TopicRoute}},
 	} {

@@ -169,7 +169,8 @@ const (
 	TopicFDB
 	// TopicResolved: an address has got, changed or lost its MAC by ARP or NDP.
 	TopicResolved
-	// TopicForwarding: the kernel forwards a family from now on, or no more.
+	// TopicForwarding: the kernel forwards a family from now on, or no more; with a
+	// link: no more what comes in by that.
 	TopicForwarding
 	// TopicOverrun: events were lost, anything may have changed.
 	TopicOverrun

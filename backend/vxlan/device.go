@@ -212,21 +212,28 @@ func (b *Backend) settle(ctx context.Context, have, want kernel.Link) (changed i
 			b.log.Info("device changed", "device", have.Name, "mtu", want.MTU, "mac", want.MAC.String())
 		}
 	}
-	n, tuneErr := b.tune(want.Name)
+	n, tuneErr := b.tune(want)
 	return changed + n, errors.Join(err, tuneErr)
 }
 
 // tune sets the device's sysctls: there are no routers on the overlay, so what
-// advertises itself as one is not believed. A kernel without IPv6 has no such
-// sysctl.
-func (b *Backend) tune(name string) (changed int, err error) {
-	path := "net/ipv6/conf/" + name + "/accept_ra"
-	value, err := b.kernel.Sysctl(path)
-	if err == nil && value != "0" {
-		changed, err = 1, b.kernel.SetSysctl(path, "0")
+// advertises itself as one is not believed, and a device of IPv6 has that on whatever
+// the host's default is. A kernel without IPv6 has no such sysctls.
+func (b *Backend) tune(device kernel.Link) (changed int, err error) {
+	wanted := []string{"accept_ra"}
+	if device.VXLAN.Local.Is6() {
+		wanted = append(wanted, "disable_ipv6")
 	}
-	if err != nil && !errors.Is(err, kernel.ErrNotFound) {
-		return 0, fmt.Errorf("set sysctl %s: %w", path, err)
+	for _, name := range wanted {
+		path := "net/ipv6/conf/" + device.Name + "/" + name
+		value, err := b.kernel.Sysctl(path)
+		if err == nil && value != "0" {
+			changed++
+			err = b.kernel.SetSysctl(path, "0")
+		}
+		if err != nil && !errors.Is(err, kernel.ErrNotFound) {
+			return 0, fmt.Errorf("set sysctl %s: %w", path, err)
+		}
 	}
 	return changed, nil
 }

@@ -205,6 +205,38 @@ func TestRepair(t *testing.T) {
 	}
 }
 
+// Where IPv6 is off by default, or is turned off, the device for it has it on.
+func TestIPv6IsOff(t *testing.T) {
+	ns := backendtest.FlannelHost(t)
+	off := func(link string) {
+		if err := ns.SetSysctl("net/ipv6/conf/"+link+"/disable_ipv6", "1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	off("default")
+	be, d, result := onKernel(t, ns, fmt.Sprintf(dual, ""))
+	d.Own = lease("10.5.6.0-24&fd05:0:0:30::-64", "198.18.0.1", "", "", "")
+	d.Peers = []subnet.Lease{lease("10.5.35.0-24&fd05:0:0:52::-64", "198.18.0.2", "ee:27:87:43:1f:08", "fd00:198:18::2", "e2:fb:49:af:e6:a8")}
+	applyTwice(t, be, d, result)
+	whole := state(t, ns)
+	for _, want := range []string{"fd05:0:0:30::/128", "fd05:0:0:52::/64"} {
+		if !strings.Contains(whole, want) {
+			t.Errorf("%s is not there:\n%s", want, whole)
+		}
+	}
+	if v, err := ns.Sysctl("net/ipv6/conf/flannel.1/disable_ipv6"); err != nil || v != "1" {
+		t.Errorf("disable_ipv6 of flannel.1, which has no IPv6, is %s, %v", v, err)
+	}
+	off("flannel-v6.1")
+	if broken := state(t, ns); broken == whole {
+		t.Fatal("that broke nothing")
+	}
+	applyTwice(t, be, d, result)
+	if diff := lines(whole, state(t, ns)); diff != "" {
+		t.Errorf("after one Apply (-whole +got)\n%s", diff)
+	}
+}
+
 // A host that gets another address keeps subnet and MAC; its peers follow by
 // one FDB entry, or by one route.
 func TestPeerMoves(t *testing.T) {

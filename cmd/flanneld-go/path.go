@@ -312,20 +312,6 @@ func (l *loop) sleep(ctx context.Context, d time.Duration) bool {
 // firewall.
 const staleFiles = time.Second
 
-// keepForwarding turns ip_forward on where it is off, and remembers that for
-// the cleanup.
-func (l *loop) keepForwarding(ctx context.Context) error {
-	changed, err := firewall.EnsureForwarding(ctx, l.host, l.families(), l.uplink.Link.Name)
-	for _, c := range changed {
-		l.log.Info("forwarding turned on", "sysctl", c.Name, "before", c.From, "after", c.To)
-	}
-	if len(changed) > 0 {
-		l.saved.Remember(changed)
-		l.saveHost()
-	}
-	return err
-}
-
 // applyFirewall keeps the rules. It runs in every round: rounds are at most
 // --iptables-resync apart.
 func (l *loop) applyFirewall(ctx context.Context) error {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"time"
 
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/backend/reconcile"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 )
@@ -79,12 +80,21 @@ func (l *loop) observe(r reconcile.Result) {
 	case r.Put+r.Deleted == 0:
 	case !l.path.steady:
 		l.log.Debug("kernel entries changed", "put", r.Put, "deleted", r.Deleted)
+	default:
+		l.repaired(r, l.path.heard)
+	}
+}
+
+// repaired says what somebody else had undone, of which events of the topics heard
+// told, unless that happens all the time.
+func (l *loop) repaired(r reconcile.Result, heard kernel.Topic) {
+	switch {
 	case l.quarrel.repaired(l.clock.Uptime()):
 		l.log.Warn("somebody else keeps changing what this host needs in the kernel, repairs are slowed down",
-			"at_most", quarrelMax, "hint", "ip monitor link address route neigh nexthop")
+			"at_most", quarrelMax, "hint", "ip monitor link address route neigh nexthop netconf")
 	case l.quarrel.wait == 0:
 		l.log.Warn("repaired what somebody else changed in the kernel",
-			"put", r.Put, "deleted", r.Deleted, "events", cmp.Or(l.path.heard.String(), "none"))
+			"put", r.Put, "deleted", r.Deleted, "events", cmp.Or(heard.String(), "none"))
 	}
 }
 

@@ -68,6 +68,7 @@ type loop struct {
 	attrs       subnet.Attrs
 	lease       leaseState
 	path        pathState
+	forwarding  forwardingState
 	quarrel     quarrel
 	// heard are the topics of the kernel's events since the last Apply.
 	heard atomic.Uint32

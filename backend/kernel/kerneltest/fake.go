@@ -53,6 +53,9 @@ type Fake struct {
 
 var _ kernel.Host = (*Fake)(nil)
 
+// ipForward is the sysctl that takes those of all links along.
+const ipForward = "net/ipv4/ip_forward"
+
 // New returns a stack like that of a fresh network namespace: a loopback link
 // that is down, and nothing else.
 func New() *Fake {
@@ -67,7 +70,9 @@ func New() *Fake {
 		resolved:   map[kernel.NeighbourKey]kernel.MAC{},
 		fdb:        map[kernel.FDBKey]kernel.FDB{},
 		sysctls: map[string]string{
-			"net/ipv4/ip_forward":              "0",
+			ipForward:                          "0",
+			forwarding4("lo"):                  "0",
+			forwarding4("default"):             "0",
 			"net/ipv6/conf/all/forwarding":     "0",
 			"net/ipv6/conf/default/forwarding": "0",
 		},
@@ -230,15 +235,35 @@ func (f *Fake) SetSysctl(name, value string) error {
 		if _, ok := f.sysctls[name]; !ok {
 			return fmt.Errorf("write sysctl %s: %w", name, kernel.ErrNotFound)
 		}
-		switch name {
-		case "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding":
-			if f.sysctls[name] != value {
-				f.emit(kernel.TopicForwarding, 0)
-			}
-		}
+		before := f.sysctls[name]
 		f.sysctls[name] = value
+		if before != value {
+			f.forwardingChanged(name, value)
+		}
 		return nil
 	})
+}
+
+// forwarding4 is the name of a link's switch. It begins as that of the link "default".
+func forwarding4(link string) string { return "net/ipv4/conf/" + link + "/forwarding" }
+
+// forwardingChanged does what follows from a sysctl if it is about forwarding.
+func (f *Fake) forwardingChanged(name, value string) {
+	switch name {
+	case ipForward:
+		f.sysctls[forwarding4("default")] = value
+		for _, l := range f.links {
+			f.sysctls[forwarding4(l.Name)] = value
+		}
+		f.emit(kernel.TopicForwarding, 0)
+	case "net/ipv6/conf/all/forwarding":
+		f.emit(kernel.TopicForwarding, 0)
+	}
+	for _, l := range f.links {
+		if name == forwarding4(l.Name) && value == "0" {
+			f.emit(kernel.TopicForwarding, l.Index)
+		}
+	}
 }
 
 // refused is an error as the kernel gives it.

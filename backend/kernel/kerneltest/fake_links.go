@@ -112,6 +112,7 @@ func (f *Fake) insertLink(l kernel.Link) kernel.Link {
 	}
 	l.MTU = cmp.Or(l.MTU, mtu)
 	f.links[l.Index] = l
+	f.sysctls[forwarding4(l.Name)] = f.sysctls[forwarding4("default")]
 	return l
 }
 
@@ -206,6 +207,7 @@ func (f *Fake) removeLink(index int) {
 		}
 	}
 	maps.DeleteFunc(f.fdb, func(k kernel.FDBKey, _ kernel.FDB) bool { return k.Link == index })
+	delete(f.sysctls, forwarding4(f.links[index].Name))
 	delete(f.links, index)
 	f.emit(kernel.TopicLink, index)
 }

@@ -132,7 +132,22 @@ func sysctls(b *bench) {
 			b.t.Errorf("%s is %q, want %q", forward, got, v)
 		}
 	}
-	_, err := b.Sysctl("net/ipv4/no_such")
+	b.must("set", b.SetSysctl("net/ipv4/conf/default/forwarding", "0"))
+	l := b.tunnel()
+	single := "net/ipv4/conf/" + l.Name + "/forwarding"
+	if got, err := b.Sysctl(single); err != nil || got != "0" {
+		b.t.Errorf("%s is %q, %v, want 0 as by default", single, got, err)
+	}
+	for _, v := range []string{"0", "1"} {
+		b.must("set", b.SetSysctl(forward, v))
+		if got, err := b.Sysctl(single); err != nil || got != v {
+			b.t.Errorf("%s is %q, %v, want %q as for all", single, got, err, v)
+		}
+	}
+	b.must("delete", b.DeleteLink(b.ctx(), l.Index))
+	_, err := b.Sysctl(single)
+	b.refused("read", err, kernel.ErrNotFound, "read sysctl "+single+": ")
+	_, err = b.Sysctl("net/ipv4/no_such")
 	b.refused("read", err, kernel.ErrNotFound, "read sysctl net/ipv4/no_such: ")
 	b.refused("set", b.SetSysctl("net/ipv4/no_such", "1"), kernel.ErrNotFound, "write sysctl net/ipv4/no_such: ")
 }
@@ -147,6 +162,11 @@ func events(b *bench) {
 	n := []kernel.Neighbour{{Link: l.Index, Addr: gw, MAC: peerMAC}}
 	r := []kernel.Route{via(l, subnet3, gw)}
 	a := []kernel.Addr{{Link: l.Index, Prefix: netip.MustParsePrefix("10.5.73.0/32")}}
+	single := "net/ipv4/conf/" + l.Name + "/forwarding"
+	b.must("set", b.SetSysctl(single, "1"))
+	settle(ch)
+	b.must("set", b.SetSysctl(single, "0"))
+	b.await(ch, single, kernel.Event{Topic: kernel.TopicForwarding, Link: l.Index})
 	for _, step := range []struct {
 		name  string
 		do    func() error
