@@ -216,7 +216,7 @@ func TestIPv6IsOff(t *testing.T) {
 	off("default")
 	be, d, result := onKernel(t, ns, fmt.Sprintf(dual, ""))
 	d.Own = lease("10.5.6.0-24&fd05:0:0:30::-64", "198.18.0.1", "", "", "")
-	d.Peers = []subnet.Lease{lease("10.5.35.0-24&fd05:0:0:52::-64", "198.18.0.2", "ee:27:87:43:1f:08", "fd00:198:18::2", "e2:fb:49:af:e6:a8")}
+	d.Peers = []*subnet.Lease{new(lease("10.5.35.0-24&fd05:0:0:52::-64", "198.18.0.2", "ee:27:87:43:1f:08", "fd00:198:18::2", "e2:fb:49:af:e6:a8"))}
 	applyTwice(t, be, d, result)
 	whole := state(t, ns)
 	for _, want := range []string{"fd05:0:0:30::/128", "fd05:0:0:52::/64"} {

@@ -68,6 +68,22 @@ func TestOptions(t *testing.T) {
 	}
 }
 
+// What an uplink does not allow is said once for each MTU, however often it is looked at.
+func TestSmallUplinkIsSaidOnce(t *testing.T) {
+	h := newHost(t, v4only, `,"MTU":1400`)
+	for range 3 {
+		for _, mtu := range []int{1500, 1400, 1400, 1300} {
+			h.uplink.Link.MTU = mtu
+			if _, err := h.be.Attrs(h.uplink); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := strings.Count(h.log.String(), "configured mtu is more than the uplink allows"); n != 6 {
+		t.Errorf("said %d times, want 6:\n%s", n, h.log.String())
+	}
+}
+
 func TestUplinkThatWillNotDo(t *testing.T) {
 	h := newHost(t, dual, "")
 	h.uplink.Addr[subnet.IPv6] = netip.Addr{}

@@ -33,6 +33,8 @@ type Backend struct {
 	mu sync.Mutex
 	// macs are what peers were or will be told; zero: not decided.
 	macs subnet.ByFamily[kernel.MAC]
+	// rooms are the MTUs that uplinks allowed at the last look.
+	rooms subnet.ByFamily[int]
 }
 
 var _ backend.Constructor = New
@@ -62,11 +64,20 @@ func (b *Backend) check(u backend.Uplink) error {
 		if room < minMTU[f] {
 			return fmt.Errorf("uplink %s has MTU %d: %s over VXLAN needs at least %d", u.Link.Name, u.Link.MTU, f, minMTU[f]+overheads[f])
 		}
-		if b.opts.MTU > room {
+		if b.isNews(f, room) && b.opts.MTU > room {
 			b.log.Warn("configured mtu is more than the uplink allows", "device", deviceName(f, b.opts.VNI), "configured", b.opts.MTU, "mtu", room)
 		}
 	}
 	return nil
+}
+
+// isNews reports whether an uplink allowed another MTU at the last look.
+func (b *Backend) isNews(f subnet.Family, room int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	before := b.rooms[f]
+	b.rooms[f] = room
+	return before != room
 }
 
 // mtu is that of one family's device. The kernel cuts what the uplink cannot carry

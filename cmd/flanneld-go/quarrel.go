@@ -14,7 +14,7 @@ const (
 	// quarrelEvery.
 	quarrelBurst = 10
 	quarrelEvery = time.Second
-	// After that they wait for quarrelMin, then ever longer.
+	// After that there is quarrelMin between two, then ever more.
 	quarrelMin, quarrelMax = time.Second, 5 * time.Second
 	// quarrelOver is how long nothing must need repair to trust the peace.
 	quarrelOver = time.Minute
@@ -31,7 +31,7 @@ type quarrel struct {
 	at   time.Duration
 	// last is the uptime of the last repair.
 	last time.Duration
-	// wait is how long events are collected; 0: peace.
+	// wait is the least time from one repair to the next; 0: peace.
 	wait time.Duration
 	// repairs are those made slowly.
 	repairs int
@@ -67,8 +67,11 @@ func (q *quarrel) ended(now time.Duration) bool {
 	return true
 }
 
-// settle is how long events are to be collected.
-func (q *quarrel) settle() time.Duration { return max(settle, q.wait) }
+// settle is how long events are to be collected. Who breaks something else than what
+// the quarrel is about, or begins again, does not wait for longer than need be.
+func (q *quarrel) settle(now time.Duration) time.Duration {
+	return max(settle, q.last+q.wait-now)
+}
 
 // observe counts what an Apply changed.
 func (l *loop) observe(r reconcile.Result) {

@@ -19,7 +19,7 @@ func TestQuarrel(t *testing.T) {
 	}
 	// One a second is no quarrel, however long it lasts.
 	for range 100 {
-		if repair(time.Second) || q.settle() != settle {
+		if repair(time.Second) || q.settle(now) != settle {
 			t.Fatal("a repair each second is a quarrel")
 		}
 	}
@@ -34,16 +34,21 @@ func TestQuarrel(t *testing.T) {
 	}
 	var waits []time.Duration
 	for range 4 {
-		repair(q.settle())
-		waits = append(waits, q.settle())
+		repair(q.settle(now))
+		waits = append(waits, q.settle(now))
 	}
 	if diff := cmp.Diff([]time.Duration{5 * time.Second, 5 * time.Second, 5 * time.Second, 5 * time.Second}, waits); diff != "" {
 		t.Errorf("waits (-want +got):\n%s", diff)
 	}
+	for after, want := range map[time.Duration]time.Duration{time.Second: quarrelMax - time.Second, quarrelMax - settle: settle, quarrelMax: settle, quarrelOver - 1: settle} {
+		if got := q.settle(now + after); got != want {
+			t.Errorf("%s after a repair the next waits %s, want %s", after, got, want)
+		}
+	}
 	if q.ended(now + quarrelOver - 1) {
 		t.Error("it ends too early")
 	}
-	if !q.ended(now+quarrelOver) || q.settle() != settle || q.ended(now+quarrelOver) {
+	if !q.ended(now+quarrelOver) || q.settle(now+quarrelOver) != settle || q.ended(now+quarrelOver) {
 		t.Errorf("it does not end once: %+v", q)
 	}
 }
@@ -85,6 +90,15 @@ func TestQuarrelIsSlow(t *testing.T) {
 		synctest.Wait()
 		h.peer("10.5.201.0-24", "198.18.0.3")
 		h.eventually(100*time.Millisecond, "a peer amid the quarrel", has(first, second))
+		time.Sleep(quarrelMax)
+		h.deleteRoutes()
+		h.eventually(100*time.Millisecond, "the first repair for a while", has(first, second))
+		h.deleteRoutes()
+		time.Sleep(quarrelMax / 2)
+		synctest.Wait()
+		if len(h.routes()) != 0 {
+			t.Error("the next repair is made at once")
+		}
 		h.eventually(2*quarrelOver, "peace", func() bool { return h.log.count(quick) == 1 })
 		if line := h.line(quick); !strings.Contains(line, "repairs=") {
 			t.Error(line)

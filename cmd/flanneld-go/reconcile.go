@@ -203,7 +203,7 @@ func (l *loop) idle(ctx context.Context, w *wakes, pause time.Duration) {
 
 // drain collects events for a moment, so that one cause makes one round.
 func (l *loop) drain(ctx context.Context, w *wakes) {
-	timer := l.clock.Timer(l.quarrel.settle())
+	timer := l.clock.Timer(l.quarrel.settle(l.clock.Uptime()))
 	defer timer.Stop()
 	for {
 		select {

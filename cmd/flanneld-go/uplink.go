@@ -11,6 +11,7 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/udp"
 	"github.com/flanneld-go/flanneld-go/backend/uplink"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/subnet"
@@ -320,10 +321,12 @@ func (l *loop) chooseUplink(ctx context.Context, cfg *subnet.Config) (backend.Up
 	}
 	o.Prefer = l.uplink.Addr
 	up, err := uplink.Choose(ctx, l.host, o)
-	if v4, v6 := subnet.IPv4, subnet.IPv6; o.Families[v4] && !o.Families[v6] {
-		// Nothing is sent by it, and hosts change theirs for privacy's sake. (Of
-		// a network of IPv6 alone udp's datagrams may be IPv4.)
-		up.Addr[v6], up.Public[v6] = netip.Addr{}, netip.Addr{}
+	// Nothing is sent by a family that the network does not have, and hosts change
+	// their IPv6 addresses for privacy's sake. But udp sends IPv6 in IPv4, too.
+	for f, on := range o.Families {
+		if !on && (subnet.Family(f) == subnet.IPv6 || cfg.BackendType != udp.Type) {
+			up.Addr[f], up.Public[f] = netip.Addr{}, netip.Addr{}
+		}
 	}
 	return up, err
 }

@@ -306,21 +306,42 @@ func TestAnnouncementIsTakenBack(t *testing.T) {
 // Addresses of a family that the network does not have come and go unheeded, as those
 // for privacy do.
 func TestOtherFamilyIsNotFollowed(t *testing.T) {
-	following(t, vxlanConfig, nil, func(t *testing.T, h *testHost) {
-		for _, a := range []string{"2001:db8::1/64", "2001:db8::2/64"} {
-			h.addr(h.eth0.Index, true, a)
-			time.Sleep(time.Minute)
-			h.addr(h.eth0.Index, false, a)
-			time.Sleep(time.Minute)
-		}
-		synctest.Wait()
-		if n := h.log.count("uplink is about to change"); n != 0 {
-			t.Errorf("about to change %d times", n)
-		}
-		if got := h.board.Snapshot().Uplink.Addrs; !slices.Equal(got, []string{"198.18.0.1"}) {
-			t.Errorf("addresses %v", got)
-		}
-	})
+	const only6 = `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd05::/48","Backend":{"Type":"vxlan"}}`
+	for name, tc := range map[string]struct {
+		config, own, others string
+		first, second       string
+	}{
+		"IPv4 alone": {vxlanConfig, "198.18.0.1/24", "", "2001:db8::1/64", "2001:db8::2/64"},
+		"IPv6 alone": {only6, "2001:db8::1/64", "198.18.0.1/24", "198.18.0.77/24", "198.18.0.78/24"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			prepare := func(h *testHost) {
+				if tc.others != "" {
+					h.addr(h.eth0.Index, false, tc.others)
+					h.addr(h.eth0.Index, true, tc.own)
+					gateway := kernel.Route{Dst: netip.MustParsePrefix("::/0"), Gateway: netip.MustParseAddr("2001:db8::fe"), Link: h.eth0.Index, Protocol: 16}
+					if err := h.kernel.Routes().Put(t.Context(), []kernel.Route{gateway}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			following(t, tc.config, prepare, func(t *testing.T, h *testHost) {
+				for _, a := range []string{tc.first, tc.second} {
+					h.addr(h.eth0.Index, true, a)
+					time.Sleep(time.Minute)
+					h.addr(h.eth0.Index, false, a)
+					time.Sleep(time.Minute)
+				}
+				synctest.Wait()
+				if n := h.log.count("uplink is about to change"); n != 0 {
+					t.Errorf("about to change %d times", n)
+				}
+				if got, want := h.board.Snapshot().Uplink.Addrs, tc.own[:strings.Index(tc.own, "/")]; !slices.Equal(got, []string{want}) {
+					t.Errorf("addresses %v, want %s", got, want)
+				}
+			})
+		})
+	}
 }
 
 // The former address of a peer counts for no longer than it should, whatever else
