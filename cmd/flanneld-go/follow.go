@@ -280,7 +280,7 @@ func replacePeers(peers []*subnet.Lease, c backend.Change) []*subnet.Lease {
 	return peers
 }
 
-// nativePeers are peers as the firewall wants them, where MACs do not matter.
+// nativePeers are peers as the firewall wants them that knows their MACs, if any.
 func nativePeers(leases []subnet.Lease) []native.Peer {
 	peers := make([]native.Peer, len(leases))
 	for i, p := range leases {

@@ -137,7 +137,7 @@ func (c *compiler) fromElsewhere() bool {
 	d := c.draft(chainElsewhere, hook{})
 	switch {
 	case c.Uplink == "":
-	case c.Tunnel.Direct:
+	case c.plain():
 		c.fromUplink()
 		for _, name := range c.uplinks() {
 			d.say("", gone(chainUplink), comesBy(name))
@@ -152,6 +152,9 @@ func (c *compiler) fromElsewhere() bool {
 	}
 	return d.done()
 }
+
+// plain reports whether peers' packets come plainly.
+func (c *compiler) plain() bool { return c.on(c.f) && c.Uplink != "" && c.Tunnel.Direct }
 
 // fromUplink judges plain packets: only MACs tell hosts of a segment apart.
 func (c *compiler) fromUplink() {

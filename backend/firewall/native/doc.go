@@ -93,7 +93,9 @@
 // are dropped: while [PeerSource] is counted the caller has the kernel ask for what
 // it has not used for long (NTF_USE), which takes it 8 s. MACs that come and
 // go may wait: the first only sharpens the judgement, and to lose one means that
-// the peer is idle or does not answer.
+// the peer is idle or does not answer. So may the MAC of a peer that Follow puts in:
+// it passes as one that is not known, and what it has in common with a peer that goes
+// goes too.
 //
 // # Order
 //

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -15,17 +16,22 @@ var ErrNotFollowed = errors.New("change cannot be followed alone")
 // Follow takes peers out of what the last Apply was told and puts others in, at the
 // cost of those alone: it lists nothing. What was found in place must still be, by the
 // kernel's generation.
+//
+// The MACs of gone and fresh do not count. An address keeps the one that it had with that
+// subnet, and another has none until the next Apply: what comes from there passes.
 func (t *Table) Follow(ctx context.Context, gone, fresh []Peer) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	d := t.last.want
 	now, err := t.door.generation()
-	if err != nil || now != t.last.generation || d.Tunnel.Direct || !t.last.sorted {
+	if err != nil || now != t.last.generation || !t.last.sorted {
 		return ErrNotFollowed
 	}
+	gone, fresh = withMACs(d.Peers, gone), withMACs(d.Peers, fresh)
+	beside := others(d.Peers, gone, fresh)
 	var changes subnet.ByFamily[change]
 	for _, f := range subnet.Families() {
-		changes[f], err = t.exchange(f, gone, fresh)
+		changes[f], err = t.exchange(f, slices.Concat(gone, beside), slices.Concat(fresh, beside))
 		if err != nil {
 			return err
 		}
@@ -70,7 +76,7 @@ func (t *Table) Undisturbed() bool {
 // another rule, is not followed.
 func (t *Table) exchange(f subnet.Family, gone, fresh []Peer) (change, error) {
 	var c change
-	old, want := t.senders(f, gone), t.senders(f, fresh)
+	old, want := t.setsOf(f, gone), t.setsOf(f, fresh)
 	there := t.last.names[f]
 	for _, w := range want {
 		if !slices.Contains(there, w.name) {
@@ -96,8 +102,8 @@ func (t *Table) exchange(f subnet.Family, gone, fresh []Peer) (change, error) {
 	return c, nil
 }
 
-// senders are the sets of who may send what, for these peers alone.
-func (t *Table) senders(f subnet.Family, peers []Peer) []set {
+// setsOf are the sets of peers, for these alone.
+func (t *Table) setsOf(f subnet.Family, peers []Peer) []set {
 	if t.lost.has(f, FeatureTables) {
 		return nil
 	}
@@ -107,7 +113,70 @@ func (t *Table) senders(f subnet.Family, peers []Peer) []set {
 	for _, g := range c.inner() {
 		all = append(all, c.senderSets(g, c.innerSource(g))...)
 	}
+	if c.plain() {
+		all = append(all, c.directSets()...)
+	}
 	return all
+}
+
+// withMACs returns peers with the MACs that known, sorted, has for the same addresses.
+func withMACs(known, peers []Peer) []Peer {
+	out := slices.Clone(peers)
+	for i := range out {
+		p := &out[i]
+		p.MAC = subnet.ByFamily[kernel.MAC]{}
+		for _, k := range withSubnet(known, p.Subnet) {
+			for f, a := range k.PublicIP {
+				if a.IsValid() && a == p.PublicIP[f] {
+					p.MAC[f] = k.MAC[f]
+				}
+			}
+		}
+	}
+	return out
+}
+
+// withSubnet are those of peers, sorted, that have a subnet.
+func withSubnet(peers []Peer, s subnet.Subnet) []Peer {
+	first, _ := slices.BinarySearchFunc(peers, s, func(p Peer, s subnet.Subnet) int { return p.Subnet.Compare(s) })
+	end := first
+	for end < len(peers) && peers[end].Subnet == s {
+		end++
+	}
+	return peers[first:end]
+}
+
+// others are those of peers, sorted, that stay, and have a key in common with one that
+// goes or comes: the subnet, or a MAC. Without MACs only the former are looked for.
+func others(peers, gone, fresh []Peer) []Peer {
+	macs := subnet.ByFamily[map[kernel.MAC]bool]{{}, {}}
+	var found []Peer
+	stays := func(p Peer) bool { return !slices.Contains(gone, p) }
+	seen := map[subnet.Subnet]bool{}
+	for _, p := range slices.Concat(gone, fresh) {
+		for f, mac := range p.MAC {
+			if mac != (kernel.MAC{}) {
+				macs[f][mac] = true
+			}
+		}
+		if !seen[p.Subnet] {
+			seen[p.Subnet] = true
+			for _, o := range withSubnet(peers, p.Subnet) {
+				if stays(o) {
+					found = append(found, o)
+				}
+			}
+		}
+	}
+	if len(macs[0])+len(macs[1]) == 0 {
+		return found
+	}
+	for i := range peers {
+		if p := &peers[i]; (macs[0][p.MAC[0]] || macs[1][p.MAC[1]]) && !seen[p.Subnet] {
+			found = append(found, *p)
+		}
+	}
+	return found
 }
 
 func comparePeers(a, b Peer) int { return a.Subnet.Compare(b.Subnet) }
@@ -117,11 +186,8 @@ func comparePeers(a, b Peer) int { return a.Subnet.Compare(b.Subnet) }
 func splice(peers, gone, fresh []Peer) []Peer {
 	for _, p := range gone {
 		first, _ := slices.BinarySearchFunc(peers, p, comparePeers)
-		for i := first; i < len(peers) && peers[i].Subnet == p.Subnet; i++ {
-			if peers[i] == p {
-				peers = slices.Delete(peers, i, i+1)
-				break
-			}
+		if at := slices.Index(withSubnet(peers, p.Subnet), p); at >= 0 {
+			peers = slices.Delete(peers, first+at, first+at+1)
 		}
 	}
 	for _, p := range fresh {

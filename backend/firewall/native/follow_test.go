@@ -7,7 +7,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 
+	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
 	"github.com/flanneld-go/flanneld-go/subnet"
@@ -149,6 +151,167 @@ func TestPassed(t *testing.T) {
 			h.Do(t, func() { err = h.t.Follow(t.Context(), nil, []Peer{many(9).Peers[8]}) })
 			if !errors.Is(err, tc.want) {
 				t.Errorf("Follow: %v, want %v", err, tc.want)
+			}
+		})
+	}
+}
+
+// memoryDoor leads to tables that nobody else writes.
+type memoryDoor struct {
+	t      *rapid.T
+	tables subnet.ByFamily[table]
+	id     uint32
+}
+
+func (m *memoryDoor) read(f subnet.Family) (table, error)               { return m.tables[f], nil }
+func (m *memoryDoor) generation() (Generation, error)                   { return Generation{id: m.id}, nil }
+func (m *memoryDoor) probe(subnet.Family, Feature) error                { return nil }
+func (m *memoryDoor) counters(subnet.Family) (map[string]uint64, error) { return nil, nil }
+func (m *memoryDoor) write(changes subnet.ByFamily[change]) error {
+	for f, c := range changes {
+		m.tables[f] = c.apply(m.t, m.tables[f])
+	}
+	m.id++
+	return nil
+}
+
+// keys are those of all sets that have some.
+func keys(t table) map[string][]string {
+	all := map[string][]string{}
+	for _, s := range t.sets {
+		if len(s.keys) > 0 {
+			all[s.name] = s.keys
+		}
+	}
+	return all
+}
+
+// neighbourhood is what hosts there may be, and the MACs that their addresses have now.
+type neighbourhood struct {
+	macs map[netip.Addr]kernel.MAC
+}
+
+// resolve draws the MACs: some hosts are behind one router, some do not answer.
+func (n *neighbourhood) resolve(t *rapid.T) {
+	n.macs = map[netip.Addr]kernel.MAC{}
+	for place := range 6 {
+		for host := range 3 {
+			for _, f := range subnet.Families() {
+				if mac := rapid.ByteRange(0, 4).Draw(t, "mac"); mac > 0 {
+					n.macs[hostAt(place, host).PublicIP[f]] = kernel.MAC{2, 0, 0, 0, 0, mac}
+				}
+			}
+		}
+	}
+}
+
+// hostAt is one of three hosts that may have a subnet. The first two have an address in
+// common.
+func hostAt(place, host int) Peer {
+	p, h := byte(place), byte(host)
+	return Peer{
+		Subnet: subnet.Subnet{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, 16 + p, 0}), 24), netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 1: 5, 7: 16 + p}), 64)},
+		PublicIP: subnet.ByFamily[netip.Addr]{
+			netip.AddrFrom4([4]byte{198, 18, 1 + p, h}), netip.AddrFrom16([16]byte{0: 0xfd, 3: 198, 5: 18, 14: p, 15: h / 2}),
+		},
+	}
+}
+
+// draw has hosts in order, each once.
+func (n *neighbourhood) draw(t *rapid.T) (peers []Peer) {
+	for place := range 6 {
+		for host := range 3 {
+			if rapid.Bool().Draw(t, "there") {
+				p := hostAt(place, host)
+				for f, a := range p.PublicIP {
+					p.MAC[f] = n.macs[a]
+				}
+				peers = append(peers, p)
+			}
+		}
+	}
+	return peers
+}
+
+// told are the MACs that peers have.
+func told(peers []Peer) map[netip.Addr]kernel.MAC {
+	macs := map[netip.Addr]kernel.MAC{}
+	for _, p := range peers {
+		for f, a := range p.PublicIP {
+			macs[a] = p.MAC[f]
+		}
+	}
+	return macs
+}
+
+// without are those of peers that others lack.
+func without(peers, others []Peer) []Peer {
+	return slices.DeleteFunc(slices.Clone(peers), func(p Peer) bool { return slices.Contains(others, p) })
+}
+
+// mistaken are peers with other MACs, which do not count.
+func mistaken(peers []Peer) []Peer {
+	out := slices.Clone(peers)
+	for i := range out {
+		out[i].MAC = subnet.ByFamily[kernel.MAC]{{2, 9}, {2, 9}}
+	}
+	return out
+}
+
+// Where peers are told apart by MACs, too: whoever comes, goes, or moves, the sets are
+// those of an Apply to which the MACs of whom it had not heard of are not known. So no
+// key is left that somebody who comes may be dropped by, and none is missing of who
+// stays.
+func TestFollowIsApply(t *testing.T) {
+	for name, tunnel := range map[string]backend.Tunnel{
+		"host-gw":    {Direct: true},
+		"udp":        {Devices: []string{"flannel0"}, Port: 8285, Encapsulation: backend.PlainPacket},
+		"udp direct": {Devices: []string{"flannel0"}, Port: 8285, Encapsulation: backend.PlainPacket, Direct: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			followed := 0
+			rapid.Check(t, func(rt *rapid.T) {
+				m, n := &memoryDoor{t: rt, id: 1}, &neighbourhood{}
+				table := New(Options{Log: quiet()})
+				table.door, table.release = m, ""
+				d := dual()
+				d.Tunnel = tunnel
+				n.resolve(rt)
+				d.Peers = n.draw(rt)
+				for range 2 {
+					if err := table.Apply(t.Context(), d); err != nil {
+						rt.Fatal(err)
+					}
+				}
+				for range rapid.IntRange(1, 4).Draw(rt, "steps") {
+					before := d.Peers
+					n.macs = told(before)
+					next := n.draw(rt)
+					gone, fresh := without(before, next), without(next, before)
+					err := table.Follow(t.Context(), mistaken(gone), mistaken(fresh))
+					d.Peers = next
+					if errors.Is(err, ErrNotFollowed) {
+						return
+					}
+					if followed++; err != nil {
+						rt.Fatal(err)
+					}
+					for _, f := range subnet.Families() {
+						want, err := compile(d, f, lacks{})
+						if err != nil {
+							rt.Fatal(err)
+						}
+						if diff := cmp.Diff(keys(want), keys(m.tables[f])); diff != "" {
+							rt.Fatalf("%v: keys (-want +got):\n%s", f, diff)
+						}
+					}
+					if len(without(d.Peers, table.last.want.Peers)) > 0 || len(d.Peers) != len(table.last.want.Peers) {
+						rt.Fatalf("peers %v, want %v", table.last.want.Peers, d.Peers)
+					}
+				}
+			})
+			if followed == 0 {
+				t.Error("nothing was ever followed")
 			}
 		})
 	}

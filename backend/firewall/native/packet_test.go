@@ -290,7 +290,33 @@ func TestForgedByHostGW(t *testing.T) {
 			s.apply(t, s.d)
 		})
 	}
+	s.apply(t, s.d)
+	s.follow(t, s.d.Peers[:1], nil)
+	for _, f := range subnet.Families() {
+		s.arrives(t, "a MAC that was a peer's", inside(f, 3, 2), s.routed(second.Namespace))
+		s.arrives(t, "a subnet that was a peer's", inside(f, 2, 2), s.routed(third.Namespace))
+	}
+	s.follow(t, nil, s.d.Peers[:1])
+	for _, f := range subnet.Families() {
+		s.arrives(t, "a peer that came", inside(f, 2, 2), s.routed(second.Namespace))
+		s.arrives(t, "one that stayed", inside(f, 3, 2), s.routed(third.Namespace))
+		s.arrives(t, "from whom nothing is known yet", inside(f, 3, 2), s.routed(second.Namespace))
+	}
+	s.apply(t, s.d)
+	for _, f := range subnet.Families() {
+		s.dropped(t, "another peer's source again", PeerSource, inside(f, 3, 2), s.routed(second.Namespace))
+	}
 	s.lab.PingAll()
+}
+
+// follow is Follow, which must not be refused.
+func (s *scene) follow(t *testing.T, gone, fresh []Peer) {
+	t.Helper()
+	var err error
+	s.Do(t, func() { err = s.t.Follow(t.Context(), gone, fresh) })
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // The udp backend's datagrams, to a socket that takes everything.
