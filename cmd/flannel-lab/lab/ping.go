@@ -44,14 +44,14 @@ type icmp struct {
 	network        string
 	any            netip.Addr
 	request, reply byte
-	// checksum: ours to compute. The kernel does it for ICMPv6, which covers
-	// a pseudo header.
-	checksum bool
+	// raw: packets are read with their IP header, and the checksum is ours to
+	// compute. The kernel does it for ICMPv6, which covers a pseudo header.
+	raw bool
 }
 
 func icmpFor(a netip.Addr) icmp {
 	if a.Is4() {
-		return icmp{network: "ip4:icmp", any: netip.IPv4Unspecified(), request: 8, reply: 0, checksum: true}
+		return icmp{network: "ip4:icmp", any: netip.IPv4Unspecified(), request: 8, reply: 0, raw: true}
 	}
 	return icmp{network: "ip6:ipv6-icmp", any: netip.IPv6Unspecified(), request: 128, reply: 129}
 }
@@ -93,23 +93,7 @@ func (n *Node) Ping(ctx context.Context, o PingOptions) (PingResult, error) {
 
 // StartPing begins a series that lasts until its count, Stop or the end of ctx.
 func (n *Node) StartPing(ctx context.Context, o PingOptions) (*Pinging, error) {
-	if o.Interval == 0 {
-		o.Interval = 5 * time.Millisecond
-	}
-	if o.Timeout == 0 {
-		o.Timeout = time.Second
-	}
-	p := &Pinging{opts: o, proto: icmpFor(o.To), nonce: rand.Uint64(), done: make(chan struct{})}
-	err := n.Do(func() error {
-		var err error
-		p.conn, err = net.ListenIP(p.proto.network, &net.IPAddr{IP: p.proto.any.AsSlice()})
-		return err
-	})
-	if err == nil {
-		if err = holdAnswers(p.conn); err != nil {
-			err = errors.Join(err, p.conn.Close())
-		}
-	}
+	p, err := n.openPing(o)
 	if err != nil {
 		return nil, fmt.Errorf("ping %s from %s: %w", o.To, n.Name, err)
 	}
@@ -128,6 +112,29 @@ func (n *Node) StartPing(ctx context.Context, o PingOptions) (*Pinging, error) {
 		_ = p.conn.Close() // ends receive
 		<-received
 	}()
+	return p, nil
+}
+
+// openPing opens the socket of a series.
+func (n *Node) openPing(o PingOptions) (*Pinging, error) {
+	if o.Interval == 0 {
+		o.Interval = 5 * time.Millisecond
+	}
+	if o.Timeout == 0 {
+		o.Timeout = time.Second
+	}
+	p := &Pinging{opts: o, proto: icmpFor(o.To), nonce: rand.Uint64(), done: make(chan struct{})}
+	err := n.Do(func() error {
+		var err error
+		p.conn, err = net.ListenIP(p.proto.network, &net.IPAddr{IP: p.proto.any.AsSlice()})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := holdAnswers(p.conn); err != nil {
+		return nil, errors.Join(err, p.conn.Close())
+	}
 	return p, nil
 }
 
@@ -225,7 +232,7 @@ func (p *Pinging) request(n uint64) []byte {
 	binary.BigEndian.PutUint16(b[6:], uint16(n))
 	binary.BigEndian.PutUint64(b[icmpHeader:], p.nonce)
 	binary.BigEndian.PutUint64(b[icmpHeader+8:], n)
-	if p.proto.checksum {
+	if p.proto.raw {
 		binary.BigEndian.PutUint16(b[2:], checksum(b))
 	}
 	return b
@@ -292,9 +299,42 @@ func (p *Pinging) await(answered <-chan struct{}) {
 		select {
 		case <-answered:
 		case <-late.C:
+			p.drain()
 			return
 		}
 	}
+}
+
+// drain takes the answers that the socket holds. Where a machine has given this
+// process no time, the timer is over before their reader had a chance, and those to
+// the last requests of a series would count as lost.
+func (p *Pinging) drain() {
+	raw, err := p.conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	buf := make([]byte, 2048)
+	_ = raw.Control(func(fd uintptr) {
+		for {
+			size, _, err := unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
+			switch {
+			case errors.Is(err, unix.EINTR):
+			case err != nil:
+				return
+			default:
+				p.record(p.proto.packet(buf[:size]), time.Now())
+			}
+		}
+	})
+}
+
+// packet returns what a socket read without its IP header.
+func (i icmp) packet(b []byte) []byte {
+	if !i.raw || len(b) == 0 {
+		return b
+	}
+	const words = 4 // the header's length is counted in them, RFC 791
+	return b[min(len(b), int(b[0]&0x0f)*words):]
 }
 
 // Since is what became of the requests sent at or after a time, and of none before
