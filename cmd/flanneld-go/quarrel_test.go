@@ -90,7 +90,7 @@ func TestQuarrelIsSlow(t *testing.T) {
 		synctest.Wait()
 		h.peer("10.5.201.0-24", "198.18.0.3")
 		h.eventually(100*time.Millisecond, "a peer amid the quarrel", has(first, second))
-		time.Sleep(quarrelMax)
+		time.Sleep(quarrelMax + time.Second)
 		h.deleteRoutes()
 		h.eventually(100*time.Millisecond, "the first repair for a while", has(first, second))
 		h.deleteRoutes()
