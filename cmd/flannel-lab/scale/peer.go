@@ -62,10 +62,18 @@ func (p peer) value() (string, error) {
 	return string(text), err
 }
 
-// entries are what a host's kernel should hold for the peers below a number.
-func entries(link, count int) (fdb []kernel.FDB, neighbours []kernel.Neighbour, routes []kernel.Route) {
-	for n := range count {
-		p := peer{number: n}
+// numbered are the peers below a number, none of which has moved.
+func numbered(count int) []peer {
+	peers := make([]peer, count)
+	for n := range peers {
+		peers[n].number = n
+	}
+	return peers
+}
+
+// entries are what a host's kernel should hold for peers.
+func entries(link int, peers []peer) (fdb []kernel.FDB, neighbours []kernel.Neighbour, routes []kernel.Route) {
+	for _, p := range peers {
 		gateway := p.subnet().Addr()
 		fdb = append(fdb, kernel.FDB{Link: link, MAC: p.mac(), Dst: p.public()})
 		neighbours = append(neighbours, kernel.Neighbour{Link: link, Addr: gateway, MAC: p.mac()})

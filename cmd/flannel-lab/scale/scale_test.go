@@ -60,10 +60,10 @@ func TestKeyIsALease(t *testing.T) {
 }
 
 func TestCompare(t *testing.T) {
-	if err := compare("numbers", []int{1, 2}, []int{3, 2, 1}); err != nil {
+	if err := compare("numbers", []int{1, 2}, []int{2, 1}); err != nil {
 		t.Error(err)
 	}
-	if err := compare("numbers", []int{1, 2, 3}, []int{3}); err == nil || err.Error() != "2 of 3 numbers lack, the first: 1" {
+	if err := compare("numbers", []int{1, 2, 3}, []int{4, 3}); err == nil || err.Error() != "2 of 3 numbers lack, the first: 1\n1 of 2 numbers are too many, the first: 4" {
 		t.Errorf("got %v", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
@@ -77,7 +78,7 @@ func (r *running) stop(ctx context.Context) error {
 // settle waits until the start is over in every respect, counts what is there, and
 // reads what it cost.
 func (r *running) settle(ctx context.Context, s Sample) error {
-	if err := r.checkEntries(ctx); err != nil {
+	if err := r.checkEntries(ctx, numbered(r.peers)); err != nil {
 		return err
 	}
 	if _, err := r.host.WaitReady(ctx, r.peers); err != nil {
@@ -146,14 +147,14 @@ func (r *running) missing(ctx context.Context) (int, error) {
 	return missing, nil
 }
 
-// checkEntries compares FDB, neighbours and routes with what they should be, one by
-// one.
-func (r *running) checkEntries(ctx context.Context) error {
+// checkEntries compares FDB, neighbours and routes with what they should be for
+// peers, one by one.
+func (r *running) checkEntries(ctx context.Context, peers []peer) error {
 	device, err := r.view.LinkByName(ctx, "flannel.1")
 	if err != nil {
 		return err
 	}
-	fdb, neighbours, routes := entries(device.Index, r.peers)
+	fdb, neighbours, routes := entries(device.Index, peers)
 	haveFDB, err := r.view.FDB(device.Index).List(ctx)
 	if err != nil {
 		return err
@@ -166,28 +167,34 @@ func (r *running) checkEntries(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	haveRoutes = slices.DeleteFunc(haveRoutes, func(r kernel.Route) bool { return r.Protocol != kernel.Protocol })
 	return errors.Join(compare("fdb entries", fdb, haveFDB), compare("neighbours", neighbours, haveNeighbours), compare("routes", routes, haveRoutes))
 }
 
-// compare says which of the wanted entries lack.
+// compare says which of the wanted entries lack, and which there are beside them.
 func compare[E comparable](kind string, want, have []E) error {
-	there := make(map[E]bool, len(have))
-	for _, e := range have {
-		there[e] = true
+	return errors.Join(without(kind, "lack", want, have), without(kind, "are too many", have, want))
+}
+
+// without says which of some entries are not among others.
+func without[E comparable](kind, what string, some, others []E) error {
+	among := make(map[E]bool, len(others))
+	for _, e := range others {
+		among[e] = true
 	}
-	lack, first := 0, ""
-	for _, e := range want {
-		if there[e] {
+	count, first := 0, ""
+	for _, e := range some {
+		if among[e] {
 			continue
 		}
-		if lack++; lack == 1 {
+		if count++; count == 1 {
 			first = fmt.Sprint(e)
 		}
 	}
-	if lack > 0 {
-		return fmt.Errorf("%d of %d %s lack, the first: %s", lack, len(want), kind, first)
+	if count == 0 {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("%d of %d %s %s, the first: %s", count, len(some), kind, what, first)
 }
 
 // wait lets time pass.
