@@ -234,7 +234,14 @@ func quote(word string) string {
 	if word != "" && strings.IndexFunc(word, func(c rune) bool { return !bare(c) }) < 0 {
 		return word
 	}
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `'`, `\'`).Replace(word) + `"`
+	quoted := []byte{'"'}
+	for i := range len(word) {
+		if strings.IndexByte(`\"'`, word[i]) >= 0 {
+			quoted = append(quoted, '\\')
+		}
+		quoted = append(quoted, word[i])
+	}
+	return string(append(quoted, '"'))
 }
 
 // splitWords undoes quote over a line.

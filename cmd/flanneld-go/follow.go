@@ -51,14 +51,21 @@ type followState struct {
 	due time.Duration
 	// ended is when the last round was over, and took how long it had taken.
 	ended, took time.Duration
+	// filtered: all of the firewall was as it should be after the last round.
+	// Postponed: this round left to the next what a change means for it.
+	filtered, postponed bool
 }
 
 // end says that what is in the kernel is not known any more.
 func (f *followState) end() { f.snap = nil }
 
-// rounded notes a round.
+// rounded notes a round. One that was made for another reason, before a change's is due,
+// is none for the change.
 func (f *followState) rounded(began, ended time.Duration) {
-	f.ended, f.took, f.due = ended, ended-began, 0
+	if !f.postponed {
+		f.ended, f.took, f.due = ended, ended-began, 0
+	}
+	f.postponed = false
 }
 
 // until is the earlier of at and the round that a change asks for.
@@ -98,6 +105,13 @@ func (l *loop) stillApplied() bool {
 	_, follows := l.backend.(backend.Follower)
 	return follows && f.snap == l.snap && reflect.DeepEqual(f.uplink, l.uplink) && l.path.own == l.lease.own.Subnet && len(l.path.failed) == 0 && !l.moving() &&
 		f.due != 0 && l.clock.Uptime()-f.checked < resyncEvery
+}
+
+// stillFiltered reports whether the firewall needs nothing but what changes mean for it
+// whose round is not due yet.
+func (l *loop) stillFiltered(ctx context.Context) bool {
+	f := &l.path.follow
+	return f.filtered && l.stillApplied() && l.clock.Uptime() < f.due && l.firewall.Undisturbed(ctx)
 }
 
 // follow brings the data path in line with the latest snapshot. It reports false when

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/firewall"
 	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
@@ -23,13 +24,22 @@ type followingTable struct {
 	mu          sync.Mutex
 	gone, fresh []string
 	applied     int
+	// takes is how long Apply does.
+	takes time.Duration
 }
 
 func (f *followingTable) Apply(context.Context, native.Desired) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.applied++
+	time.Sleep(f.takes)
 	return nil
+}
+
+func (f *followingTable) appliedTimes() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.applied
 }
 
 func (f *followingTable) Follow(_ context.Context, gone, fresh []native.Peer) error {
@@ -163,6 +173,49 @@ func TestFormerAddressesAreLetGo(t *testing.T) {
 		}
 		if diff := cmp.Diff(at("3", "3", "4", "3", "4", "3"), fresh[len(fresh)-6:]); diff != "" {
 			t.Errorf("fresh (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// noVariants are tools of a host whose iptables has nothing to do.
+type noVariants struct{ noTools }
+
+func (noVariants) Variants(context.Context, subnet.Family) ([]firewall.Variant, error) {
+	return nil, nil
+}
+
+// While peers change, rounds that are made for other reasons leave the firewall to the
+// one that the change has coming, which is the later the longer it takes.
+func TestRoundsLeaveTheFirewallToTheDueOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := &followingTable{takes: 200 * time.Millisecond}
+		h := newHost(t)
+		h.table, h.tools = table, noVariants{}
+		h.opts.iptablesResync = 3 * time.Second
+		h.data.OverwriteConfig(networkConfig)
+		h.start()
+		defer h.stop()
+		h.ready()
+		due := roundShare * table.takes
+		time.Sleep(due) // so that a change's round is soon after it
+		h.peer("10.5.100.0-24", "198.18.0.100")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		h.peer("10.5.200.0-24", "198.18.0.2")
+		synctest.Wait()
+		applied, runs := table.appliedTimes(), h.board.Snapshot().Sync.Runs
+		time.Sleep(due - 2*time.Second)
+		synctest.Wait()
+		if got := h.board.Snapshot().Sync.Runs; got < runs+2 {
+			t.Errorf("%d rounds before, %d after", runs, got)
+		}
+		if got := table.appliedTimes(); got != applied {
+			t.Errorf("the firewall was applied %d times before it was due", got-applied)
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if got := table.appliedTimes(); got != applied+1 {
+			t.Errorf("the firewall was applied %d times when it was due, want once", got-applied)
 		}
 	})
 }

@@ -315,7 +315,14 @@ const staleFiles = time.Second
 // applyFirewall keeps the rules. It runs in every round: rounds are at most
 // --iptables-resync apart.
 func (l *loop) applyFirewall(ctx context.Context) error {
+	marked := l.docker.marked
 	l.docker.marked = l.needsMark()
+	f := &l.path.follow
+	if f.postponed = l.docker.marked == marked && l.stillFiltered(ctx); f.postponed {
+		l.countDropped(ctx)
+		return nil
+	}
+	f.filtered = false
 	d := firewall.Desired{
 		Own:          l.lease.own.Subnet,
 		Tunnel:       l.backend.Tunnel(),
@@ -347,6 +354,7 @@ func (l *loop) applyFirewall(ctx context.Context) error {
 		return cause
 	}
 	l.countDropped(ctx)
+	f.filtered = err == nil && unread == nil
 	return errors.Join(err, unread)
 }
 

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"syscall"
 	"time"
 
@@ -74,7 +73,7 @@ func exchange() ([]byte, error) {
 	if err := syscall.Sendto(fd, ask, 0, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK}); err != nil {
 		return nil, err
 	}
-	answer := make([]byte, os.Getpagesize())
+	answer := make([]byte, 512) // it takes some 60: a number, and two that name the asker
 	n, _, err := syscall.Recvfrom(fd, answer, 0)
 	return answer[:max(n, 0)], err
 }
