@@ -22,9 +22,9 @@ func TestFaultsAreHealed(t *testing.T) {
 		Hosts: faults.HostsFor(faults.Backends()), Daemon: daemon, DaemonArgs: []string{"--iptables-resync=3600"},
 	})
 	picked := faults.Pick("kill", "key-deleted", "device-deleted", "device-down", "mac-changed", "mtu-changed", "address-removed",
-		"routes-deleted", "fdb-deleted", "neighbours-replaced", "rules-flushed", "forwarding-off", "uplink-flapped")
+		"routes-deleted", "fdb-deleted", "neighbours-replaced", "events-lost", "rules-flushed", "forwarding-off", "interface-forwarding-off", "uplink-flapped")
 	r, err := faults.Run(within(t, 3*time.Minute), l, faults.Options{
-		Backends: faults.Backends(), Faults: picked, Rounds: 1, Current: daemon, Progress: t.Output(),
+		Backends: faults.Backends(), Faults: picked, Rounds: 1, Current: daemon, Together: true, Progress: t.Output(),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
@@ -24,6 +28,10 @@ func routeFaults() []Fault {
 		{
 			Name: "nexthops-deleted", Title: "nexthop objects flushed", bounds: alike(300 * ms),
 			absent: lacking("no routes through a gateway", udp), do: command("ip nexthop flush"),
+		},
+		{
+			Name: "events-lost", Title: "routes deleted while the kernel's events are more than the daemon can take", bounds: alike(300 * ms),
+			do: loseEvents, undo: func(ctx context.Context, n *network) error { return n.run(ctx, "ip route flush table 77") },
 		},
 	}
 }
@@ -49,6 +57,33 @@ func deleteRoutes(ctx context.Context, n *network) (time.Time, error) {
 		}
 	}
 	return time.Time{}, nil
+}
+
+// noise is how many routes of another table overflow the socket that a daemon hears
+// of the kernel by, while it does not run.
+const noise = 20_000
+
+// loseEvents stops the daemon, has the kernel tell of more than it keeps for it, none
+// of it of any concern, and only then breaks what it should hear of.
+func loseEvents(ctx context.Context, n *network) (_ time.Time, err error) {
+	d := n.host().Daemon
+	if err := d.Signal(syscall.SIGSTOP); err != nil {
+		return time.Time{}, err
+	}
+	defer func() { err = errors.Join(err, d.Signal(syscall.SIGCONT)) }()
+	var lines strings.Builder
+	for i := range noise {
+		fmt.Fprintf(&lines, "route add blackhole 100.64.%d.%d table 77\n", i>>8, i&0xff)
+	}
+	file := filepath.Join(n.host().Dir, "noise")
+	if err := os.WriteFile(file, []byte(lines.String()), 0o600); err != nil {
+		return time.Time{}, err
+	}
+	if err := n.run(ctx, "ip -batch %s", file); err != nil {
+		return time.Time{}, err
+	}
+	_, err = deleteRoutes(ctx, n)
+	return time.Now(), err
 }
 
 func deleteRoute(ctx context.Context, n *network) (time.Time, error) {

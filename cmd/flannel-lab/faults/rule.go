@@ -13,6 +13,10 @@ func ruleFaults() []Fault {
 		{Name: "nft-flushed", Title: "nft flush table of every table", bounds: alike(1000 * ms), look: lookAtRules, do: flushNFT},
 		{Name: "forwarding-off", Title: "sysctl ip_forward=0", bounds: alike(1000 * ms), look: lookAtForwarding, do: sysctl("net.ipv4.ip_forward=0")},
 		{
+			Name: "interface-forwarding-off", Title: "sysctl forwarding=0 of the interface that peers' packets come in by", bounds: alike(1000 * ms),
+			look: lookAtForwarding, do: stopForwarding,
+		},
+		{
 			Name: "rp-filter", Title: "sysctl rp_filter=1 everywhere", bounds: alike(0), do: rpFilter("1"),
 			undo: func(ctx context.Context, n *network) error { _, err := rpFilter("0")(ctx, n); return err },
 		},
@@ -51,6 +55,18 @@ func sysctl(assignment string) func(context.Context, *network) (time.Time, error
 	return func(ctx context.Context, n *network) (time.Time, error) {
 		return time.Time{}, n.run(ctx, "sysctl -qw %s", assignment)
 	}
+}
+
+// entry is the interface by which the overlay's packets come in.
+func (n *network) entry() string {
+	if n.backend == hostGW {
+		return uplink
+	}
+	return n.device()
+}
+
+func stopForwarding(_ context.Context, n *network) (time.Time, error) {
+	return time.Time{}, n.kernel.SetSysctl("net/ipv4/conf/"+n.entry()+"/forwarding", "0")
 }
 
 // rpFilter sets the filter of all interfaces, as distributions do.

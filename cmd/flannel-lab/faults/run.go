@@ -23,6 +23,9 @@ type Options struct {
 	// Previous is the path of the daemon that is upgraded from, Current of the
 	// one that the lab runs.
 	Previous, Current string
+	// Together breaks the networks at the same time: quicker, and the figures are
+	// of a busier machine.
+	Together bool
 	// Progress is told of every sample.
 	Progress io.Writer
 }
@@ -58,7 +61,7 @@ func Run(ctx context.Context, l *lab.Lab, o Options) (r Report, err error) {
 			if f.common && round < o.Rounds-1 {
 				continue
 			}
-			if err := r.round(ctx, f, nets, o.Progress); err != nil {
+			if err := r.round(ctx, f, nets, o); err != nil {
 				return r, fmt.Errorf("round %d: %s: %w", round+1, f.Name, err)
 			}
 		}
@@ -84,9 +87,9 @@ func bringUp(ctx context.Context, l *lab.Lab, nets []*network) error {
 	return g.Wait()
 }
 
-// round does a fault to each network that can have it: one after the other, or all
-// at once what is common.
-func (r *Report) round(ctx context.Context, f *Fault, nets []*network, progress io.Writer) error {
+// round does a fault to each network that can have it: one after the other or all
+// together, and all by one deed what is common.
+func (r *Report) round(ctx context.Context, f *Fault, nets []*network, o Options) error {
 	var groups [][]*network
 	for _, n := range nets {
 		switch {
@@ -97,14 +100,28 @@ func (r *Report) round(ctx context.Context, f *Fault, nets []*network, progress 
 			groups = append(groups, []*network{n})
 		}
 	}
-	for _, group := range groups {
-		samples, err := measure(ctx, f, group)
-		if err != nil {
-			return fmt.Errorf("%s: %w", group[0].backend, err)
-		}
-		for i, n := range group {
-			r.add(cell{f.Name, n.backend}, samples[i])
-			fmt.Fprintf(progress, "%s: %s: %s\n", f.Name, n.backend, samples[i])
+	at := 1
+	if o.Together {
+		at = len(groups)
+	}
+	samples := make([][]Sample, len(groups))
+	var each errgroup.Group
+	each.SetLimit(max(at, 1))
+	for i, group := range groups {
+		each.Go(func() (err error) {
+			if samples[i], err = measure(ctx, f, group); err != nil {
+				return fmt.Errorf("%s: %w", group[0].backend, err)
+			}
+			return nil
+		})
+	}
+	if err := each.Wait(); err != nil {
+		return err
+	}
+	for i, group := range groups {
+		for j, n := range group {
+			r.add(cell{f.Name, n.backend}, samples[i][j])
+			fmt.Fprintf(o.Progress, "%s: %s: %s\n", f.Name, n.backend, samples[i][j])
 		}
 	}
 	return nil

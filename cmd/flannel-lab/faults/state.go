@@ -18,7 +18,7 @@ const (
 	lookAtPaths look = iota
 	// lookAtRules: the firewall's.
 	lookAtRules
-	// lookAtForwarding: whether the kernel forwards at all.
+	// lookAtForwarding: whether the kernel forwards what peers send.
 	lookAtForwarding
 )
 
@@ -28,7 +28,12 @@ func (n *network) state(ctx context.Context, l look) (string, error) {
 	case lookAtRules:
 		return n.rules(ctx)
 	case lookAtForwarding:
-		return n.kernel.Sysctl("net/ipv4/ip_forward")
+		host, err := n.kernel.Sysctl("net/ipv4/ip_forward")
+		if err != nil {
+			return "", err
+		}
+		entry, err := n.kernel.Sysctl("net/ipv4/conf/" + n.entry() + "/forwarding")
+		return host + " " + entry, err
 	case lookAtPaths:
 	}
 	return n.paths(ctx)

@@ -23,7 +23,28 @@ func uplinkFaults() []Fault {
 		{Name: "uplink-flapped", Title: "uplink down and up", bounds: alike(300 * ms), do: flapUplink},
 		{
 			Name: "uplink-address", Title: "uplink's address changed", bounds: alike(3000 * ms),
-			do: moveUplink(true), healed: published, undo: moveBack,
+			do: moveUplink(removedFirst), healed: published, undo: moveBack,
+		},
+		{
+			Name: "uplink-address-beside", Title: "uplink's new address added, then the old one removed", bounds: alike(3000 * ms),
+			do: moveUplink(addedFirst), healed: published, undo: moveBack,
+		},
+		{
+			Name: "uplink-address-late", Title: "uplink without an address for 2 s, then another", bounds: alike(3000 * ms),
+			do: moveUplink(addedLate), healed: published, undo: moveBack,
+		},
+		{
+			Name: "uplink-renewed", Title: "uplink's addresses flushed and the same one back", bounds: alike(300 * ms),
+			do: renewUplink, healed: isWell,
+		},
+		{
+			// The firewall's rules name the interface that packets come in by plainly.
+			Name: "uplink-renamed", Title: "uplink renamed", bounds: map[string]Bound{vxlan: 0, hostGW: 300 * ms, udp: 0},
+			do:     renameUplink(uplink, renamed),
+			healed: isWell, undo: func(ctx context.Context, n *network) error {
+				_, err := renameUplink(renamed, uplink)(ctx, n)
+				return err
+			},
 		},
 		{
 			Name: "uplink-mtu", Title: "uplink's MTU changed", bounds: alike(0),
@@ -80,30 +101,63 @@ func (n *network) awaitCarrier(ctx context.Context) error {
 	return nil
 }
 
-// moveUplink gives the uplink another address in place of its own, or its own in
-// place of that. The old one goes first: a second one of the same segment would go
-// with it.
-func moveUplink(away bool) func(context.Context, *network) (time.Time, error) {
-	return func(ctx context.Context, n *network) (time.Time, error) {
-		have, want := n.home(), n.away()
-		if !away {
-			have, want = want, have
+// order is how a DHCP client replaces an address.
+type order uint8
+
+const (
+	// removedFirst: as dhclient does.
+	removedFirst order = iota
+	// addedFirst: as systemd-networkd does, which has the kernel promote what was
+	// the second of a segment.
+	addedFirst
+	// addedLate: nobody offered one for a while.
+	addedLate
+)
+
+// lateAfter is how long an uplink is without an address.
+const lateAfter = 2 * time.Second
+
+// moveUplink gives the uplink another address in place of its own.
+func moveUplink(o order) func(context.Context, *network) (time.Time, error) {
+	return func(ctx context.Context, n *network) (since time.Time, err error) {
+		remove := func() error { return n.run(ctx, "ip addr delete %s dev %s", n.home(), uplink) }
+		add := func() error { return n.run(ctx, "ip addr add %s dev %s", n.away(), uplink) }
+		switch o {
+		case removedFirst:
+			err = errors.Join(remove(), add())
+		case addedFirst:
+			err = errors.Join(n.kernel.SetSysctl("net/ipv4/conf/"+uplink+"/promote_secondaries", "1"), add(), remove())
+		case addedLate:
+			err = errors.Join(remove(), wait(ctx, lateAfter), add())
+			since = time.Now()
 		}
-		for _, line := range []string{
-			fmt.Sprintf("ip addr delete %s dev %s", have, uplink),
-			fmt.Sprintf("ip addr add %s dev %s", want, uplink),
-		} {
-			if err := n.run(ctx, "%s", line); err != nil {
-				return time.Time{}, err
-			}
-		}
-		return time.Time{}, n.restoreDefault(ctx)
+		return since, errors.Join(err, n.restoreDefault(ctx))
 	}
 }
 
+// moveBack gives the uplink its own address again.
 func moveBack(ctx context.Context, n *network) error {
-	_, err := moveUplink(false)(ctx, n)
-	return err
+	return errors.Join(
+		n.run(ctx, "ip addr delete %s dev %s", n.away(), uplink),
+		n.run(ctx, "ip addr add %s dev %s", n.home(), uplink),
+		n.restoreDefault(ctx))
+}
+
+// renewUplink is a client that begins anew and is offered what it had.
+func renewUplink(ctx context.Context, n *network) (time.Time, error) {
+	err := errors.Join(
+		n.run(ctx, "ip addr flush dev %s", uplink), wait(ctx, flapLasts),
+		n.run(ctx, "ip addr add %s dev %s", n.home(), uplink), n.restoreDefault(ctx))
+	return time.Now(), err
+}
+
+// renamed is what the uplink is called for a while.
+const renamed = "wan0"
+
+func renameUplink(from, to string) func(context.Context, *network) (time.Time, error) {
+	return func(ctx context.Context, n *network) (time.Time, error) {
+		return time.Time{}, n.run(ctx, "ip link set %s name %s", from, to)
+	}
 }
 
 // published looks for the new address in the host's key.
