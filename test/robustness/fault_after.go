@@ -96,12 +96,12 @@ func prolonged(until time.Duration, stuck []stretch) time.Duration {
 }
 
 // silences are the times in which etcd's clock ran and a host's daemon could not
-// renew. Without a quorum the clock stands still.
+// renew, because nobody could where etcd was given no time. Without a quorum the clock stands still.
 func silences(deeds []deed, host string) []stretch {
 	var out []stretch
 	for _, d := range deeds {
 		switch d.Kind {
-		case FaultKill, FaultStop, FaultPause, FaultPartition, FaultBlock, FaultCut:
+		case FaultKill, FaultStop, FaultPause, FaultPartition, FaultBlock, FaultCut, faultStarved:
 			if d.hits(host) {
 				out = append(out, stretch{d.From, startedBy(deeds, d)})
 			}

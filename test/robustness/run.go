@@ -348,10 +348,11 @@ func (t *trial) account(lost []time.Duration) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, d := range t.done {
+	deeds := slices.Concat(t.done, starved(t.control.etcd.slow, t.done, t.everybody(), t.control.etcd.tooLong))
+	for _, d := range deeds {
 		t.rec.addFault(d.Fault)
 	}
-	for _, f := range consequences(t.done, t.everybody(), t.TTL) {
+	for _, f := range consequences(deeds, t.everybody(), t.TTL) {
 		t.rec.addFault(f)
 	}
 }

@@ -24,9 +24,11 @@ const (
 // prove nothing. It says so itself where the queue of a CPU overflowed while
 // nobody was given time, and counts them. And it lost those of its own pings that
 // do not arrive: no fault of a run touches them, no daemon has a hand in them,
-// between the namespaces of the switch and of etcd's members.
+// between the namespaces of the switch and of etcd's members. And it tells when etcd
+// was given no time.
 type control struct {
 	series []*lab.Pinging
+	etcd   patient
 	end    context.CancelFunc
 	ended  sync.WaitGroup
 
@@ -68,6 +70,9 @@ func (t *trial) startControl(ctx context.Context) error {
 	counting, end := context.WithCancel(ctx)
 	t.control.end = end
 	t.control.ended.Go(func() { t.control.count(counting) })
+	// A lease is renewed every third of its TTL.
+	t.control.etcd = patient{ask: t.askMembers, now: t.rec.now, tooLong: t.TTL / 3}
+	t.control.ended.Go(func() { t.control.etcd.run(counting) })
 	for _, m := range t.cluster.Members {
 		series, err := t.lab.Switch.StartPing(ctx, lab.PingOptions{To: m.Addr, Interval: controlEvery, Timeout: lostAfter})
 		if err != nil {

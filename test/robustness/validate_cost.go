@@ -60,16 +60,21 @@ func (e *evidence) noise() []Violation {
 		return nil
 	}
 	return []Violation{{At: e.Duration, Message: fmt.Sprintf(
-		"the machine itself lost packets, which excuses those of all pairs for %s of %s: at most %s", took.Round(time.Millisecond), e.Duration.Round(time.Second), most)}}
+		"the machine itself lost packets, or kept etcd waiting, which excuses those of all pairs for %s of %s: at most %s", took.Round(time.Millisecond), e.Duration.Round(time.Second), most)}}
 }
 
-// muffled is for how long packets may have been lost by the machine.
+// muffled is for how long packets may have been lost by the machine, or leases because
+// it gave etcd no time.
 func (e *evidence) muffled() time.Duration {
 	whole := []stretch{{0, e.Duration}}
 	var noisy []stretch
 	for _, f := range e.Faults {
-		if f.Kind == faultMachine {
+		switch f.Kind {
+		case faultMachine:
 			noisy = append(noisy, e.costs(f))
+		case faultStarved:
+			noisy = append(noisy, stretch{f.From, f.Until})
+		default:
 		}
 	}
 	took := e.Duration

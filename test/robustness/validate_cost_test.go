@@ -61,6 +61,14 @@ func TestNoLoss(t *testing.T) {
 			s.Faults = blips([]time.Duration{22 * sec, 25 * sec, 28 * sec, 31 * sec, 34 * sec, 37 * sec})
 			lost()(s)
 		}, want: []string{"no-loss 50s"}},
+		{name: "etcd was kept waiting", then: func(s *story) {
+			s.Faults = []Fault{{Kind: faultStarved, From: 22 * sec, Until: 31 * sec, Unreachable: []string{"h1", "h2", "h3"}}}
+			lost(25 * sec)(s)
+		}, want: []string{"no-loss h1 25s"}},
+		{name: "etcd was kept waiting for long", then: func(s *story) {
+			s.Faults = []Fault{{Kind: faultStarved, From: 22 * sec, Until: 33 * sec, Unreachable: []string{"h1", "h2", "h3"}}}
+			lost()(s)
+		}, want: []string{"no-loss 50s"}},
 		{name: "the machine loses much in a long run", then: func(s *story) {
 			s.Faults = blips([]time.Duration{22 * sec, 25 * sec, 28 * sec, 31 * sec, 34 * sec, 37 * sec})
 			lost()(s)
