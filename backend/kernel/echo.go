@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"sync"
 
@@ -22,8 +23,8 @@ import (
 type echoes struct {
 	// port is that of our socket.
 	port       uint32
-	fdb        ledger[FDBKey, FDB]
-	neighbours ledger[NeighbourKey, Neighbour]
+	fdb        ledger[FDBKey, netip.Addr, FDB]
+	neighbours ledger[NeighbourKey, MAC, Neighbour]
 }
 
 // newEchoes knows our writes by the socket of c.
@@ -39,43 +40,49 @@ func newEchoes(c *conn) (*echoes, error) {
 	return &echoes{port: address.Pid}, nil
 }
 
-// ledger is what a table is known to hold.
-type ledger[K comparable, E interface {
-	comparable
+// ledger is what a table is known to hold: of each key the rest of its entry.
+type ledger[K, V comparable, E interface {
 	Key() K
+	value() V
 }] struct {
 	mu   sync.Mutex
-	held map[K]E
+	held map[K]V
 }
 
-func (l *ledger[K, E]) put(entries []E) {
+// value is what a neighbour's key does not say.
+func (n Neighbour) value() MAC { return n.MAC }
+
+// value is what an FDB entry's key does not say.
+func (f FDB) value() netip.Addr { return f.Dst }
+
+func (l *ledger[K, V, E]) put(entries []E) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.held == nil {
-		l.held = make(map[K]E, len(entries))
+		l.held = make(map[K]V, len(entries))
 	}
 	for _, e := range entries {
-		l.held[e.Key()] = e
+		l.held[e.Key()] = e.value()
 	}
 }
 
 // remove forgets entries, by value.
-func (l *ledger[K, E]) remove(entries []E) {
+func (l *ledger[K, V, E]) remove(entries []E) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, e := range entries {
-		if l.held[e.Key()] == e {
+		if v, ok := l.held[e.Key()]; ok && v == e.value() {
 			delete(l.held, e.Key())
 		}
 	}
 }
 
-// forget drops what is known of the entries that match; all of it without a match.
-func (l *ledger[K, E]) forget(match func(E) bool) {
+// forget drops what is known of the keys that match; all of it without a match.
+func (l *ledger[K, V, E]) forget(match func(K) bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for k, e := range l.held {
-		if match == nil || match(e) {
+	for k := range l.held {
+		if match == nil || match(k) {
 			delete(l.held, k)
 		}
 	}
@@ -83,23 +90,23 @@ func (l *ledger[K, E]) forget(match func(E) bool) {
 
 // news reports whether a message, that e is there or is there no longer, says what is
 // not known, and takes it over.
-func (l *ledger[K, E]) news(e E, deleted bool) bool {
+func (l *ledger[K, V, E]) news(e E, deleted bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	known, ok := l.held[e.Key()]
 	switch {
-	case deleted && ok && known == e:
+	case deleted && ok && known == e.value():
 		delete(l.held, e.Key())
 		return true
 	case deleted:
 		return ok // Another of that key is said to be gone: who knows what is left.
-	case ok && known == e:
+	case ok && known == e.value():
 		return false
 	}
 	if l.held == nil {
-		l.held = map[K]E{}
+		l.held = map[K]V{}
 	}
-	l.held[e.Key()] = e
+	l.held[e.Key()] = e.value()
 	return true
 }
 
@@ -136,7 +143,7 @@ func (s *echoes) ours(m message) bool {
 }
 
 // holds reports whether an entry of the key is known to be there.
-func (l *ledger[K, E]) holds(k K) bool {
+func (l *ledger[K, V, E]) holds(k K) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	_, ok := l.held[k]
@@ -145,8 +152,8 @@ func (l *ledger[K, E]) holds(k K) bool {
 
 // forget drops what is known of a link.
 func (s *echoes) forget(link int) {
-	s.fdb.forget(func(e FDB) bool { return e.Link == link })
-	s.neighbours.forget(func(e Neighbour) bool { return e.Link == link })
+	s.fdb.forget(func(k FDBKey) bool { return k.Link == link })
+	s.neighbours.forget(func(k NeighbourKey) bool { return k.Link == link })
 }
 
 // doubt drops all that is known: messages were lost.

@@ -2,9 +2,14 @@ package kernel_test
 
 import (
 	"context"
+	"encoding/binary"
+	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
@@ -111,4 +116,60 @@ func TestEventsOfEntriesThatWereThere(t *testing.T) {
 	if got := next(t, ch, 0); got.Topic != kernel.TopicNeighbour {
 		t.Errorf("told of %v", got)
 	}
+}
+
+// What tells nothing does not even reach the socket: reading it again would take a
+// start with thousands of peers a sixth of its time.
+func TestEchoesAreFiltered(t *testing.T) {
+	ns := kerneltest.NetNS(t, kernel.Options{OthersOnly: true})
+	l := vxlan(t, ns)
+	sock, err := ns.Subscribe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sock.Close()
+	const n = 40
+	fdb, neighbours, routes := peers(l.Index, n)
+	apply(t, ns, l.Index, fdb, neighbours, routes)
+	apply(t, ns, l.Index, nil, nil, nil)
+	ns.Run(t, "ip", "neigh", "add", "10.5.3.0", "lladdr", "02:00:00:00:00:05", "dev", l.Name, "nud", "permanent")
+	ns.Run(t, "ip", "nexthop", "add", "id", "7", "via", "10.5.3.0", "dev", l.Name, "onlink")
+	ns.Run(t, "ip", "nexthop", "del", "id", "7")
+	ns.Run(t, "ip", "route", "add", "10.77.0.0/16", "dev", l.Name)
+	ns.Run(t, "ip", "route", "del", "10.77.0.0/16")
+	got := readTypes(t, sock, unix.RTM_DELROUTE)
+	want := map[uint16]int{
+		unix.RTM_NEWNEIGH: 1, unix.RTM_NEWNEXTHOP: 1, unix.RTM_DELNEXTHOP: 1, unix.RTM_NEWROUTE: 1, unix.RTM_DELROUTE: 1,
+		unix.RTM_DELNEIGH: n, // Of these the kernel does not say whose they are.
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("messages of each type, of others only (-want +got):\n%s", d)
+	}
+	if err := ns.DeleteLink(t.Context(), l.Index); err != nil {
+		t.Fatal(err)
+	}
+	readTypes(t, sock, unix.RTM_DELLINK)
+}
+
+// readTypes counts messages, up to the first of type last. It leaves out those of an FDB
+// and of neighbours that are none yet or no longer.
+func readTypes(t *testing.T, sock *os.File, last uint16) map[uint16]int {
+	t.Helper()
+	got := map[uint16]int{}
+	buf := make([]byte, 1<<16)
+	for got[last] == 0 {
+		_ = sock.SetReadDeadline(time.Now().Add(10 * time.Second))
+		size, err := sock.Read(buf)
+		if err != nil || size < unix.SizeofNlMsghdr+unix.SizeofNdMsg {
+			t.Fatalf("%d bytes, %v, after %v", size, err, got)
+		}
+		const family, state = unix.SizeofNlMsghdr, unix.SizeofNlMsghdr + 8
+		switch typ := binary.NativeEndian.Uint16(buf[4:]); {
+		case typ == unix.RTM_NEWNEIGH && binary.NativeEndian.Uint16(buf[state:])&unix.NUD_PERMANENT == 0:
+		case (typ == unix.RTM_NEWNEIGH || typ == unix.RTM_DELNEIGH) && buf[family] == unix.AF_BRIDGE:
+		default:
+			got[typ]++
+		}
+	}
+	return got
 }

@@ -84,6 +84,9 @@ func (n *Netlink) subscribe() (sock *os.File, err error) {
 			return nil, os.NewSyscallError("setsockopt", err)
 		}
 	}
+	if n.own != nil {
+		_ = n.own.filterEchoes(fd) // It only saves reading them.
+	}
 	return os.NewFile(uintptr(fd), "rtnetlink"), nil
 }
 
