@@ -204,7 +204,11 @@ func (p *projection) load(w World, now time.Duration) bool {
 	index := newOverlapIndex()
 	p.kin = map[Subnet]bool{}
 	for _, l := range w.Leases {
-		entries[l.Subnet] = &entry{lease: l}
+		e := p.leases.get(l.Subnet)
+		if e == nil || !e.stored() || e.lease != l {
+			e = &entry{lease: l} // else who has the old one shares it
+		}
+		entries[l.Subnet] = e
 		index.add(l.Subnet)
 		p.relate(l)
 	}

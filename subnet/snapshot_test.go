@@ -60,6 +60,34 @@ func TestUnreadableKeyOfAPeerKnownByItsPaths(t *testing.T) {
 	}
 }
 
+// A full load says again what is known as a rule, of thousands of leases.
+func TestLoadSharesWhatItConfirms(t *testing.T) {
+	lease := func(n byte, instance string) Lease {
+		return Lease{Subnet: Subnet{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, n, 0}), 24)}, Attrs: Attrs{Instance: instance}, Created: 5, Modified: 5, ID: 1}
+	}
+	p := newProjection("", defaultHold, newHearing(time.Hour, 0))
+	w := World{Identity: "one", Revision: 10, Config: Document{Text: "{}", Modified: 1}, Leases: []Lease{lease(1, "a"), lease(2, "a"), lease(3, "a"), lease(4, "a")}}
+	p.load(w, 0)
+	before := slices.Collect(p.snapshot().Leases())
+	p.delete(w.Leases[2].Subnet.Key(), 0)
+	w.Revision, w.Leases = 20, slices.Clone(w.Leases[:3])
+	w.Leases[1].Attrs.Instance, w.Leases[1].Modified = "b", 15
+	p.load(w, 0)
+	after := p.snapshot()
+	now := slices.Collect(after.Leases())
+	if len(now) != 4 || now[0] != before[0] {
+		t.Errorf("%d leases; what is the same is not shared", len(now))
+	}
+	if now[1].Attrs.Instance != "b" || before[1].Attrs.Instance != "a" {
+		t.Errorf("%+v instead of %+v", now[1], before[1])
+	}
+	for i, stored := range []bool{true, true, true, false} {
+		if _, ok := after.Stored(before[i].Subnet); ok != stored {
+			t.Errorf("%s is in the store: %v", before[i].Subnet, ok)
+		}
+	}
+}
+
 func copied(s *Snapshot) []Lease {
 	var all []Lease
 	for l := range s.Leases() {
