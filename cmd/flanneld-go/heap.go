@@ -12,7 +12,8 @@ import (
 // and collections are rare whatever the figure.
 const gcPercent = 50
 
-// paceGC sets it, unless the operator chose another by Go's own variable.
+// paceGC sets it, unless the operator chose another by Go's own variable. The other
+// one, GOMEMLIMIT, the runtime heeds by itself.
 func paceGC(env cli.Env) {
 	if _, chosen := env("GOGC"); !chosen {
 		debug.SetGCPercent(gcPercent)
