@@ -75,6 +75,14 @@ func TestDirectRouting(t *testing.T) {
 				d.Uplink = up
 				return d
 			}
+			// What a run with DirectRouting left tells nobody anything where that is off.
+			left := kernel.Route{Dst: netip.MustParsePrefix("10.5.9.0/24"), Gateway: netip.MustParseAddr("198.18.0.9"), Link: up.Link.Index, Protocol: kernel.Protocol}
+			if err := h.fake.Routes().Put(t.Context(), []kernel.Route{left}); err != nil {
+				t.Fatal(err)
+			}
+			if recalled, err := h.Recall(t.Context()); err != nil || (len(recalled) == 1) != (tc.want != nil) {
+				t.Errorf("recalled %v, %v", recalled, err)
+			}
 			d := on(peers...)
 			for range 2 {
 				if err := h.Apply(t.Context(), d); err != nil {

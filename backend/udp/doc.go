@@ -45,7 +45,7 @@
 //     goes on with that.
 //   - The packet path takes no lock and allocates nothing per packet. It sees
 //     peers as one immutable value behind an atomic pointer. Follow makes the next
-//     one of that by copying what a change is about: 10 us for a peer among 10,000,
+//     one of that by copying what a change is about: 10 to 20 us for one of 10,000,
 //     where a table made anew takes 3 ms.
 //   - With DirectRouting, peers on the uplink's own segment that publish it too get
 //     plain routes, for the family of the outer addresses. They stay in the table:

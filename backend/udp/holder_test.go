@@ -82,6 +82,11 @@ func TestParseSockets(t *testing.T) {
 		t.Skipf("needs IPv6 on loopback: %v", err)
 	}
 	defer c.Close()
+	beside, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6loopback}) // no other's concern
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer beside.Close()
 	text, err := os.ReadFile("/proc/thread-self/net/udp6")
 	if err != nil {
 		t.Fatal(err)
