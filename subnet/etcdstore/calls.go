@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync/atomic"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
@@ -25,15 +26,21 @@ func (s *Store) intercept(ctx context.Context, method string, req, reply any, cc
 	if err := s.discovered(ctx); err != nil {
 		return err
 	}
+	call := func(ctx context.Context) error {
+		began := time.Now()
+		err := invoke(ctx, method, req, reply, cc, opts...)
+		s.pace.note(time.Since(began), err)
+		return err
+	}
 	if method == authenticate || s.tokens.user == "" {
-		return s.explain(ctx, req, invoke(ctx, method, req, reply, cc, opts...))
+		return s.explain(ctx, req, call(ctx))
 	}
 	for n := 1; ; n++ {
 		token, err := s.tokens.get(ctx)
 		if err != nil {
 			return err
 		}
-		err = invoke(with(ctx, token), method, req, reply, cc, opts...)
+		err = call(with(ctx, token))
 		if !s.tokens.refused(token, err) {
 			return s.explain(ctx, req, err)
 		}

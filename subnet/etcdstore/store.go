@@ -46,6 +46,7 @@ type Store struct {
 	discovery *discovery
 	tokens    *tokens
 	counters  counters
+	pace      pace
 	// watches, leases and auth are calls on the client's connection that the
 	// client offers in a form that does not suit us.
 	watches pb.WatchClient

@@ -43,6 +43,11 @@ const crowd = 2500
 // itself shows that it lives.
 const busyTicks = 4
 
+// verifyWithin is how many times the DialTimeout a stream has at least until it is
+// verified. Whoever does not answer because it is gone does not answer gRPC either,
+// which notices that by itself; whoever does has much to do.
+const verifyWithin = 3
+
 // tickJitter is by what part of it a tick may be shorter.
 const tickJitter = 0.25
 
@@ -150,7 +155,10 @@ func (w *watch) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(clientv3.WithRequireLeader(ctx))
 	defer cancel(nil)
 	// A stream has no deadline, but until it is verified there is one.
-	patience := time.AfterFunc(w.opts.DialTimeout-time.Since(w.since), func() { cancel(context.DeadlineExceeded) })
+	patience := time.AfterFunc(w.pace.patience(verifyWithin*w.opts.DialTimeout)-time.Since(w.since), func() {
+		w.pace.missed(time.Since(w.since))
+		cancel(context.DeadlineExceeded)
+	})
 	defer patience.Stop()
 	stream, err := w.open(ctx)
 	if err != nil {
@@ -315,7 +323,7 @@ func (w *watch) prove(ctx context.Context, stream pb.Watch_WatchClient) error {
 
 // verify reads, linearizably, whether the store is the one that we follow.
 func (w *watch) verify(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, w.opts.DialTimeout)
+	ctx, cancel := context.WithTimeout(ctx, w.pace.patience(verifyWithin*w.opts.DialTimeout))
 	defer cancel()
 	questions := []clientv3.Op{clientv3.OpGet(w.identityKey)}
 	if w.witness != nil {
@@ -323,7 +331,7 @@ func (w *watch) verify(ctx context.Context) error {
 	}
 	resp, err := w.client.Txn(ctx).Then(questions...).Commit()
 	if err != nil {
-		return err
+		return cmp.Or(context.Cause(ctx), err)
 	}
 	found := identityOf(answer(resp, 0))
 	if w.identity == "" {
