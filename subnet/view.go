@@ -19,6 +19,8 @@ const (
 	// missedProgress is how often a store may fail to show progress. A longer
 	// silence is a dead connection.
 	missedProgress = 3
+	// loadPatience is how often the time for a load doubles after failures.
+	loadPatience   = 3
 	reconnectFirst = 200 * time.Millisecond
 	reconnectLast  = 10 * time.Second
 	// fullLoadLeast and fullLoadPerHost say how often everything is read
@@ -31,6 +33,8 @@ const (
 	// leases as there are hosts, and at once it would be more than a store can
 	// answer in time, again and again.
 	spreadPerHost = 5 * time.Millisecond
+	// mostAtOnce is how many batches are shown as one at the most.
+	mostAtOnce = 256
 	// spreadLeast is the spread that is worth a thought: with fewer hosts all
 	// load at once, and see what there is without delay.
 	spreadLeast = time.Second
@@ -208,7 +212,9 @@ func (v *View) load(ctx context.Context) error {
 	if !v.behind {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	// A store with a long queue does in vain what nobody waits for, and then
+	// once more.
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout<<min(v.failures, loadPatience))
 	defer cancel()
 	w := v.o.Found
 	v.o.Found = World{}
@@ -230,7 +236,7 @@ func (v *View) load(ctx context.Context) error {
 // missed while it is silent; it has ended when follow returns.
 func (v *View) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	batches, end, ended := make(chan Batch), make(chan error, 1), make(chan struct{})
+	batches, end, ended := make(chan Batch, mostAtOnce), make(chan error, 1), make(chan struct{})
 	go func(after Revision) {
 		defer close(ended)
 		end <- v.watch(ctx, after, batches)
@@ -241,29 +247,34 @@ func (v *View) follow(ctx context.Context) error {
 	}()
 	clock := v.o.Clock
 	patience := missedProgress * ProgressWithin(v.p.leases.len)
-	silent := clock.Uptime() + patience
+	now := clock.Uptime()
+	silent := now + patience
 	// It counts from when the store is followed again: one that is still away
 	// must not make everybody load when it is back.
 	reload := time.Duration(math.MaxInt64)
 	for {
-		timer := clock.Timer(v.wake(min(silent, reload)) - clock.Uptime())
+		timer := clock.Timer(v.wake(min(silent, reload)) - now)
 		select {
 		case b := <-batches:
-			if clock.Uptime() >= silent {
+			timer.Stop()
+			if now = clock.Uptime(); now >= silent {
 				// It waited for us, while this machine slept say: etcd may have
 				// been restored meanwhile, and be past this revision again.
 				return fmt.Errorf("%w for %s", errSilent, patience)
 			}
-			silent = clock.Uptime() + patience
-			reload = min(reload, clock.Uptime()+v.reload)
-			v.take(b)
+			silent, reload = now+patience, min(reload, now+v.reload)
+			v.take(b, batches, now)
 		case err := <-end:
 			timer.Stop()
+			// The store goes on from its last batch, and must not know more of
+			// where that is than we do.
+			if now = clock.Uptime(); len(batches) > 0 && now < silent {
+				v.take(<-batches, batches, now)
+			}
 			return err
 		case <-timer.C:
+			now = clock.Uptime()
 		}
-		timer.Stop()
-		now := clock.Uptime()
 		if v.p.release(now) {
 			v.publish(loud)
 		}
@@ -291,15 +302,25 @@ func (v *View) watch(ctx context.Context, after Revision, to chan<- Batch) error
 	return errors.New("watch leases: the stream ended without a reason")
 }
 
-// take shows what a batch changed. One that only deletes is no word of a store that
-// answers: it deletes what ran out even if it has no time for anybody.
-func (v *View) take(b Batch) {
+// take shows what a batch changed, together with those that came meanwhile: where
+// thousands of hosts start at once, that is what most of the work would be for.
+func (v *View) take(b Batch, more <-chan Batch, now time.Duration) {
 	v.failures = 0
-	now := v.o.Clock.Uptime()
+	changed := v.accept(b, now)
+	for range len(more) {
+		changed = v.accept(<-more, now) || changed
+	}
+	v.publish(volumeOf(changed))
+}
+
+// accept takes in a batch, and reports whether it changed anything but the revision.
+// One that only deletes is no word of a store that answers: it deletes what ran out
+// even if it has no time for anybody.
+func (v *View) accept(b Batch, now time.Duration) bool {
 	if len(b.Deleted) == 0 || len(b.Put)+len(b.Bad) > 0 || b.Config != nil {
 		v.hearing.heard(now)
 	}
-	v.publish(volumeOf(v.p.apply(b, now)))
+	return v.p.apply(b, now)
 }
 
 // wake is the earlier of at and the end of the next held lease.
