@@ -66,11 +66,23 @@ func (c *crowd) join(ctx context.Context) error {
 	return c.each(ctx, func(_ context.Context, h *host) error { return h.join(ctx) })
 }
 
-// meet returns when everybody follows etcd and knows so many leases.
+// meet returns when everybody follows etcd and knows so many leases. That is the end
+// of a host's start: what it asks for while it waits for others is none of it.
 func (c *crowd) meet(ctx context.Context, leases int) error {
 	return c.each(ctx, func(ctx context.Context, h *host) error {
-		return h.await(ctx, func(s *subnet.Snapshot) bool { return s.Synced && s.Len() == leases })
+		err := h.await(ctx, func(s *subnet.Snapshot) bool { return s.Synced && s.Len() == leases })
+		h.asked = h.store.Stats().Requests
+		return err
 	})
+}
+
+// late is how many requests all hosts have sent since their starts ended.
+func (c *crowd) late() uint64 {
+	var sum uint64
+	for _, h := range c.hosts {
+		sum += h.store.Stats().Requests - h.asked
+	}
+	return sum
 }
 
 // catchUp returns when everybody follows etcd and has seen a revision.

@@ -10,6 +10,13 @@ import (
 	"github.com/flanneld-go/flanneld-go/subnet/etcdstore/etcdtest"
 )
 
+// proofs is how many requests a host makes as time goes by: every 6 s at the most its
+// watch asks etcd whether it is the same, and for a sign of life.
+func proofs(took time.Duration) float64 {
+	const each, every = 2, 6 * time.Second
+	return each * took.Seconds() / every.Seconds()
+}
+
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // What every host costs etcd is a promise (docs/scale.md), and holds for 200 as it

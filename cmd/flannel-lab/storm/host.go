@@ -32,6 +32,8 @@ type host struct {
 	stop   context.CancelFunc
 	// retries is how often etcd had no time for a request.
 	retries int
+	// asked is how many requests it had sent when it knew everybody.
+	asked uint64
 }
 
 // newHost makes the host of a number; nothing is asked yet.
@@ -71,23 +73,31 @@ func (h *host) claim() subnet.Claim {
 const joinWithin = 2 * time.Minute
 
 // join does what a daemon does at its start, in its order: one load, which is
-// where the view begins, a subnet, and then a keeper. It returns with the lease.
+// where the view begins, a subnet, and then a keeper and a watch. It returns with the
+// lease.
 func (h *host) join(ctx context.Context) error {
 	starting, cancel := context.WithTimeout(ctx, joinWithin)
 	defer cancel()
+	claim, clock := h.claim(), subnet.SystemClock{}
+	began := clock.Uptime()
 	world, err := h.load(starting)
 	if err != nil {
 		return fmt.Errorf("host %d: %w", h.number, err)
 	}
-	claim, clock := h.claim(), subnet.SystemClock{}
 	ctx, h.stop = context.WithCancel(ctx)
 	h.view = subnet.NewView(subnet.ViewOptions{Store: h.store, Clock: clock, Node: claim.Node, TTL: h.ttl, World: world})
-	h.tasks.Go(func() error { return h.view.Run(ctx) })
 	asked := clock.Uptime()
 	lease, err := h.acquire(starting, world, claim)
 	if err != nil {
 		return fmt.Errorf("host %d: %w", h.number, err)
 	}
+	pause := subnet.CrowdPause(world, lease, clock.Uptime()-began, rand.Float64())
+	h.tasks.Go(func() error {
+		if wait(ctx, pause) != nil {
+			return nil // The host has left.
+		}
+		return h.view.Run(ctx)
+	})
 	h.keeper = subnet.NewKeeper(subnet.KeeperOptions{
 		Store: h.store, Clock: clock, Claim: claim, Lease: lease, Identity: world.Identity, Asked: asked, View: h.view,
 	})
