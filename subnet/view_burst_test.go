@@ -6,6 +6,7 @@ import (
 	"iter"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -22,12 +23,23 @@ func (s *burstStore) Watch(_ context.Context, after subnet.Revision) iter.Seq2[s
 	s.after <- after
 	return func(yield func(subnet.Batch, error) bool) {
 		for n := range s.burst {
+			if n == 1 {
+				time.Sleep(time.Microsecond) // The first one is taken alone.
+			}
 			if !yield(subnet.Batch{Revision: after + subnet.Revision(n) + 1}, nil) {
 				return
 			}
 		}
 		yield(subnet.Batch{}, errors.New("the stream broke"))
 	}
+}
+
+// slowClock takes its time, in which a whole burst comes and ends.
+type slowClock struct{ subnet.SystemClock }
+
+func (c slowClock) Timer(d time.Duration) subnet.Timer {
+	time.Sleep(time.Millisecond)
+	return c.SystemClock.Timer(d)
 }
 
 // A store goes on from where its watch ended, so a view must not lose what came last:
@@ -43,7 +55,7 @@ func TestViewTakesWhatCameBeforeTheEnd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		view := subnet.NewView(subnet.ViewOptions{Store: store, Clock: subnet.SystemClock{}, World: world, Random: func() float64 { return 0.9 }})
+		view := subnet.NewView(subnet.ViewOptions{Store: store, Clock: slowClock{}, World: world, Random: func() float64 { return 0.9 }})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- view.Run(ctx) }()
