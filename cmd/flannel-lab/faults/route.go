@@ -31,7 +31,7 @@ func routeFaults() []Fault {
 		},
 		{
 			Name: "events-lost", Title: "routes deleted while the kernel's events are more than the daemon can take", bounds: alike(300 * ms),
-			do: loseEvents, undo: func(ctx context.Context, n *network) error { return n.run(ctx, "ip route flush table 77") },
+			prepare: letSettle, do: loseEvents, undo: func(ctx context.Context, n *network) error { return n.run(ctx, "ip route flush table 77") },
 		},
 	}
 }
@@ -62,6 +62,12 @@ func deleteRoutes(ctx context.Context, n *network) (time.Time, error) {
 // noise is how many routes of another table overflow the socket that a daemon hears
 // of the kernel by, while it does not run.
 const noise = 20_000
+
+// settled is how long after the last event a daemon looks at the kernel for its sake.
+const settled = 1500 * time.Millisecond
+
+// letSettle waits until nothing but an event makes the daemon look.
+func letSettle(ctx context.Context, _ *network) error { return wait(ctx, settled) }
 
 // loseEvents stops the daemon, has the kernel tell of more than it keeps for it, none
 // of it of any concern, and only then breaks what it should hear of.
