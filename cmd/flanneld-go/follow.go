@@ -35,6 +35,9 @@ const (
 	// share of the time rounds may take that only changes ask for.
 	roundSoon  = 20 * time.Millisecond
 	roundShare = 50
+	// followEvery is the least time between two changes that are followed. The first
+	// goes out at once, and what comes meanwhile is one change.
+	followEvery = 40 * time.Millisecond
 )
 
 // followState is what following goes on from.
@@ -49,6 +52,8 @@ type followState struct {
 	public map[netip.Addr]int
 	// due is when the round after a change is to be made; 0: there was none.
 	due time.Duration
+	// rest is the uptime until which changes are gathered.
+	rest time.Duration
 	// ended is when the last round was over, and took how long it had taken.
 	ended, took time.Duration
 	// filtered: all of the firewall was as it should be after the last round.
@@ -135,6 +140,7 @@ func (l *loop) follow(ctx context.Context) bool {
 	l.path.former.take(away, l.clock.Uptime())
 	gone := slices.DeleteFunc(slices.Clone(c.Old), func(o subnet.Lease) bool { return slices.Contains(away, o) })
 	l.path.peers = replacePeers(l.path.peers, c)
+	f.rest = l.clock.Uptime() + followEvery
 	f.snap, l.snap, l.path.steady = next, next, true
 	l.showPeers()
 	l.board.Update(func(s *status.Status) { s.Etcd.Revision = int64(next.Revision) })
@@ -150,11 +156,14 @@ func (l *loop) follow(ctx context.Context) bool {
 // letGo forgets where peers were before they moved, once that does not count any more.
 // It reports false when that needs a round.
 func (l *loop) letGo(ctx context.Context) bool {
-	f := &l.path.follow
+	f, now := &l.path.follow, l.clock.Uptime()
+	if l.path.former.next(now+1) > now {
+		return true
+	}
 	if f.snap == nil || f.snap != l.snap {
 		return false
 	}
-	expired := l.path.former.expire(l.clock.Uptime())
+	expired := l.path.former.expire(now)
 	var held []subnet.Lease
 	for _, e := range expired {
 		at, found := findPeer(l.path.peers, e.Subnet)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -24,6 +25,7 @@ type followingTable struct {
 	mu          sync.Mutex
 	gone, fresh []string
 	applied     int
+	followed    int
 	// takes is how long Apply does.
 	takes time.Duration
 }
@@ -45,6 +47,7 @@ func (f *followingTable) appliedTimes() int {
 func (f *followingTable) Follow(_ context.Context, gone, fresh []native.Peer) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.followed++
 	for _, p := range gone {
 		f.gone = append(f.gone, p.Subnet.String()+" "+p.PublicIP[subnet.IPv4].String())
 	}
@@ -177,6 +180,37 @@ func TestFormerAddressesAreLetGo(t *testing.T) {
 	})
 }
 
+// One change goes out at once; of many in a row some at a time.
+func TestChangesAreGathered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := &followingTable{takes: 200 * time.Millisecond}
+		h := unhurriedHost(t, table)
+		defer h.stop()
+		table.mu.Lock()
+		table.followed = 0
+		table.mu.Unlock()
+		const count = 40
+		for n := range count {
+			h.peer(fmt.Sprintf("10.5.%d.0-24", 150+n), fmt.Sprintf("198.18.0.%d", 150+n))
+			synctest.Wait()
+			if n == 0 && len(h.routes()) != 2 {
+				t.Error("the first did not go out at once")
+			}
+			time.Sleep(followEvery / 8)
+		}
+		time.Sleep(followEvery)
+		synctest.Wait()
+		if n := len(h.routes()); n != 1+count {
+			t.Errorf("%d routes, want %d", n, 1+count)
+		}
+		table.mu.Lock()
+		defer table.mu.Unlock()
+		if table.followed < 3 || table.followed > count/8+1 {
+			t.Errorf("%d changes were followed %d times", count, table.followed)
+		}
+	})
+}
+
 // noVariants are tools of a host whose iptables has nothing to do.
 type noVariants struct{ noTools }
 
@@ -184,23 +218,31 @@ func (noVariants) Variants(context.Context, subnet.Family) ([]firewall.Variant, 
 	return nil, nil
 }
 
+// unhurriedHost is a host whose firewall takes its time, right after the round of a change.
+func unhurriedHost(t *testing.T, table *followingTable) *testHost {
+	t.Helper()
+	h := newHost(t)
+	h.table, h.tools = table, noVariants{}
+	h.opts.iptablesResync = 3 * time.Second
+	h.data.OverwriteConfig(networkConfig)
+	h.start()
+	h.ready()
+	h.kernel.Hush()
+	time.Sleep(roundShare * table.takes) // so that the change's round is soon after it
+	h.peer("10.5.100.0-24", "198.18.0.100")
+	time.Sleep(time.Second)
+	synctest.Wait()
+	return h
+}
+
 // While peers change, rounds that are made for other reasons leave the firewall to the
 // one that the change has coming, which is the later the longer it takes.
 func TestRoundsLeaveTheFirewallToTheDueOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := &followingTable{takes: 200 * time.Millisecond}
-		h := newHost(t)
-		h.table, h.tools = table, noVariants{}
-		h.opts.iptablesResync = 3 * time.Second
-		h.data.OverwriteConfig(networkConfig)
-		h.start()
+		h := unhurriedHost(t, table)
 		defer h.stop()
-		h.ready()
 		due := roundShare * table.takes
-		time.Sleep(due) // so that a change's round is soon after it
-		h.peer("10.5.100.0-24", "198.18.0.100")
-		time.Sleep(time.Second)
-		synctest.Wait()
 		h.peer("10.5.200.0-24", "198.18.0.2")
 		synctest.Wait()
 		applied, runs := table.appliedTimes(), h.board.Snapshot().Sync.Runs

@@ -167,12 +167,16 @@ func (l *loop) idle(ctx context.Context, w *wakes, pause time.Duration) {
 	due := l.clock.Uptime() + pause
 	for {
 		round := l.path.follow.until(due)
-		timer := l.clock.Timer(l.path.former.next(round) - l.clock.Uptime())
+		wake, news := l.path.former.next(round), l.snap.Changed()
+		if rest := l.path.follow.rest; l.clock.Uptime() < rest {
+			wake, news = min(wake, rest), nil
+		}
+		timer := l.clock.Timer(wake - l.clock.Uptime())
 		again := false
 		// News is worth a try at once, and ends the patience with what failed.
 		select {
 		case <-ctx.Done():
-		case <-l.snap.Changed():
+		case <-news:
 			again = l.follow(ctx)
 			l.retry = retryMin
 		case <-l.lease.changed():

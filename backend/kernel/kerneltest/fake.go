@@ -192,6 +192,14 @@ func (f *Fake) do(o Op, run func() error) error {
 
 func (f *Fake) emit(t kernel.Topic, link int) { f.tell(kernel.Event{Topic: t, Link: link}) }
 
+// Hush ends the telling of events: it tells those of the caller's own doing, too, which a
+// [kernel.Netlink] keeps to itself.
+func (f *Fake) Hush() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.feeds)
+}
+
 func (f *Fake) tell(e kernel.Event) {
 	for sub := range f.feeds {
 		sub.Add(e)
