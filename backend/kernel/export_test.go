@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HopID is the number that a nexthop object would have at a probe.
+// HopID is the number that a nexthop object of the first instance would have at a probe.
 func HopID(gateway netip.Addr, link, probe int) uint32 {
-	return uint32(hop{gateway: gateway, link: link, onLink: true}.id(probe))
+	return uint32(hop{gateway: gateway, link: link, onLink: true}.id(0, probe))
 }
 
 // Attempts is how often a list is begun, and ErrInterrupted what comes of it then.

@@ -29,7 +29,8 @@ import (
 // kernel's, not [Protocol]: when systemd-networkd starts it deletes all nexthop
 // objects of its links that it did not make, and the routes through them go along;
 // only those of the kernel it leaves, and no setting changes that before 256. The
-// kernel makes none by itself.
+// kernel makes none by itself. Each [Instance] has a range of numbers of its own: two of
+// them never share an object, which one would delete under the other's routes.
 //
 // The kernel deletes the routes through an object that is deleted. Which routes
 // refer to which object is therefore counted from complete dumps, and an object
@@ -43,9 +44,10 @@ type hop struct {
 }
 
 const (
-	// hopBase and hopSpace bound our numbers; others count from 1.
-	hopBase  = Protocol << 24
-	hopSpace = 1 << 24
+	// hopShift and hopSpace bound our numbers: they begin at the protocol number,
+	// shifted. Others count from 1.
+	hopShift = 24
+	hopSpace = 1 << hopShift
 	// hopProbes is how many numbers are tried for one hop.
 	hopProbes = 16
 	// hopProtocol is the protocol of our objects.
@@ -59,8 +61,8 @@ const (
 	hopFlags = 4
 )
 
-// id is the hop's number at a probe, counted from 0.
-func (h hop) id(probe int) int {
+// id is the number that an instance gives the hop at a probe, counted from 0.
+func (h hop) id(i Instance, probe int) int {
 	sum := fnv.New32a()
 	b := h.gateway.As16()
 	_, _ = sum.Write(b[:]) // a hash does not fail
@@ -70,13 +72,14 @@ func (h hop) id(probe int) int {
 	}
 	// In 32 bits: where an int has no more, the number wraps to a negative one
 	// and back on its way to the kernel.
-	return int(hopBase + (sum.Sum32()+uint32(probe))%hopSpace)
+	return int(uint32(i.Protocol())<<hopShift + (sum.Sum32()+uint32(probe))%hopSpace) //nolint:gosec // a protocol has 8 bits
 }
 
-// names reports whether an object that holds h has the number for it that we give.
-func (h hop) names(id int) bool {
+// names reports whether an object that holds h has the number for it that an instance
+// gives.
+func (h hop) names(i Instance, id int) bool {
 	for probe := range hopProbes + 1 {
-		if h.id(probe) == id {
+		if h.id(i, probe) == id {
 			return true
 		}
 	}
@@ -90,6 +93,8 @@ func hopOf(r Route) (hop, bool) {
 
 // hopTable is what is known of nexthop objects.
 type hopTable struct {
+	// instance is who we are.
+	instance Instance
 	// probed says that unsupported is known: why objects cannot be used, or
 	// nil.
 	probed      bool
@@ -197,7 +202,7 @@ func (t *hopTable) ensure(ctx context.Context, c *conn, wanted []hop, out map[ho
 		wanted = t.compare(ctx, c, taken, probe, out)
 		if probe == hopProbes {
 			for _, h := range wanted {
-				out[h] = ensured{err: fmt.Errorf("nexthop numbers %d to %d are taken", h.id(0), h.id(probe))}
+				out[h] = ensured{err: fmt.Errorf("nexthop numbers %d to %d are taken", h.id(t.instance, 0), h.id(t.instance, probe))}
 			}
 			break
 		}
@@ -215,12 +220,12 @@ func (t *hopTable) create(ctx context.Context, c *conn, wanted []hop, probe int,
 		n: len(wanted),
 		encode: func(e *encoder, i int) {
 			h := wanted[i]
-			encodeHop(e, unix.RTM_NEWNEXTHOP, unix.NLM_F_CREATE|unix.NLM_F_EXCL, h.id(probe), family(h.gateway))
+			encodeHop(e, unix.RTM_NEWNEXTHOP, unix.NLM_F_CREATE|unix.NLM_F_EXCL, h.id(t.instance, probe), family(h.gateway))
 			e.setHop(h)
 		},
 	})
 	for i, h := range wanted {
-		out[h] = ensured{id: h.id(probe)}
+		out[h] = ensured{id: h.id(t.instance, probe)}
 		if i >= sent {
 			out[h] = ensured{err: err}
 		}
@@ -243,11 +248,11 @@ func (t *hopTable) compare(ctx context.Context, c *conn, taken []hop, probe int,
 	failed, sent, err := c.do(ctx, requests{
 		n: len(taken),
 		encode: func(e *encoder, i int) {
-			encodeHop(e, unix.RTM_GETNEXTHOP, 0, taken[i].id(probe), unix.AF_UNSPEC)
+			encodeHop(e, unix.RTM_GETNEXTHOP, 0, taken[i].id(t.instance, probe), unix.AF_UNSPEC)
 		},
 		reply: func(i int, m message) {
 			o, ok, err := parseHop(m)
-			same[i] = err == nil && ok && o.ours && o.hop == taken[i]
+			same[i] = err == nil && ok && t.owns(o) && o.hop == taken[i]
 		},
 	})
 	for _, f := range failed {
@@ -334,7 +339,7 @@ func (t *hopTable) load(ctx context.Context, c *conn) error {
 	t.held = make(map[int]hop, len(found))
 	t.orphans = make(map[int]bool)
 	for _, o := range found {
-		if o.ours {
+		if t.owns(o) {
 			t.held[o.id] = o.hop
 			t.orphans[o.id] = t.refs[o.id] == 0
 		}
@@ -424,8 +429,14 @@ func (e *encoder) setHop(h hop) {
 // object is a nexthop object as listed.
 type object struct {
 	hop
-	id   int
-	ours bool
+	id       int
+	protocol int
+}
+
+// owns reports whether an object is ours.
+func (t *hopTable) owns(o object) bool {
+	// Earlier versions gave theirs the protocol of routes.
+	return o.protocol == t.instance.Protocol() || o.protocol == hopProtocol && o.names(t.instance, o.id)
 }
 
 func listHops(ctx context.Context, c *conn) ([]object, error) {
@@ -457,8 +468,6 @@ func parseHop(m message) (o object, ok bool, err error) {
 			o.gateway = ip(v)
 		}
 	})
-	// Earlier versions gave theirs the protocol of routes.
-	protocol := m.data[2]
-	o.ours = protocol == Protocol || protocol == hopProtocol && o.names(o.id)
+	o.protocol = int(m.data[2])
 	return o, err == nil, err
 }

@@ -20,6 +20,8 @@ type Options struct {
 	// NetNS is the path of a network namespace ("/run/netns/h1"); empty: the
 	// process's own. Another one needs CAP_SYS_ADMIN.
 	NetNS string
+	// Instance is who we are: whose nexthop objects are ours.
+	Instance Instance
 	// Gateways is the form in which routes through a gateway are written.
 	Gateways GatewayForm
 	// OthersOnly leaves out of Events what this very Host does to entries. Changes
@@ -55,7 +57,7 @@ var errClosed = fmt.Errorf("netlink: %w", os.ErrClosed)
 
 // Open opens a Netlink; it must be closed.
 func Open(o Options) (_ *Netlink, err error) {
-	n := &Netlink{gates: o.Gateways, turn: make(chan *conn, 1)}
+	n := &Netlink{gates: o.Gateways, turn: make(chan *conn, 1), hops: hopTable{instance: o.Instance}}
 	if o.NetNS != "" {
 		if n.ns, err = os.Open(o.NetNS); err != nil {
 			return nil, fmt.Errorf("open network namespace: %w", err)

@@ -8,12 +8,12 @@ import (
 	"github.com/flanneld-go/flanneld-go/backend/reconcile"
 )
 
-// Protocol marks the routes and nexthops that we install (rtnetlink's
-// RTPROT_*; see /etc/iproute2/rt_protos, where it is unassigned). It is how we
-// prove that an entry is ours.
+// Protocol marks the routes and nexthops that the first [Instance] installs
+// (rtnetlink's RTPROT_*; see /etc/iproute2/rt_protos, where it is unassigned). It is
+// how we prove that an entry is ours.
 const Protocol = 158
 
-// Alias marks the links that we create (IFLA_IFALIAS).
+// Alias marks the links that the first [Instance] creates (IFLA_IFALIAS).
 const Alias = "flanneld-go"
 
 // Errors that callers decide on.

@@ -80,13 +80,19 @@ func TestRoundTrip(t *testing.T) {
 		same(t, f, gotF, ok, err)
 
 		h := hop{gateway: dst, link: link, onLink: rapid.Bool().Draw(t, "hop onlink")}
+		i := rapid.SampledFrom(Instances()).Draw(t, "instance")
 		gotH, ok, err := parseHop(encoded(t, func(e *encoder) {
-			encodeHop(e, unix.RTM_NEWNEXTHOP, 0, h.id(0), family(dst))
+			encodeHop(e, unix.RTM_NEWNEXTHOP, 0, h.id(i, 0), family(dst))
 			e.setHop(h)
 		}))
-		same(t, object{hop: h, id: h.id(0), ours: true}, gotH, ok, err)
-		if id := uint32(h.id(3)); id < hopBase || id >= hopBase+hopSpace {
-			t.Fatalf("number %d is out of our range", id)
+		same(t, object{hop: h, id: h.id(i, 0), protocol: hopProtocol}, gotH, ok, err)
+		for _, other := range Instances() {
+			if owns := (&hopTable{instance: other}).owns(gotH); owns != (other == i) {
+				t.Fatalf("object %d of instance %d is one of instance %d's: %t", gotH.id, i, other, owns)
+			}
+			if id := h.id(other, 3); uint32(id)>>hopShift != uint32(other.Protocol()) {
+				t.Fatalf("number %d of instance %d is out of its range", id, other)
+			}
 		}
 	})
 }
