@@ -88,8 +88,11 @@ const (
 type Params struct {
 	Config *subnet.Config
 	Node   subnet.NodeID
-	Kernel kernel.Host
-	Log    *slog.Logger
+	// Instance is who we are among the daemons of this host: which links and routes are
+	// ours.
+	Instance kernel.Instance
+	Kernel   kernel.Host
+	Log      *slog.Logger
 	// Blackhole asks for a route of last resort that drops packets to
 	// addresses of our own subnet that no container has (flannel's
 	// --ip-blackhole-route).

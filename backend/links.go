@@ -11,12 +11,12 @@ import (
 	"github.com/flanneld-go/flanneld-go/backend/reconcile"
 )
 
-// IsTunnel reports whether l is a tunnel of ours, by its alias, or of flannel's,
-// by its name. An uplink is never one.
+// IsTunnel reports whether l is a tunnel of ours or of another instance's, by its
+// alias, or of flannel's, by its name. An uplink is never one.
 func IsTunnel(l kernel.Link) bool {
 	switch l.Type {
 	case "vxlan", "tun", "ipip", "ip6tnl", "wireguard":
-		return l.Alias == kernel.Alias || strings.HasPrefix(l.Name, "flannel")
+		return kernel.IsAlias(l.Alias) || strings.HasPrefix(l.Name, "flannel")
 	}
 	return false
 }
@@ -37,7 +37,7 @@ func (p Params) ApplyAndSweep(ctx context.Context, keep []string, steps ...recon
 // what a backend of an earlier config left.
 func (p Params) SweepLinks(ctx context.Context, keep ...string) (reconcile.Result, error) {
 	return p.DeleteLinks(ctx, func(l kernel.Link) bool {
-		return IsTunnel(l) && l.Alias == kernel.Alias && !slices.Contains(keep, l.Name)
+		return IsTunnel(l) && l.Alias == p.Instance.Alias() && !slices.Contains(keep, l.Name)
 	})
 }
 

@@ -16,6 +16,11 @@ func (p Params) Logger() *slog.Logger {
 	return p.Log
 }
 
+// Router returns the policy for our routes.
+func (p Params) Router() Router {
+	return Router{Kernel: p.Kernel, Instance: p.Instance, Log: p.Logger()}
+}
+
 // Families are those that the config has, in order.
 func (p Params) Families() []subnet.Family {
 	var fs []subnet.Family

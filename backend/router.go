@@ -29,7 +29,7 @@ const (
 // backend: which of them are ours, which are flannel's and taken over, and
 // which are somebody else's and not touched. Ours is a route
 //
-//   - with our protocol number, or
+//   - with our protocol number, which no other instance on this host has, or
 //   - through a device of ours, or inside the network through flannel's, or
 //   - that flannel left on the uplink: inside the network, without a protocol,
 //     its gateway the address of a listed peer.
@@ -37,7 +37,9 @@ const (
 // The zero Router with a Kernel is ready. It serves one caller at a time.
 type Router struct {
 	Kernel kernel.Host
-	Log    *slog.Logger
+	// Instance says which protocol number is ours.
+	Instance kernel.Instance
+	Log      *slog.Logger
 
 	differ reconcile.Differ[kernel.Route, kernel.RouteKey]
 	// blocked says what was in the way of a destination at the last Step; nil: that
@@ -102,7 +104,7 @@ func (r *Router) Step(ctx context.Context, plan RoutePlan) (reconcile.Step, erro
 		table.err = err // what is in the way is not known: do nothing
 	}
 	words := &describer{ctx: ctx, kernel: r.Kernel}
-	ours := plan.proof(words)
+	ours := plan.proof(words, r.Instance)
 	table.ours = ours
 	var foreign []kernel.Route
 	for _, e := range table.routes {
@@ -123,7 +125,7 @@ func (r *Router) Step(ctx context.Context, plan RoutePlan) (reconcile.Step, erro
 		}
 		return why
 	}, plan.Desired.Peers)
-	if holes := plan.blackholes(); len(holes) > 0 {
+	if holes := plan.blackholes(r.Instance); len(holes) > 0 {
 		desired = slices.Concat(desired, holes)
 	}
 	foreign = slices.DeleteFunc(foreign, func(e kernel.Route) bool { return named[e.Dst] })
@@ -137,7 +139,7 @@ func (r *Router) Step(ctx context.Context, plan RoutePlan) (reconcile.Step, erro
 // Sweep deletes every route that carries our protocol number.
 func (r *Router) Sweep(ctx context.Context) (reconcile.Result, error) {
 	return reconcile.Apply(ctx, r.differ.Step("route", r.Kernel.Routes(), nil, func(e kernel.Route) bool {
-		return e.Protocol == kernel.Protocol
+		return e.Protocol == r.Instance.Protocol()
 	}))
 }
 
@@ -150,7 +152,7 @@ func (r *Router) Recall(ctx context.Context, c *subnet.Config) ([]kernel.Route, 
 	}
 	var peers []kernel.Route
 	for _, route := range routes {
-		if route.Protocol == kernel.Protocol && route.Gateway.IsValid() && inside(c, route.Dst) {
+		if route.Protocol == r.Instance.Protocol() && route.Gateway.IsValid() && inside(c, route.Dst) {
 			peers = append(peers, route)
 		}
 	}
@@ -231,7 +233,7 @@ func Precedence(r kernel.Route) int {
 }
 
 // proof returns what tells our routes from others'.
-func (p *RoutePlan) proof(links *describer) func(kernel.Route) bool {
+func (p *RoutePlan) proof(links *describer, instance kernel.Instance) func(kernel.Route) bool {
 	var listed map[netip.Addr]bool // made for the first route that may be flannel's
 	isListed := func(gateway netip.Addr) bool {
 		if listed == nil {
@@ -246,7 +248,7 @@ func (p *RoutePlan) proof(links *describer) func(kernel.Route) bool {
 	}
 	return func(r kernel.Route) bool {
 		switch {
-		case r.Protocol == kernel.Protocol, r.Link != 0 && slices.Contains(p.Devices, r.Link):
+		case r.Protocol == instance.Protocol(), r.Link != 0 && slices.Contains(p.Devices, r.Link):
 			return true
 		case r.Protocol != protocolBoot || !inside(p.Desired.Config, r.Dst):
 			return false
@@ -260,7 +262,7 @@ func (p *RoutePlan) proof(links *describer) func(kernel.Route) bool {
 }
 
 // blackholes returns the last resorts for our own subnet.
-func (p *RoutePlan) blackholes() []kernel.Route {
+func (p *RoutePlan) blackholes(instance kernel.Instance) []kernel.Route {
 	if !p.Blackhole {
 		return nil
 	}
@@ -268,7 +270,7 @@ func (p *RoutePlan) blackholes() []kernel.Route {
 	for _, own := range p.Desired.Own.Subnet {
 		if own.IsValid() {
 			routes = append(routes, kernel.Route{
-				Dst: own, Blackhole: true, Metric: blackholeMetric, Protocol: kernel.Protocol,
+				Dst: own, Blackhole: true, Metric: blackholeMetric, Protocol: instance.Protocol(),
 			})
 		}
 	}

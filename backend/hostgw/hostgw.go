@@ -39,7 +39,7 @@ func New(p backend.Params) (backend.Backend, error) {
 	if err := p.NoOptions(); err != nil {
 		return nil, err
 	}
-	return &Backend{params: p, router: backend.Router{Kernel: p.Kernel, Log: p.Logger()}}, nil
+	return &Backend{params: p, router: p.Router()}, nil
 }
 
 // Attrs has no backend data.
@@ -114,7 +114,7 @@ func (b *Backend) project(d backend.Desired) ([]kernel.Route, error) {
 			}
 			routes = append(routes, kernel.Route{
 				Dst: peer.Subnet[f], Gateway: peer.Attrs.PublicIP[f],
-				Link: d.Uplink.Link.Index, Protocol: kernel.Protocol,
+				Link: d.Uplink.Link.Index, Protocol: b.params.Instance.Protocol(),
 			})
 		}
 	}

@@ -126,9 +126,9 @@ func (b *Backend) openMore(ctx context.Context, at netip.Addr) [][]Sender {
 // to go on with.
 func (b *Backend) ensureDevice(ctx context.Context, mtu int) (kernel.Link, error) {
 	if b.tunnel != nil && b.tunnel.attached() {
-		link, err := b.params.Kernel.LinkByName(ctx, device)
+		link, err := b.params.Kernel.LinkByName(ctx, b.device)
 		if err != nil {
-			return kernel.Link{}, fmt.Errorf("find device %s: %w", device, err)
+			return kernel.Link{}, fmt.Errorf("find device %s: %w", b.device, err)
 		}
 		return link, b.tune(ctx, link, mtu)
 	}
@@ -143,7 +143,7 @@ func (b *Backend) ensureDevice(ctx context.Context, mtu int) (kernel.Link, error
 	if err != nil {
 		return kernel.Link{}, err
 	}
-	link, err := b.params.Kernel.LinkByName(ctx, device)
+	link, err := b.params.Kernel.LinkByName(ctx, b.device)
 	if err == nil {
 		err = b.tune(ctx, link, mtu)
 	}
@@ -152,12 +152,12 @@ func (b *Backend) ensureDevice(ctx context.Context, mtu int) (kernel.Link, error
 		err = opened.persist()
 	}
 	if err != nil {
-		return kernel.Link{}, errors.Join(fmt.Errorf("set up device %s: %w", device, err), opened.Close())
+		return kernel.Link{}, errors.Join(fmt.Errorf("set up device %s: %w", b.device, err), opened.Close())
 	}
 	b.tunnel = opened
 	b.devices.put(opened.queues()...)
 	level := b.level(opened)
-	b.log.Info("attached to tunnel device", "device", device, "mtu", mtu,
+	b.log.Info("attached to tunnel device", "device", b.device, "mtu", mtu,
 		"queues", level.Queues, "offloads", listOn(level.Offloads))
 	return link, nil
 }
@@ -166,16 +166,16 @@ func (b *Backend) ensureDevice(ctx context.Context, mtu int) (kernel.Link, error
 // as many queues as we want.
 func (b *Backend) attach(ctx context.Context) (tunnel, error) {
 	o := tunOptions{Queues: b.queues, MultiQueue: b.queues > 1, Whole: b.whole}
-	link, err := b.params.Kernel.LinkByName(ctx, device)
+	link, err := b.params.Kernel.LinkByName(ctx, b.device)
 	switch {
 	case errors.Is(err, kernel.ErrNotFound):
 	case err != nil:
-		return nil, fmt.Errorf("find device %s: %w", device, err)
+		return nil, fmt.Errorf("find device %s: %w", b.device, err)
 	case link.Type != linkType:
-		return nil, foreignError(device, "type "+link.Type)
+		return nil, foreignError(b.device, "type "+link.Type)
 	case link.Tun.Queues > 0:
 		// The kernel would let us attach, and share the packets out.
-		return nil, busyError(device)
+		return nil, busyError(b.device)
 	case link.Tun.MultiQueue:
 		o.MultiQueue = true // also for one queue
 	case o.MultiQueue:
@@ -183,19 +183,19 @@ func (b *Backend) attach(ctx context.Context) (tunnel, error) {
 			return nil, err
 		}
 	}
-	return b.open(device, o)
+	return b.open(b.device, o)
 }
 
 // remove deletes a device of one queue, flannel's or that of a run with other
 // options: it can never have more. Whoever still holds it keeps it.
 func (b *Backend) remove(ctx context.Context, link kernel.Link) error {
-	held, err := b.open(device, tunOptions{Queues: 1, Whole: b.whole})
+	held, err := b.open(b.device, tunOptions{Queues: 1, Whole: b.whole})
 	if err != nil {
 		return err
 	}
-	b.log.Info("replacing tunnel device that has a single queue", "device", device)
+	b.log.Info("replacing tunnel device that has a single queue", "device", b.device)
 	if err = b.params.Kernel.DeleteLink(ctx, link.Index); err != nil {
-		err = fmt.Errorf("replace device %s: %w", device, err)
+		err = fmt.Errorf("replace device %s: %w", b.device, err)
 	}
 	return errors.Join(err, held.Close())
 }
@@ -203,8 +203,8 @@ func (b *Backend) remove(ctx context.Context, link kernel.Link) error {
 // tune sets mark, MTU and queue length where they differ.
 func (b *Backend) tune(ctx context.Context, link kernel.Link, mtu int) error {
 	var c kernel.LinkChange
-	if link.Alias != kernel.Alias {
-		c.Alias = kernel.Alias
+	if link.Alias != b.params.Instance.Alias() {
+		c.Alias = b.params.Instance.Alias()
 	}
 	if link.MTU != mtu {
 		c.MTU = mtu
@@ -225,7 +225,7 @@ func (b *Backend) bringUp(ctx context.Context, link kernel.Link) error {
 	}
 	up := true
 	if err := b.params.Kernel.SetLink(ctx, link.Index, kernel.LinkChange{Up: &up}); err != nil {
-		return fmt.Errorf("bring up device %s: %w", device, err)
+		return fmt.Errorf("bring up device %s: %w", b.device, err)
 	}
 	return nil
 }
@@ -258,7 +258,7 @@ func (b *Backend) applyRoutes(ctx context.Context, link kernel.Link, d backend.D
 	}
 	for f, r := range d.Config.Ranges {
 		if r.Network.IsValid() && d.Own.Subnet[f].IsValid() {
-			plan.Routes = append(plan.Routes, kernel.Route{Dst: r.Network, Link: link.Index, Protocol: kernel.Protocol})
+			plan.Routes = append(plan.Routes, kernel.Route{Dst: r.Network, Link: link.Index, Protocol: b.params.Instance.Protocol()})
 		}
 	}
 	step, blocked := b.router.Step(ctx, plan)

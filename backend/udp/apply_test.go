@@ -20,6 +20,9 @@ import (
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
+// device is the tunnel of the first instance.
+const device = devicePrefix + "0"
+
 // host is a Backend on a kernel in memory, with TUN devices in memory and real
 // sockets on loopback.
 type host struct {

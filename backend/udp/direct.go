@@ -53,7 +53,7 @@ func (b *Backend) directRoute(u backend.Uplink, peer *subnet.Lease, to endpoint)
 	if !to.direct || !dst.IsValid() || !u.OnSegment(to.to.Addr()) {
 		return kernel.Route{}, false
 	}
-	return kernel.Route{Dst: dst, Gateway: to.to.Addr(), Link: u.Link.Index, Protocol: kernel.Protocol}, true
+	return kernel.Route{Dst: dst, Gateway: to.to.Addr(), Link: u.Link.Index, Protocol: b.params.Instance.Protocol()}, true
 }
 
 // Recall reads from the main table which peers an earlier process had plain routes

@@ -83,7 +83,7 @@ func (b *Backend) Inherit(ctx context.Context, d backend.Desired, files []*os.Fi
 	at := netip.AddrPortFrom(d.Uplink.Addr[outer(d.Uplink)], b.port)
 	b.mtu.Store(int64(b.MTU(d.Uplink)))
 	queues, sockets, refused := b.sift(at, files)
-	if t, err := inheritTUN(device, queues, b.whole); err == nil {
+	if t, err := inheritTUN(b.device, queues, b.whole); err == nil {
 		b.tunnel = t
 		b.devices.put(t.queues()...)
 	} else {
@@ -107,7 +107,7 @@ func (b *Backend) follow(files []*os.File) {
 	var there [queuesMost]bool
 	most := 0
 	for _, f := range files {
-		if h, err := parseHeirloom(f.Name()); err == nil && h.device == device && h.n < queuesMost {
+		if h, err := parseHeirloom(f.Name()); err == nil && h.device == b.device && h.n < queuesMost {
 			there[h.n] = true
 			most = max(most, h.n+1)
 		}
@@ -115,7 +115,7 @@ func (b *Backend) follow(files []*os.File) {
 	if whole := !slices.Contains(there[:most], false); !b.auto || !whole || most == 0 || most == b.queues {
 		return
 	}
-	b.log.Info("keeping as many queues as the former process had", "device", device, "queues", most)
+	b.log.Info("keeping as many queues as the former process had", "device", b.device, "queues", most)
 	b.queues = most
 	b.traffic = make([]traffic, most)
 }
@@ -128,12 +128,12 @@ func (b *Backend) sift(at netip.AddrPort, files []*os.File) (queues, sockets []*
 		var to []*os.File
 		switch {
 		case err != nil:
-		case h == heirloom{n: h.n, device: device}:
+		case h == heirloom{n: h.n, device: b.device}:
 			to = queues
 		case h == heirloom{n: h.n, at: at}:
 			to = sockets
 		default:
-			err = fmt.Errorf("%w: wanted are device %s and sockets at %s", errNoHeirloom, device, at)
+			err = fmt.Errorf("%w: wanted are device %s and sockets at %s", errNoHeirloom, b.device, at)
 		}
 		switch {
 		case err != nil:
@@ -185,7 +185,7 @@ func (b *Backend) Descriptors() []backend.Descriptor {
 	var list []backend.Descriptor
 	if all, ok := b.tunnel.(tuns); ok {
 		for i, t := range all {
-			list = append(list, backend.Descriptor{Name: heirloom{n: i, device: device}.String(), Conn: t.raw})
+			list = append(list, backend.Descriptor{Name: heirloom{n: i, device: b.device}.String(), Conn: t.raw})
 		}
 	}
 	for _, set := range b.outlets.load().sets {

@@ -9,6 +9,7 @@ import (
 	"math"
 	"net/netip"
 	"runtime"
+	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -20,8 +21,9 @@ import (
 const (
 	// Type is the name in Backend.Type. Leases have none, as flannel's.
 	Type = "udp"
-	// device is the tunnel's name, flannel's too.
-	device = "flannel0"
+	// devicePrefix and the number of the instance are the tunnel's name: that of the
+	// first one is flannel's, too.
+	devicePrefix = "flannel"
 	// defaultPort is flannel's.
 	defaultPort = 8285
 	// queueLen is how many packets the device holds while nobody reads, as
@@ -83,6 +85,8 @@ type Backend struct {
 	auto   bool // nobody said how many
 	fixed  bool // the source port
 	direct bool // no tunnel on the segment
+	// device is the tunnel's name.
+	device string
 	log    *slog.Logger
 	// open attaches to the TUN device name: openTUN, or a test's.
 	open func(name string, o tunOptions) (tunnel, error)
@@ -140,12 +144,13 @@ func New(p backend.Params) (backend.Backend, error) {
 		fixed:   opts.FixedSource,
 		direct:  opts.DirectRouting,
 		auto:    opts.Queues == 0,
+		device:  devicePrefix + strconv.Itoa(int(p.Instance)),
 		queues:  cmp.Or(opts.Queues, defaultQueues(runtime.GOMAXPROCS(0))),
 		log:     p.Logger(),
 		open:    openTUN,
 		devices: newSlot(),
 		outlets: newOutlets(),
-		router:  backend.Router{Kernel: p.Kernel, Log: p.Logger()},
+		router:  p.Router(),
 	}
 	b.sockets.log = b.log
 	b.traffic = make([]traffic, b.queues)
@@ -198,7 +203,7 @@ func (b *Backend) MTU(u backend.Uplink) int { return u.Link.MTU - overhead(u) }
 
 // Tunnel names the TUN device and the UDP port.
 func (b *Backend) Tunnel() backend.Tunnel {
-	return backend.Tunnel{Devices: []string{device}, Direct: b.direct, Port: b.port, Encapsulation: backend.PlainPacket}
+	return backend.Tunnel{Devices: []string{b.device}, Direct: b.direct, Port: b.port, Encapsulation: backend.PlainPacket}
 }
 
 // Counters is Stats by name: backend.Counter.
@@ -241,7 +246,7 @@ func (b *Backend) Run(ctx context.Context) error {
 			mtu:     &b.mtu,
 			out:     &b.traffic[i].out,
 			in:      &b.traffic[i].in,
-			log:     b.log.With("device", device),
+			log:     b.log.With("device", b.device),
 			uso:     uso,
 		}
 	}
@@ -276,14 +281,14 @@ func (b *Backend) Cleanup(ctx context.Context) error {
 	_, err := b.router.Sweep(ctx)
 	b.mu.Unlock()
 	errs = append(errs, err)
-	link, err := b.params.Kernel.LinkByName(ctx, device)
+	link, err := b.params.Kernel.LinkByName(ctx, b.device)
 	switch {
 	case errors.Is(err, kernel.ErrNotFound):
 	case err != nil:
-		errs = append(errs, fmt.Errorf("find device %s: %w", device, err))
-	case link.Type == linkType && link.Alias == kernel.Alias:
+		errs = append(errs, fmt.Errorf("find device %s: %w", b.device, err))
+	case link.Type == linkType && link.Alias == b.params.Instance.Alias():
 		if err := b.params.Kernel.DeleteLink(ctx, link.Index); err != nil {
-			errs = append(errs, fmt.Errorf("delete device %s: %w", device, err))
+			errs = append(errs, fmt.Errorf("delete device %s: %w", b.device, err))
 		}
 	}
 	return errors.Join(errs...)

@@ -43,8 +43,8 @@ func deviceName(f subnet.Family, vni int) string {
 
 // adoptable reports whether l may be used or replaced: a VXLAN device that
 // carries our alias, or none, as flannel's do.
-func adoptable(l kernel.Link) bool {
-	return l.Type == linkType && (l.Alias == kernel.Alias || l.Alias == "")
+func (b *Backend) adoptable(l kernel.Link) bool {
+	return l.Type == linkType && (l.Alias == b.params.Instance.Alias() || l.Alias == "")
 }
 
 // differences lists what of a device cannot be changed and is not as wanted;
@@ -103,7 +103,7 @@ func find(links []kernel.Link, name string) (kernel.Link, bool) {
 // wanted is the device of one family as it should be.
 func (b *Backend) wanted(u backend.Uplink, f subnet.Family, mac kernel.MAC) kernel.Link {
 	return kernel.Link{
-		Name: deviceName(f, b.opts.VNI), Type: linkType, Alias: kernel.Alias, MTU: b.mtu(u, f), MAC: mac, Up: true,
+		Name: deviceName(f, b.opts.VNI), Type: linkType, Alias: b.params.Instance.Alias(), MTU: b.mtu(u, f), MAC: mac, Up: true,
 		VXLAN: kernel.VXLAN{
 			VNI: b.opts.VNI, Port: b.opts.Port, Local: u.Addr[f], Uplink: u.Link.Index,
 			Learning: b.opts.Learning, GBP: b.opts.GBP,
@@ -115,9 +115,9 @@ func (b *Backend) wanted(u backend.Uplink, f subnet.Family, mac kernel.MAC) kern
 // carry traffic, and how much it had to change.
 func (b *Backend) ensure(ctx context.Context, links []kernel.Link, want kernel.Link) (index, changed int, err error) {
 	have, found := find(links, want.Name)
-	if found && !adoptable(have) {
+	if found && !b.adoptable(have) {
 		return 0, 0, fmt.Errorf("%w: %s exists with type %q and alias %q; "+
-			"remove it (ip link delete %s) or choose another VNI", ErrForeignDevice, have.Name, have.Type, have.Alias, have.Name)
+			"%schoose another VNI", ErrForeignDevice, have.Name, have.Type, have.Alias, removing(have))
 	}
 	why := ""
 	if found {
@@ -140,6 +140,15 @@ func (b *Backend) ensure(ctx context.Context, links []kernel.Link, want kernel.L
 		return 0, changed, errors.Join(err, fmt.Errorf("bring up device %s%s: %w", have.Name, portMates(links, want), upErr))
 	}
 	return have.Index, changed + 1, err
+}
+
+// removing is what can be done about a device in the way, unless another instance of us
+// needs it.
+func removing(l kernel.Link) string {
+	if kernel.IsAlias(l.Alias) {
+		return "it is another instance's on this host: "
+	}
+	return "remove it (ip link delete " + l.Name + ") or "
 }
 
 // rewire makes a device send by the uplink that is wanted, with all its entries. Where
@@ -167,10 +176,10 @@ func (b *Backend) rewire(ctx context.Context, have, want kernel.Link) (changed i
 // its entries; everything that would stop the new one is looked for before.
 func (b *Backend) create(ctx context.Context, links []kernel.Link, want kernel.Link, old int, why string) (kernel.Link, error) {
 	if r, found := rival(links, want); found {
-		if r.Alias != kernel.Alias {
+		if r.Alias != b.params.Instance.Alias() {
 			return kernel.Link{}, fmt.Errorf("%w: %s holds VNI %d on UDP port %d; "+
-				"remove it (ip link delete %s) or choose another VNI or Port",
-				ErrForeignDevice, r.Name, r.VXLAN.VNI, r.VXLAN.Port, r.Name)
+				"%schoose another VNI or Port",
+				ErrForeignDevice, r.Name, r.VXLAN.VNI, r.VXLAN.Port, removing(r))
 		}
 		// Ours, under a name that somebody gave it: the sweep comes too late.
 		if err := b.kernel.DeleteLink(ctx, r.Index); err != nil {

@@ -97,5 +97,5 @@ func (p *projection) leave(f subnet.Family, dev device, peer *subnet.Lease) {
 		p.fdb[f] = append(p.fdb[f], kernel.FDB{Link: dev.index, MAC: mac, Dst: public})
 	}
 	p.neighbours[f] = append(p.neighbours[f], kernel.Neighbour{Link: dev.index, Addr: dst.Addr(), MAC: mac})
-	p.routes = append(p.routes, tunnelled(f, dev, peer))
+	p.routes = append(p.routes, p.tunnelled(f, dev, peer))
 }

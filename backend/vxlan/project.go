@@ -133,19 +133,19 @@ func (p *projection) tunnel(f subnet.Family, dev device, peer *subnet.Lease, mac
 	first.users++
 	p.macs[fdb.Key()] = first
 	p.neighbours[f] = append(p.neighbours[f], kernel.Neighbour{Link: dev.index, Addr: dst.Addr(), MAC: mac})
-	p.routes = append(p.routes, tunnelled(f, dev, peer))
+	p.routes = append(p.routes, p.tunnelled(f, dev, peer))
 	return nil
 }
 
 // direct is the route to a peer on the uplink's own segment.
 func (p *projection) direct(f subnet.Family, peer *subnet.Lease) kernel.Route {
-	return kernel.Route{Dst: peer.Subnet[f], Gateway: peer.Attrs.PublicIP[f], Link: p.uplink.Link.Index, Protocol: kernel.Protocol}
+	return kernel.Route{Dst: peer.Subnet[f], Gateway: peer.Attrs.PublicIP[f], Link: p.uplink.Link.Index, Protocol: p.params.Instance.Protocol()}
 }
 
 // tunnelled is the route to a peer through the device.
-func tunnelled(f subnet.Family, dev device, peer *subnet.Lease) kernel.Route {
+func (p *projection) tunnelled(f subnet.Family, dev device, peer *subnet.Lease) kernel.Route {
 	dst := peer.Subnet[f]
-	return kernel.Route{Dst: dst, Gateway: dst.Addr(), Link: dev.index, OnLink: true, Protocol: kernel.Protocol}
+	return kernel.Route{Dst: dst, Gateway: dst.Addr(), Link: dev.index, OnLink: true, Protocol: p.params.Instance.Protocol()}
 }
 
 // peerOf returns a function for backend.Blame that finds among peers that of a route,

@@ -24,7 +24,7 @@ func (b *Backend) Recall(ctx context.Context) ([]subnet.Lease, error) {
 	}
 	var known subnet.ByFamily[ends]
 	for _, f := range b.params.Families() {
-		if dev, found := find(links, deviceName(f, b.opts.VNI)); found && adoptable(dev) {
+		if dev, found := find(links, deviceName(f, b.opts.VNI)); found && b.adoptable(dev) {
 			if known[f], err = b.ends(ctx, dev.Index); err != nil {
 				return nil, err
 			}

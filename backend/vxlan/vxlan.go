@@ -49,7 +49,7 @@ func New(p backend.Params) (backend.Backend, error) {
 	return &Backend{
 		params: p, opts: opts, kernel: p.Kernel, log: p.Logger(),
 		projection: projection{params: p, opts: opts},
-		router:     backend.Router{Kernel: p.Kernel, Log: p.Logger()},
+		router:     p.Router(),
 	}, nil
 }
 
@@ -138,7 +138,7 @@ func (b *Backend) mac(f subnet.Family, links []kernel.Link) kernel.MAC {
 	defer b.mu.Unlock()
 	if b.macs[f] == (kernel.MAC{}) {
 		b.macs[f] = deriveMAC(b.params.Node, b.opts.VNI, f)
-		if l, found := find(links, deviceName(f, b.opts.VNI)); found && adoptable(l) && unicast(l.MAC) {
+		if l, found := find(links, deviceName(f, b.opts.VNI)); found && b.adoptable(l) && unicast(l.MAC) {
 			b.macs[f] = l.MAC
 		}
 	}
@@ -236,7 +236,7 @@ func (b *Backend) Cleanup(ctx context.Context) error {
 	_, routes := b.router.Sweep(ctx)
 	_, ours := b.params.SweepLinks(ctx)
 	_, flannels := b.params.DeleteLinks(ctx, func(l kernel.Link) bool {
-		return adoptable(l) && slices.Contains(b.Tunnel().Devices, l.Name)
+		return b.adoptable(l) && slices.Contains(b.Tunnel().Devices, l.Name)
 	})
 	return errors.Join(routes, ours, flannels)
 }
