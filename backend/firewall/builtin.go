@@ -38,7 +38,7 @@ func firstUses(have *table, spec tableSpec) []string {
 // orphans are the chains that we were the first to use, once spec wants nothing of
 // the table and nobody else uses them.
 func orphans(have *table, spec tableSpec) []string {
-	if have == nil || len(spec.chains) > 0 {
+	if have == nil || len(spec.chains) > 0 || have.shared(spec.owner) {
 		return nil
 	}
 	var out []string

@@ -11,7 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -43,7 +42,7 @@ func (e *Exec) Changes(ctx context.Context) (<-chan struct{}, error) {
 	var workers sync.WaitGroup
 	sock, err := subscribe()
 	if err == nil {
-		workers.Go(func() { watchEvents(ctx, sock, signal) })
+		workers.Go(func() { watchEvents(ctx, sock, e.Instance.Alias(), signal) })
 	}
 	errs = append(errs, err)
 	for _, family := range subnet.Families() {
@@ -90,7 +89,7 @@ func subscribe() (sock *os.File, err error) {
 
 // watchEvents reads until ctx ends or the socket fails for good; the socket is
 // its to close.
-func watchEvents(ctx context.Context, sock *os.File, signal func()) {
+func watchEvents(ctx context.Context, sock *os.File, own string, signal func()) {
 	stop := context.AfterFunc(ctx, func() {
 		_ = sock.SetReadDeadline(time.Unix(1, 0)) // wakes the reader; fails only on a closed socket
 	})
@@ -108,14 +107,14 @@ func watchEvents(ctx context.Context, sock *os.File, signal func()) {
 		case err != nil:
 			return
 		}
-		concerned = readEvents(buf[:n], concerned, signal)
+		concerned = readEvents(buf[:n], own, concerned, signal)
 	}
 }
 
 // readEvents goes through the messages of one datagram. A signal is given at the
 // end of a transaction that concerns us, when its outcome can be read: concerned
 // says that one has begun, and is returned for the next datagram.
-func readEvents(b []byte, concerned bool, signal func()) bool {
+func readEvents(b []byte, own string, concerned bool, signal func()) bool {
 	for len(b) >= syscall.NLMSG_HDRLEN {
 		size := int(binary.NativeEndian.Uint32(b))
 		if size < syscall.NLMSG_HDRLEN || size > len(b) {
@@ -129,17 +128,17 @@ func readEvents(b []byte, concerned bool, signal func()) bool {
 			}
 			concerned = false
 		} else if kind>>8 == subsysNFTables {
-			concerned = concerned || concerns(b[syscall.NLMSG_HDRLEN:size])
+			concerned = concerned || concerns(b[syscall.NLMSG_HDRLEN:size], own)
 		}
 		b = b[min(len(b), (size+3)&^3):]
 	}
 	return concerned
 }
 
-// concerns reports whether an event is about a table of iptables, or ours. The
+// concerns reports whether an event is about a table of iptables, or our own. The
 // table's name is the first attribute in the messages of all objects. Tables of
 // others, whose sets may change many times a second, are not read by us.
-func concerns(b []byte) bool {
+func concerns(b []byte, own string) bool {
 	const nfgenmsg, attr = 4, 4
 	if len(b) < nfgenmsg+attr {
 		return true
@@ -155,15 +154,15 @@ func concerns(b []byte) bool {
 		}
 		if binary.NativeEndian.Uint16(b[2:]) == attrTableName {
 			name := string(b[attr:max(attr, size-1)]) // without the final zero
-			return slices.Contains(watchedTables(), name)
+			return name == own || slices.Contains(watchedTables(), name)
 		}
 		b = b[min(len(b), (size+3)&^3):]
 	}
 	return true
 }
 
-// watchedTables are those that decide on what we write: also by whether somebody
-// uses them.
+// watchedTables are those of iptables that decide on what we write: also by whether
+// somebody uses them.
 func watchedTables() []string {
-	return []string{"filter", "nat", tableRaw, "mangle", "security", native.TableName}
+	return []string{"filter", "nat", tableRaw, "mangle", "security"}
 }

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -181,7 +182,7 @@ func TestChangesOverrun(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		watchEvents(ctx, sock, func() { signals <- struct{}{} })
+		watchEvents(ctx, sock, kernel.Alias, func() { signals <- struct{}{} })
 	}()
 	if !noticed(signals, patience) {
 		t.Error("a lost event is not told")
@@ -303,10 +304,10 @@ func TestReadEvents(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			whole, split := 0, 0
-			readEvents(slices.Concat(c.in...), false, func() { whole++ })
+			readEvents(slices.Concat(c.in...), kernel.Alias, false, func() { whole++ })
 			concerned := false
 			for _, b := range c.in {
-				concerned = readEvents(b, concerned, func() { split++ })
+				concerned = readEvents(b, kernel.Alias, concerned, func() { split++ })
 			}
 			if whole != c.want || split != c.want {
 				t.Errorf("%d signals in one datagram, %d in several, want %d", whole, split, c.want)
@@ -322,7 +323,7 @@ func FuzzReadEvents(f *testing.F) {
 	f.Add([]byte{20, 0, 0, 0, 15, 10})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		n := 0
-		readEvents(b, true, func() { n++ })
+		readEvents(b, kernel.Alias, true, func() { n++ })
 		if most := len(b)/syscall.NLMSG_HDRLEN + 1; n > most {
 			t.Errorf("%d signals of %d bytes", n, len(b))
 		}

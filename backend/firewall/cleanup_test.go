@@ -47,7 +47,7 @@ func (b *bench) everything(t *testing.T) string {
 		if _, err := exec.LookPath(args[0]); err != nil {
 			continue
 		}
-		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		out, err := exec.Command(args[0], args[1:]...).Output() // warnings would come in mid-line
 		if err != nil {
 			t.Fatalf("%s: %v: %s", program, err, out)
 		}

@@ -12,13 +12,14 @@ import (
 
 // What proves that something is ours.
 const (
-	// ChainPrefix starts the names of all chains of ours.
+	// ChainPrefix starts the names of all chains of the first instance.
 	ChainPrefix = "FLANNELD-GO-"
 	// Mark starts the comments of all rules of ours.
 	Mark = "flanneld-go"
 )
 
-// The chains of ours. Names may have 28 characters.
+// The chains of the first instance, see [owner] for others. Names may have 28
+// characters.
 const (
 	chainForward = ChainPrefix + "FWD"
 	chainInput   = ChainPrefix + "INPUT"
@@ -153,6 +154,7 @@ type hook struct {
 
 // tableSpec is everything of ours in one table.
 type tableSpec struct {
+	owner  owner
 	name   string
 	chains []chainSpec
 	hooks  []hook
@@ -179,8 +181,8 @@ type share struct {
 
 // compile says what one family's tables should hold of ours. It returns a spec
 // for each of raw, filter and nat, in the order of writing, empty where nothing is wanted.
-func compile(d Desired, f subnet.Family, does share) []tableSpec {
-	raw, filter, nat := tableSpec{name: tableRaw}, tableSpec{name: "filter"}, tableSpec{name: "nat"}
+func (o owner) compile(d Desired, f subnet.Family, does share) []tableSpec {
+	raw, filter, nat := tableSpec{owner: o, name: tableRaw}, tableSpec{owner: o, name: "filter"}, tableSpec{owner: o, name: "nat"}
 	network, own := d.Networks[f], d.Own[f]
 	if network.IsValid() && own.IsValid() {
 		if d.ForwardRules {
@@ -203,10 +205,10 @@ func (t *tableSpec) addArrivals(rules []rule, own netip.Prefix) {
 	if len(rules) == 0 {
 		return
 	}
-	t.chains = append(t.chains, chainSpec{chainRaw, rules})
+	t.chains = append(t.chains, chainSpec{t.owner.named(chainRaw), rules})
 	t.hooks = append(t.hooks, hook{
 		chain: "PREROUTING", place: placeBeforeDirectDrops, own: own,
-		rule: rule{comment: Mark, target: chainRaw},
+		rule: rule{comment: Mark, target: t.owner.named(chainRaw)},
 	})
 }
 
@@ -214,8 +216,8 @@ func (t *tableSpec) addForwards(rules []rule) {
 	if len(rules) == 0 {
 		return
 	}
-	t.chains = append(t.chains, chainSpec{chainForward, rules})
-	jump := rule{comment: Mark, target: chainForward}
+	t.chains = append(t.chains, chainSpec{t.owner.named(chainForward), rules})
+	jump := rule{comment: Mark, target: t.owner.named(chainForward)}
 	t.hooks = append(t.hooks,
 		hook{chain: "FORWARD", place: placeBehindDockerUser, rule: jump},
 		hook{chain: dockerUser, place: placeClosing, rule: jump})
@@ -225,9 +227,9 @@ func (t *tableSpec) addNAT(rules []rule) {
 	if len(rules) == 0 {
 		return
 	}
-	t.chains = append(t.chains, chainSpec{chainNAT, rules})
+	t.chains = append(t.chains, chainSpec{t.owner.named(chainNAT), rules})
 	t.hooks = append(t.hooks, hook{
-		chain: "POSTROUTING", place: placeFirst, rule: rule{comment: Mark, target: chainNAT},
+		chain: "POSTROUTING", place: placeFirst, rule: rule{comment: Mark, target: t.owner.named(chainNAT)},
 	})
 }
 
@@ -235,9 +237,9 @@ func (t *tableSpec) addInput(port uint16, peers []netip.Prefix) {
 	if port == 0 || len(peers) == 0 {
 		return
 	}
-	t.chains = append(t.chains, peerChains(chainInput, peers)...)
+	t.chains = append(t.chains, t.owner.peerChains(t.owner.named(chainInput), peers)...)
 	t.hooks = append(t.hooks, hook{chain: "INPUT", place: placeFirst, rule: rule{
-		proto: "udp", dport: port, comment: Mark, target: chainInput,
+		proto: "udp", dport: port, comment: Mark, target: t.owner.named(chainInput),
 	}})
 }
 

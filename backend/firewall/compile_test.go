@@ -50,7 +50,7 @@ func TestCompile(t *testing.T) {
 				c.change(&d)
 			}
 			var got strings.Builder
-			for _, spec := range compile(d, c.family, share{nat: !d.Native, drops: c.drops, randomFully: true}) {
+			for _, spec := range owner(0).compile(d, c.family, share{nat: !d.Native, drops: c.drops, randomFully: true}) {
 				if lines := plan(nil, spec); len(lines) > 0 {
 					got.WriteString(change{table: spec.name, lines: lines}.script())
 				}
@@ -89,7 +89,7 @@ func TestCompileKeepsItsInput(t *testing.T) {
 	devices := append(make([]string, 0, 4), "flannel.1")
 	d := vxlanDesired()
 	d.Tunnel.Devices, d.Tunnel.Direct = devices, true
-	compile(d, subnet.IPv4, share{nat: true})
+	owner(0).compile(d, subnet.IPv4, share{nat: true})
 	if got := devices[:2][1]; got != "" {
 		t.Errorf("compile wrote %q behind the devices", got)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/backend/firewall/firewalld"
 	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -25,6 +26,8 @@ var (
 
 // Options are what a Firewall is made of. The zero value is for a real host.
 type Options struct {
+	// Instance is who we are: whose chains, table and policies are ours.
+	Instance kernel.Instance
 	// Log is told what had to be changed; nil: slog.Default.
 	Log *slog.Logger
 	// Tools is the door to iptables; nil: a new Exec.
@@ -55,6 +58,7 @@ type Native interface {
 // Firewall keeps the rules of one host. Its methods are safe for concurrent
 // use; they run one after the other.
 type Firewall struct {
+	owner     owner
 	log       *slog.Logger
 	tools     Tools
 	native    Native
@@ -75,18 +79,18 @@ type Firewall struct {
 
 // New returns a Firewall that has not acted yet.
 func New(o Options) *Firewall {
-	f := &Firewall{log: o.Log, tools: o.Tools, native: o.Native, firewalld: o.Firewalld, known: map[Variant]reading{}, made: map[mark]struct{}{}}
+	f := &Firewall{owner: owner(o.Instance), log: o.Log, tools: o.Tools, native: o.Native, firewalld: o.Firewalld, known: map[Variant]reading{}, made: map[mark]struct{}{}}
 	if f.log == nil {
 		f.log = slog.Default()
 	}
 	if f.tools == nil {
-		f.tools = &Exec{}
+		f.tools = &Exec{Instance: o.Instance}
 	}
 	if f.native == nil {
-		f.native = native.New(native.Options{Log: f.log})
+		f.native = native.New(native.Options{Instance: o.Instance, Log: f.log})
 	}
 	if f.firewalld == nil {
-		f.firewalld = firewalld.New(firewalld.Options{Log: f.log})
+		f.firewalld = firewalld.New(firewalld.Options{Instance: o.Instance, Log: f.log})
 	}
 	return f
 }
@@ -157,7 +161,7 @@ func (f *Firewall) applyTools(ctx context.Context, d Desired, nativeNAT bool) er
 func (f *Firewall) applyFamily(ctx context.Context, d Desired, family subnet.Family, does share) error {
 	specs := map[bool][]tableSpec{}
 	for _, does.randomFully = range []bool{true, false} {
-		specs[does.randomFully] = compile(d, family, does)
+		specs[does.randomFully] = f.owner.compile(d, family, does)
 	}
 	wanted := slices.ContainsFunc(specs[false], func(t tableSpec) bool { return len(t.chains) > 0 })
 	if !wanted && f.clean[family] {
@@ -165,7 +169,7 @@ func (f *Firewall) applyFamily(ctx context.Context, d Desired, family subnet.Fam
 	}
 	f.clean[family] = false
 	err := f.converge(ctx, family, func(v Variant) intent {
-		return intent{specs: specs[v.RandomFully], own: d.Own[family], network: d.Networks[family]}
+		return intent{owner: f.owner, specs: specs[v.RandomFully], own: d.Own[family], network: d.Networks[family]}
 	})
 	if wanted {
 		return err
@@ -237,7 +241,7 @@ func (f *Firewall) Cleanup(ctx context.Context) error {
 	var errs []error
 	for _, family := range subnet.Families() {
 		f.clean[family] = false
-		err := f.converge(ctx, family, func(Variant) intent { return intent{} })
+		err := f.converge(ctx, family, func(Variant) intent { return intent{owner: f.owner} })
 		if errors.Is(err, ErrNoTools) && !f.isLeft(ctx, family) {
 			continue
 		}
@@ -259,7 +263,7 @@ func (f *Firewall) isLeft(ctx context.Context, family subnet.Family) bool {
 	for chain, table := range map[string]string{
 		chainForward: "filter", chainInput: "filter", chainNAT: "nat", chainRaw: tableRaw,
 	} {
-		has, err := f.tools.HasChain(ctx, v, table, chain)
+		has, err := f.tools.HasChain(ctx, v, table, f.owner.named(chain))
 		if err != nil {
 			f.log.DebugContext(ctx, "chain cannot be looked for", "table", table, "chain", chain, "error", err)
 		}

@@ -58,7 +58,7 @@ func join(a, b netip.Prefix) (netip.Prefix, bool) {
 // (disjoint and in order), and the chains it needs for that, those that are
 // gone to behind those that go there. The names and contents of chains depend
 // only on the addresses below them: a new peer changes few.
-func peerChains(name string, peers []netip.Prefix) []chainSpec {
+func (o owner) peerChains(name string, peers []netip.Prefix) []chainSpec {
 	self := chainSpec{name: name}
 	if len(peers) <= leafSize {
 		for _, p := range peers {
@@ -80,7 +80,7 @@ func peerChains(name string, peers []netip.Prefix) []chainSpec {
 			out[0].rules = append(out[0].rules, acceptPeer(group[0]))
 			continue
 		}
-		sub := peerChains(chainPeers+hashName(cut), group)
+		sub := o.peerChains(o.named(chainPeers)+hashName(cut), group)
 		out[0].rules = append(out[0].rules, rule{
 			src: cut, target: sub[0].name, isGoto: true, comment: Mark + ": peers",
 		})

@@ -110,7 +110,7 @@ func TestPeerChainsAcceptPeersOnly(t *testing.T) {
 					t.Fatalf("%v and %v are not as few as can be", prefixes[i-1], prefixes[i])
 				}
 			}
-			chains := byName(t, peerChains(chainInput, prefixes))
+			chains := byName(t, owner(0).peerChains(chainInput, prefixes))
 			for _, a := range append(slices.Clone(in), strangers...) {
 				want := slices.Contains(in, a) && subnet.FamilyOf(a) == f
 				if got, _ := walk(chains, chainInput, a); got != want {
@@ -141,7 +141,7 @@ func scattered(n int) []netip.Addr {
 // The figures of doc.go: 10,000 peers that no prefix can sum up.
 func TestTenThousandPeers(t *testing.T) {
 	all := scattered(10000)
-	specs := peerChains(chainInput, peersOf(all, subnet.IPv4))
+	specs := owner(0).peerChains(chainInput, peersOf(all, subnet.IPv4))
 	chains := byName(t, specs)
 	worst, sum := 0, 0
 	for _, a := range all {
@@ -166,7 +166,7 @@ func TestTenThousandPeers(t *testing.T) {
 		have.chains = append(have.chains, kept)
 	}
 	more := append(all, netip.MustParseAddr("10.77.88.99"))
-	lines := plan(have, tableSpec{name: "filter", chains: peerChains(chainInput, peersOf(more, subnet.IPv4))})
+	lines := plan(have, tableSpec{name: "filter", chains: owner(0).peerChains(chainInput, peersOf(more, subnet.IPv4))})
 	if len(lines) == 0 || len(lines) > 2*(leafSize+16+3) {
 		t.Errorf("one more peer costs %d lines, want a few dozen", len(lines))
 	}

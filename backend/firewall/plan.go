@@ -22,7 +22,7 @@ func plan(have *table, want tableSpec) []string {
 		}
 	}
 	for _, name := range hookedChains(have, want) {
-		hooks = append(hooks, planHook(have.chain(name), name, want.hooks)...)
+		hooks = append(hooks, planHook(have.chain(name), name, want)...)
 	}
 	return slices.Concat(declare(have, want), fill, hooks, removeChains(stale))
 }
@@ -51,7 +51,8 @@ func fillChain(c chainSpec) []string {
 	return out
 }
 
-// staleChains are the chains of ours that are not wanted.
+// staleChains are the chains of ours that are not wanted, and marks once no instance
+// needs the table.
 func staleChains(have *table, want tableSpec) []string {
 	if have == nil {
 		return nil
@@ -61,9 +62,9 @@ func staleChains(have *table, want tableSpec) []string {
 		wanted[c.name] = true
 	}
 	var out []string
+	unused := len(want.chains) == 0 && !have.shared(want.owner)
 	for _, c := range have.chains {
-		kept := len(want.chains) > 0 && strings.HasPrefix(c.name, madePrefix)
-		if isOurs(c.name) && !wanted[c.name] && !kept {
+		if want.owner.has(c.name) && !wanted[c.name] || isMark(c.name) && unused {
 			out = append(out, c.name)
 		}
 	}
@@ -90,7 +91,7 @@ func hookedChains(have *table, want tableSpec) []string {
 	}
 	if have != nil {
 		for _, c := range have.chains {
-			if !isOurs(c.name) && slices.ContainsFunc(c.rules, jumpsToUs) && !slices.Contains(out, c.name) {
+			if !isOurs(c.name) && slices.ContainsFunc(c.rules, want.owner.hasJump) && !slices.Contains(out, c.name) {
 				out = append(out, c.name)
 			}
 		}
@@ -101,18 +102,22 @@ func hookedChains(have *table, want tableSpec) []string {
 func jumpsToUs(l line) bool { return isOurs(l.rule.target) }
 
 // planHook leaves exactly one jump of ours in a chain of others, in its place,
-// or none.
-func planHook(have *chain, name string, hooks []hook) []string {
-	var current, others []line
+// or none. Jumps of other instances count for nothing there: else each would want to
+// stand before them.
+func planHook(have *chain, name string, want tableSpec) []string {
+	var current, rest, others []line
 	at := -1
 	if have != nil {
-		for i, l := range have.rules {
-			if !jumpsToUs(l) {
-				others = append(others, l)
+		for _, l := range have.rules {
+			if want.owner.hasJump(l) {
+				current = append(current, l)
+				at = len(others)
 				continue
 			}
-			current = append(current, l)
-			at = i
+			rest = append(rest, l)
+			if !jumpsToUs(l) {
+				others = append(others, l)
+			}
 		}
 	}
 	var out []string
@@ -121,18 +126,34 @@ func planHook(have *chain, name string, hooks []hook) []string {
 		// rule since we looked.
 		out = append(out, "-D "+name+" "+l.spec)
 	}
-	i := slices.IndexFunc(hooks, func(h hook) bool { return h.chain == name })
-	if i < 0 || hooks[i].place == placeClosing && have == nil {
+	i := slices.IndexFunc(want.hooks, func(h hook) bool { return h.chain == name })
+	if i < 0 || want.hooks[i].place == placeClosing && have == nil {
 		return out
 	}
-	want := position(others, hooks[i])
-	if len(current) == 1 && at == want && current[0].rule == hooks[i].rule {
+	h := want.hooks[i]
+	place := position(others, h)
+	if len(current) == 1 && at == place && current[0].rule == h.rule {
 		return nil
 	}
-	return append(out, "-I "+name+" "+strconv.Itoa(want+1)+" "+hooks[i].rule.String())
+	return append(out, "-I "+name+" "+strconv.Itoa(behindOthers(rest, place)+1)+" "+h.rule.String())
 }
 
-// position is the index at which a jump belongs among the rules of others.
+// behindOthers is the first index in rest that has n rules before it, jumps of other
+// instances not counted.
+func behindOthers(rest []line, n int) int {
+	for i, l := range rest {
+		if n == 0 {
+			return i
+		}
+		if !jumpsToUs(l) {
+			n--
+		}
+	}
+	return len(rest)
+}
+
+// position is the index at which a jump belongs among the rules of others, jumps of any
+// instance left out.
 func position(others []line, h hook) int {
 	switch h.place {
 	case placeFirst:

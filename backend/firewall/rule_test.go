@@ -141,7 +141,7 @@ func FuzzPlan(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, spec := range compile(vxlanDesired(), subnet.IPv4, share{nat: true, drops: true, randomFully: true}) {
+		for _, spec := range owner(0).compile(vxlanDesired(), subnet.IPv4, share{nat: true, drops: true, randomFully: true}) {
 			have := set.table(spec.name)
 			if have == nil {
 				have = newTable(spec.name)

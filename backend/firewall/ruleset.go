@@ -150,10 +150,8 @@ func (p *saveParser) rule(l string) error {
 	return nil
 }
 
-// isOurs reports whether a chain of that name is ours.
-func isOurs(name string) bool { return strings.HasPrefix(name, ChainPrefix) }
-
-// isOthers reports whether a chain of that name belongs to neither us nor flannel.
+// isOthers reports whether a chain of that name belongs to neither flannel nor us, any
+// instance of us.
 func isOthers(name string) bool {
 	return !isOurs(name) && name != flannelForward && name != flannelMasquerade
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/coreos/go-iptables/iptables"
 
 	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -84,6 +85,8 @@ const lockWait = "5"
 // Exec runs the programs found in PATH, in the network namespace of the calling
 // thread. Its zero value is ready.
 type Exec struct {
+	// Instance is whose table of nf_tables Changes tells of, beside those of iptables.
+	Instance kernel.Instance
 	// LookPath finds a program; nil: exec.LookPath.
 	LookPath func(name string) (string, error)
 

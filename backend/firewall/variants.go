@@ -12,8 +12,9 @@ type state struct {
 	set     ruleset
 }
 
-// intent is what one variant should hold of ours; the zero intent: nothing.
+// intent is what one variant should hold of an owner; without specs nothing.
 type intent struct {
+	owner owner
 	specs []tableSpec
 	// own is our subnet.
 	own netip.Prefix
@@ -53,14 +54,14 @@ func planAll(states []state, want func(Variant) intent) []change {
 	var out []change
 	for i, s := range order {
 		in := want(s.variant)
-		for _, spec := range allTables(s.set, in.specs) {
+		for _, spec := range allTables(s.set, in) {
 			have := s.set.table(spec.name)
 			unused := i > 0 && !have.inUse()
 			if spec.name == tableRaw {
 				unused = !s.set.directDrops(in.own)
 			}
 			if unused {
-				spec = tableSpec{name: spec.name}
+				spec = tableSpec{owner: in.owner, name: spec.name}
 			}
 			if c := planTable(s.variant, have, spec, in.network); len(c.lines) > 0 {
 				out = append(out, c)
@@ -85,16 +86,16 @@ func planTable(v Variant, have *table, spec tableSpec, network netip.Prefix) cha
 		c.firstUses, c.orphans = firstUses(have, spec), orphans(have, spec)
 		c.unmarked = have != nil && have.chain(chainMade) == nil && len(spec.chains) > 0
 	}
-	c.unmake = have.chain(chainMade) != nil && len(spec.chains) == 0 && !have.inUse()
+	c.unmake = have.chain(chainMade) != nil && len(spec.chains) == 0 && !have.inUse() && !have.shared(spec.owner)
 	return c
 }
 
 // allTables are the specs, and empty ones for the tables of set that have none.
-func allTables(set ruleset, specs []tableSpec) []tableSpec {
-	out := slices.Clone(specs)
+func allTables(set ruleset, in intent) []tableSpec {
+	out := slices.Clone(in.specs)
 	for _, t := range set {
-		if !slices.ContainsFunc(specs, func(s tableSpec) bool { return s.name == t.name }) {
-			out = append(out, tableSpec{name: t.name})
+		if !slices.ContainsFunc(in.specs, func(s tableSpec) bool { return s.name == t.name }) {
+			out = append(out, tableSpec{owner: in.owner, name: t.name})
 		}
 	}
 	return out

@@ -14,6 +14,8 @@ import (
 
 	"github.com/godbus/dbus/v5"
 	"github.com/google/nftables"
+
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
 )
 
 // patience is how long firewalld may take for one Apply or Cleanup: a reload takes
@@ -47,6 +49,8 @@ func (e *ErrMasquerade) Error() string {
 
 // Options are what a Client is made of. The zero value is for a real host.
 type Options struct {
+	// Instance is who we are: whose policies and sets are ours.
+	Instance kernel.Instance
 	// Log is told what had to be changed; nil: slog.Default.
 	Log *slog.Logger
 	// Connect returns a connection of our own to the system bus; nil: to the
@@ -62,6 +66,7 @@ type Options struct {
 // Client keeps our policies in firewalld. Its methods are safe for concurrent use;
 // Apply and Cleanup run one after the other.
 type Client struct {
+	owner   owner
 	log     *slog.Logger
 	connect func(ctx context.Context) (*dbus.Conn, error)
 	here    func() (bool, error)
@@ -75,7 +80,7 @@ type Client struct {
 
 // New returns a Client that has not acted yet.
 func New(o Options) *Client {
-	c := &Client{log: o.Log, connect: o.Connect, here: o.Here, config: cmp.Or(o.Config, "/etc/firewalld")}
+	c := &Client{owner: owner(o.Instance), log: o.Log, connect: o.Connect, here: o.Here, config: cmp.Or(o.Config, "/etc/firewalld")}
 	if c.log == nil {
 		c.log = slog.Default()
 	}
@@ -120,7 +125,7 @@ func (c *Client) Apply(ctx context.Context, d Desired) (reloaded bool, err error
 		if err != nil {
 			return err
 		}
-		want := compile(d, sets.have)
+		want := c.owner.compile(d, sets.have)
 		made, err := c.ensure(ctx, fw, want, sets)
 		reloaded = made.reloaded
 		errs := []error{err}
@@ -312,7 +317,7 @@ func (c *Client) Cleanup(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		nothing := compile(Desired{}, func(string) bool { return true })
+		nothing := c.owner.compile(Desired{}, func(string) bool { return true })
 		var errs []error
 		gone := false
 		for _, p := range []policy{nothing.forward, nothing.input} {

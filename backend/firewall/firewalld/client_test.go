@@ -124,12 +124,12 @@ func wantSame(t *testing.T, what string, want, got []string) {
 // listed is what there should be while there are no sets, in sets what there
 // should be with sets of both families.
 func listed(d Desired) *content {
-	c := compile(d, func(string) bool { return false })
+	c := owner(0).compile(d, func(string) bool { return false })
 	return &c
 }
 
 func inSets(d Desired) *content {
-	c := compile(d, func(string) bool { return true })
+	c := owner(0).compile(d, func(string) bool { return true })
 	return &c
 }
 

@@ -4,11 +4,14 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
-// The objects of ours. A policy's name may have 17 characters.
+// The objects of the first instance, see [owner] for others. A policy's name may have 17
+// characters.
 const (
 	policyForward = "flanneld-go-fwd"
 	policyInput   = "flanneld-go-in"
@@ -38,6 +41,19 @@ type Desired struct {
 	Interfaces []string
 }
 
+// owner is an instance, as the one that objects belong to.
+type owner kernel.Instance
+
+// named is the owner's name for what the first instance calls name.
+func (o owner) named(name string) string {
+	return kernel.Instance(o).Alias() + strings.TrimPrefix(name, kernel.Alias)
+}
+
+// objects are the names of all that the owner may have.
+func (o owner) objects() []string {
+	return []string{o.named(policyForward), o.named(policyInput), o.named(setName(subnet.IPv4)), o.named(setName(subnet.IPv6))}
+}
+
 // content is what firewalld should hold of ours.
 type content struct {
 	forward, input policy
@@ -58,17 +74,17 @@ type policy struct {
 // compile says what firewalld should hold. Rules are in the form in which firewalld
 // tells them. Peers are listed in a policy until they are many; from then on they
 // are in a set, and remain there.
-func compile(d Desired, exists func(set string) bool) content {
+func (o owner) compile(d Desired, exists func(set string) bool) content {
 	out := content{
-		forward: policy{name: policyForward, egress: "ANY"},
-		input:   policy{name: policyInput, egress: "HOST"},
+		forward: policy{name: o.named(policyForward), egress: "ANY"},
+		input:   policy{name: o.named(policyInput), egress: "HOST"},
 	}
 	for _, f := range subnet.Families() {
 		network, own := d.Networks[f], d.Own[f]
 		if d.Forward && network.IsValid() && own.IsValid() {
 			out.forward.rules = append(out.forward.rules, pass(f, network, own), pass(f, own, network))
 		}
-		out.addInput(f, d.peers(f), d.Port, exists)
+		out.addInput(o.named(setName(f)), f, d.peers(f), d.Port, exists)
 	}
 	return out
 }
@@ -81,18 +97,18 @@ func (d Desired) peers(f subnet.Family) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(d.Peers), func(p netip.Prefix) bool { return subnet.FamilyOf(p.Addr()) != f })
 }
 
-func (c *content) addInput(f subnet.Family, peers []netip.Prefix, port uint16, exists func(set string) bool) {
+func (c *content) addInput(name string, f subnet.Family, peers []netip.Prefix, port uint16, exists func(set string) bool) {
 	accept := func(source string) {
 		c.input.rules = append(c.input.rules, fmt.Sprintf(
 			`rule family="%s" source %s port port="%d" protocol="udp" accept`, family(f), source, port))
 	}
-	if len(peers) <= few && !exists(setName(f)) {
+	if len(peers) <= few && !exists(name) {
 		for _, p := range peers {
 			accept(fmt.Sprintf(`address="%s"`, p))
 		}
 		return
 	}
-	set := setOf(f, peers)
+	set := setOf(name, f, peers)
 	c.sets = append(c.sets, set)
 	if len(peers) > 0 {
 		c.input.sets = append(c.input.sets, set.name)
@@ -100,9 +116,10 @@ func (c *content) addInput(f subnet.Family, peers []netip.Prefix, port uint16, e
 	}
 }
 
-// isOurs reports whether an object has a name of ours.
+// isOurs reports whether an object has a name of any instance's. Each writes its own
+// again after a reload.
 func isOurs(name string) bool {
-	return slices.Contains([]string{policyForward, policyInput, setName(subnet.IPv4), setName(subnet.IPv6)}, name)
+	return slices.ContainsFunc(kernel.Instances(), func(i kernel.Instance) bool { return slices.Contains(owner(i).objects(), name) })
 }
 
 func setName(f subnet.Family) string { return setPrefix + family(f) }

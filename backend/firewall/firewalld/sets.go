@@ -27,8 +27,8 @@ type peerSet struct {
 }
 
 // setOf returns the set of a family.
-func setOf(f subnet.Family, peers []netip.Prefix) peerSet {
-	s := peerSet{name: setName(f), family: f}
+func setOf(name string, f subnet.Family, peers []netip.Prefix) peerSet {
+	s := peerSet{name: name, family: f}
 	for _, p := range peers {
 		// Addresses and not prefixes, of which firewalld takes none that
 		// overlaps one it has: two that become one would be away meanwhile.
@@ -60,7 +60,7 @@ func (e entries) have(set string) bool {
 	return ok
 }
 
-// sets are those of ours that exist at run time.
+// sets are those of ours that exist at run time, of every instance.
 func (d *door) sets(ctx context.Context) (entries, error) {
 	var names []string
 	if err := d.call(ctx, pathRuntime, ifaceSet, setKind().list, nil, &names); err != nil {

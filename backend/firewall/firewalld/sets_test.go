@@ -70,7 +70,7 @@ func TestSets(t *testing.T) {
 		held := func(d Desired) {
 			t.Helper()
 			b.wantHeld(t, func() *content {
-				c := compile(d, func(name string) bool { return name == setName(subnet.IPv4) })
+				c := owner(0).compile(d, func(name string) bool { return name == setName(subnet.IPv4) })
 				return &c
 			}())
 		}
@@ -197,7 +197,7 @@ func TestManyPeers(t *testing.T) {
 			d := many(n)
 			d.Peers[n/2] = netip.MustParsePrefix("192.0.2.1/32")
 			took("one moved", d)
-			c := compile(d, func(name string) bool { return name == setName(subnet.IPv4) })
+			c := owner(0).compile(d, func(name string) bool { return name == setName(subnet.IPv4) })
 			b.wantHeld(t, &c)
 		}
 	})

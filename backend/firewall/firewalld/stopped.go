@@ -8,8 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-
-	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 // stopped reports that no firewalld runs, in whatever namespace: what is permanent
@@ -33,10 +31,8 @@ func (c *Client) stopped(ctx context.Context) (bool, error) {
 // ours.
 func (c *Client) files() ([]string, error) {
 	var files []string
-	for _, name := range []string{
-		"policies/" + policyForward, "policies/" + policyInput, "ipsets/" + setName(subnet.IPv4), "ipsets/" + setName(subnet.IPv6),
-	} {
-		path := filepath.Join(c.config, name+".xml")
+	for i, name := range c.owner.objects() {
+		path := filepath.Join(c.config, [...]string{"policies", "policies", "ipsets", "ipsets"}[i], name+".xml")
 		text, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

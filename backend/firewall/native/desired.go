@@ -8,9 +8,10 @@ import (
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
-// TableName is the name of our table in the families ip and ip6. It is the
-// proof: what is in a table of that name is ours, everything else is not.
-const TableName = "flanneld-go"
+// TableName is the name of the first instance's table in the families ip and ip6; that of
+// another is its alias. It is the proof: what is in a table of that name is ours,
+// everything else is not.
+const TableName = kernel.Alias
 
 // Why a packet was dropped: the names of the counters, in the table and in
 // [Table.Counters].

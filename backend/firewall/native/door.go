@@ -30,7 +30,7 @@ type door interface {
 
 // netlinkDoor is the real one, in the network namespace of the thread that
 // calls it.
-type netlinkDoor struct{}
+type netlinkDoor struct{ table string }
 
 const (
 	// answerWithin ends the wait for a kernel that does not answer at all: it
@@ -60,13 +60,13 @@ func (k *netlinkDoor) read(f subnet.Family) (table, error) {
 	if err != nil {
 		return out, err
 	}
-	t, err := ours(conn, f)
+	t, err := k.ours(conn, f)
 	if err != nil || t == nil {
 		return out, err
 	}
 	out.strange = t.Flags != 0
 	if err := errors.Join(readCounters(conn, t, &out), readSets(conn, t, &out), readChains(conn, t, f, &out)); err != nil {
-		return table{}, fmt.Errorf("read %s table %s: %w", f, TableName, err)
+		return table{}, fmt.Errorf("read %s table %s: %w", f, k.table, err)
 	}
 	if out.empty() {
 		// A table with nothing in it is not ours yet.
@@ -77,7 +77,7 @@ func (k *netlinkDoor) read(f subnet.Family) (table, error) {
 }
 
 // ours returns our table, or nil if there is none, or no nf_tables.
-func ours(conn *nftables.Conn, f subnet.Family) (*nftables.Table, error) {
+func (k *netlinkDoor) ours(conn *nftables.Conn, f subnet.Family) (*nftables.Table, error) {
 	tables, err := conn.ListTablesOfFamily(family(f))
 	switch {
 	case errors.Is(err, syscall.EPROTONOSUPPORT), errors.Is(err, syscall.EAFNOSUPPORT),
@@ -86,7 +86,7 @@ func ours(conn *nftables.Conn, f subnet.Family) (*nftables.Table, error) {
 	case err != nil:
 		return nil, fmt.Errorf("list %s tables: %w", f, err)
 	}
-	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == TableName && t.Family == family(f) })
+	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == k.table && t.Family == family(f) })
 	if i < 0 {
 		return nil, nil //nolint:nilnil // there is none
 	}
@@ -164,7 +164,7 @@ func (k *netlinkDoor) counters(f subnet.Family) (map[string]uint64, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := ours(conn, f)
+	t, err := k.ours(conn, f)
 	if err != nil || t == nil {
 		return nil, err
 	}
@@ -194,9 +194,9 @@ func (k *netlinkDoor) write(changes subnet.ByFamily[change]) error {
 	}
 	defer done()
 	for _, f := range subnet.Families() {
-		w := writer{conn: conn, table: handle(f)}
+		w := writer{conn: conn, table: k.handle(f)}
 		if err := w.write(changes[f]); err != nil {
-			return fmt.Errorf("write %s table %s: %w", f, TableName, err)
+			return fmt.Errorf("write %s table %s: %w", f, k.table, err)
 		}
 	}
 	if err := conn.Flush(); err != nil {

@@ -107,7 +107,7 @@ func (k *netlinkDoor) probe(f subnet.Family, x Feature) error {
 	if err != nil {
 		return err
 	}
-	t := &nftables.Table{Name: TableName + "-probe", Family: family(f)}
+	t := &nftables.Table{Name: k.table + "-probe", Family: family(f)}
 	conn.AddTable(t)
 	h := filterHook(nftables.ChainHookPrerouting)
 	var exprs []expr.Any

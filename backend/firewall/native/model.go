@@ -86,8 +86,8 @@ func family(f subnet.Family) nftables.TableFamily {
 }
 
 // handle names our table of a family.
-func handle(f subnet.Family) *nftables.Table {
-	return &nftables.Table{Name: TableName, Family: family(f)}
+func (k *netlinkDoor) handle(f subnet.Family) *nftables.Table {
+	return &nftables.Table{Name: k.table, Family: family(f)}
 }
 
 // normalize brings what may be listed in any order into one.

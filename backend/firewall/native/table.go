@@ -8,11 +8,14 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 // Options are what a Table is made of. The zero value is for a real host.
 type Options struct {
+	// Instance is who we are: whose table is ours.
+	Instance kernel.Instance
 	// Log is told what had to be changed; nil: slog.Default.
 	Log *slog.Logger
 }
@@ -21,6 +24,7 @@ type Options struct {
 // concurrent use; they run one after the other, in the network namespace of the
 // calling thread.
 type Table struct {
+	name string
 	log  *slog.Logger
 	door door
 	// release is the kernel's, as uname says.
@@ -37,7 +41,8 @@ type Table struct {
 
 // New returns a Table that has not acted yet.
 func New(o Options) *Table {
-	t := &Table{log: o.Log, door: &netlinkDoor{}, release: release()}
+	t := &Table{name: o.Instance.Alias(), log: o.Log, release: release()}
+	t.door = &netlinkDoor{table: t.name}
 	if t.log == nil {
 		t.log = slog.Default()
 	}
@@ -127,7 +132,7 @@ func (t *Table) once(ctx context.Context, d Desired) error {
 			t.last = settle(now, d, names)
 		}
 	}
-	t.log.Log(ctx, level, "nftables changed", "table", TableName, "operations", operations)
+	t.log.Log(ctx, level, "nftables changed", "table", t.name, "operations", operations)
 	return nil
 }
 
