@@ -33,8 +33,8 @@ type cleanup struct {
 // runCleanup undoes what the daemon did to this host, as its state directory
 // remembers it. It goes on past failures, and may be run again.
 func runCleanup(ctx context.Context, inv *invocation) error {
-	if s, err := fetchStatus(ctx, inv.socket); err == nil {
-		return fmt.Errorf("the daemon is running (pid %d) and would put everything back: systemctl stop flanneld-go", s.PID)
+	if s, err := inv.fetchStatus(ctx); err == nil {
+		return fmt.Errorf("the daemon is running (pid %d) and would put everything back: systemctl stop %s", s.PID, inv.instance.Unit())
 	}
 	if os.Geteuid() != 0 {
 		return cli.Usagef("cleanup must run as root: it removes network devices, routes and firewall rules")
@@ -44,12 +44,13 @@ func runCleanup(ctx context.Context, inv *invocation) error {
 	if err != nil {
 		return fmt.Errorf("%w: it says what to undo; without it (remove it) only firewall rules and files are cleaned up", err)
 	}
-	host, err := kernel.Open(kernel.Options{})
+	host, err := kernel.Open(kernel.Options{Instance: inv.instance.Instance})
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer host.Close()
-	steps, err := planCleanup(dir, saved, inv.docker, host, slog.New(slog.NewTextHandler(inv.err, &slog.HandlerOptions{Level: slog.LevelWarn})))
+	log := slog.New(slog.NewTextHandler(inv.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	steps, err := planner{inv.instance.Instance, dir, saved, host, log}.plan(inv.docker)
 	if err != nil {
 		return err
 	}
@@ -78,21 +79,28 @@ func doCleanup(ctx context.Context, out io.Writer, steps []cleanup, really bool)
 	return errors.Join(errs...)
 }
 
-// planCleanup lists the steps: what carries traffic first, the memory last.
-func planCleanup(dir statedir.Dir, saved statedir.Host, docker string, host kernel.Host, log *slog.Logger) ([]cleanup, error) {
-	steps := []cleanup{{"remove our firewall rules", firewall.New(firewall.Options{Log: log}).Cleanup}}
+// planner knows what an instance left on this host.
+type planner struct {
+	instance kernel.Instance
+	dir      statedir.Dir
+	saved    statedir.Host
+	host     kernel.Host
+	log      *slog.Logger
+}
+
+// plan lists the steps: what carries traffic first, the memory last.
+func (p planner) plan(docker string) ([]cleanup, error) {
+	dir, saved := p.dir, p.saved
+	steps := []cleanup{{"remove our firewall rules", firewall.New(firewall.Options{Instance: p.instance, Log: p.log}).Cleanup}}
 	if saved.BackendType != "" {
-		b, err := formerBackend(dir, saved, host, log)
+		b, err := p.formerBackend()
 		if err != nil {
 			return nil, err
 		}
 		steps = append(steps, cleanup{fmt.Sprintf("remove devices and routes of backend %s", saved.BackendType), b.Cleanup})
 	}
-	for _, c := range slices.Backward(saved.Sysctls) {
-		steps = append(steps, cleanup{fmt.Sprintf("set sysctl %s to %s, as it was", c.Name, c.From), func(context.Context) error {
-			return firewall.RestoreForwarding(host, []firewall.SysctlChange{c})
-		}})
-	}
+	sysctls, memoryOfHost := p.planSysctls()
+	steps = append(steps, sysctls...)
 	if name := saved.DockerNetwork; name != "" {
 		steps = append(steps, cleanup{"remove docker network " + name, func(ctx context.Context) error { return dropNetwork(ctx, docker, name) }})
 	}
@@ -111,26 +119,58 @@ func planCleanup(dir statedir.Dir, saved statedir.Host, docker string, host kern
 		}})
 	}
 	files := slices.DeleteFunc([]string{
-		saved.SubnetFile, saved.DockerOptions, filepath.Join(string(dir), "cache.json"), filepath.Join(string(dir), "host.json"),
+		saved.SubnetFile, saved.DockerOptions, filepath.Join(string(dir), "cache.json"),
 	}, func(path string) bool { return path == "" })
 	for _, path := range files {
-		steps = append(steps, cleanup{"remove " + path, func(context.Context) error { return removeFile(path) }})
+		steps = append(steps, removal(path))
 	}
-	return steps, nil
+	return append(steps, memoryOfHost...), nil
+}
+
+func removal(path string) cleanup {
+	return cleanup{"remove " + path, func(context.Context) error { return removeFile(path) }}
+}
+
+// planSysctls lists the steps that set sysctls back, and those that forget them, which
+// come last. While another instance is on this host it needs what we set, and we leave
+// it to that one's cleanup: our memory of it stays.
+func (p planner) planSysctls() (restore, forget []cleanup) {
+	all := p.dir.Neighbours(p.instance)
+	if i := slices.IndexFunc(all, statedir.Neighbour.Lives); i >= 0 && len(p.saved.Sysctls) > 0 {
+		for _, c := range p.saved.Sysctls {
+			restore = append(restore, cleanup{fmt.Sprintf("leave sysctl %s, which was %s, to instance %d (%s)", c.Name, c.From, all[i].Instance, all[i].Dir), func(context.Context) error { return nil }})
+		}
+		return restore, []cleanup{{"forget all but sysctls in " + p.dir.HostFile(), func(context.Context) error {
+			return p.dir.SaveHost(statedir.Host{Sysctls: p.saved.Sysctls})
+		}}}
+	}
+	forget = append(forget, removal(p.dir.HostFile()))
+	all = slices.DeleteFunc(all, statedir.Neighbour.Lives)
+	for _, who := range append([]statedir.Neighbour{{Dir: p.dir, Host: p.saved}}, all...) {
+		for _, c := range slices.Backward(who.Host.Sysctls) {
+			restore = append(restore, cleanup{fmt.Sprintf("set sysctl %s to %s, as it was", c.Name, c.From), func(context.Context) error {
+				return firewall.RestoreForwarding(p.host, []firewall.SysctlChange{c})
+			}})
+		}
+		if who.Dir != p.dir {
+			forget = append(forget, removal(who.Dir.HostFile()))
+		}
+	}
+	return restore, forget
 }
 
 // formerBackend makes the backend that ran here, from what is remembered.
-func formerBackend(dir statedir.Dir, saved statedir.Host, host kernel.Host, log *slog.Logger) (backend.Backend, error) {
+func (p planner) formerBackend() (backend.Backend, error) {
 	cfg := &subnet.Config{}
-	if cache, err := dir.LoadCache(); err == nil && cache.Config.Text != "" {
+	if cache, err := p.dir.LoadCache(); err == nil && cache.Config.Text != "" {
 		if parsed, err := subnet.ParseConfig(cache.Config.Text); err == nil {
 			cfg = parsed
 		}
 	}
-	cfg.BackendType, cfg.Backend = saved.BackendType, saved.Backend
-	b, err := catalog.Detached(cfg, host, log)
+	cfg.BackendType, cfg.Backend = p.saved.BackendType, p.saved.Backend
+	b, err := catalog.Detached(cfg, p.instance, p.host, p.log)
 	if err != nil {
-		return nil, fmt.Errorf("find out what backend %s left: %w", saved.BackendType, err)
+		return nil, fmt.Errorf("find out what backend %s left: %w", p.saved.BackendType, err)
 	}
 	return b, nil
 }

@@ -185,7 +185,7 @@ func TestCleanupUnreadableMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plan, err := planCleanup(state, saved, "", kerneltest.New(), slog.New(slog.DiscardHandler))
+	plan, err := planner{0, state, saved, kerneltest.New(), slog.New(slog.DiscardHandler)}.plan("")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +210,7 @@ func TestCleanupOfNetwork(t *testing.T) {
 	if _, err := client.Keep(t.Context(), dockerd.Spec{Name: "flannel", Addrs: []netip.Prefix{netip.MustParsePrefix("10.5.72.1/24")}, MTU: 1450}); err != nil {
 		t.Fatal(err)
 	}
-	plan, err := planCleanup(statedir.Dir(t.TempDir()), statedir.Host{DockerNetwork: "flannel"}, engine.Socket(), kerneltest.New(), slog.New(slog.DiscardHandler))
+	plan, err := planner{0, statedir.Dir(t.TempDir()), statedir.Host{DockerNetwork: "flannel"}, kerneltest.New(), slog.New(slog.DiscardHandler)}.plan(engine.Socket())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -47,6 +47,7 @@ type invocation struct {
 	node     string
 	publicIP string
 	stateDir string
+	instance cli.Instance
 	docker   string
 	yes      bool
 }
@@ -127,11 +128,19 @@ func (c command) usage() string {
 func (c command) call(ctx context.Context, s streams, args []string, env cli.Env) error {
 	inv := &invocation{streams: s, env: env}
 	fs := cli.NewFlagSet(c.name, fmt.Sprintf("Usage: %s\n\n%s.", c.usage(), c.help), s.out)
+	inv.instance.Register(fs)
 	fs.StringVar(&inv.socket, "socket", "/run/flannel/flanneld-go.sock", "the daemon's unix `socket`")
 	if c.register != nil {
 		c.register(inv, fs)
 	}
 	if err := cli.Parse(fs, args, env); err != nil {
+		return err
+	}
+	paths := []string{"socket"}
+	if fs.Lookup("state-dir") != nil {
+		paths = append(paths, "state-dir")
+	}
+	if err := inv.instance.Take(fs, paths...); err != nil {
 		return err
 	}
 	inv.args = fs.Args()
@@ -169,7 +178,7 @@ func (inv *invocation) openStore(ctx context.Context, a access) (*etcdstore.Stor
 	if inv.etcd.Given("etcd-endpoints") || opts.DiscoverySRV != "" {
 		return etcdstore.New(opts)
 	}
-	s, err := fetchStatus(ctx, inv.socket)
+	s, err := inv.fetchStatus(ctx)
 	switch {
 	case err == nil:
 		err = inv.learn(&opts, s.Etcd)
@@ -222,10 +231,10 @@ func (inv *invocation) inWorld(ctx context.Context, a access, do func(context.Co
 }
 
 // fetchStatus asks the daemon.
-func fetchStatus(ctx context.Context, socket string) (status.Status, error) {
-	s, err := status.Fetch(ctx, socket)
+func (inv *invocation) fetchStatus(ctx context.Context) (status.Status, error) {
+	s, err := status.Fetch(ctx, inv.socket)
 	if err != nil {
-		return s, explainSocket(socket, err)
+		return s, explainSocket(inv.socket, inv.instance.Unit(), err)
 	}
 	return s, nil
 }
@@ -244,14 +253,14 @@ func (e *socketError) Unwrap() error { return e.cause }
 
 // explainSocket says what an operator can do about a socket that does not
 // answer.
-func explainSocket(socket string, err error) error {
+func explainSocket(socket, unit string, err error) error {
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return &socketError{fmt.Sprintf("no daemon here: %s does not exist: systemctl status flanneld-go, or give --socket", socket), err}
+		return &socketError{fmt.Sprintf("no daemon here: %s does not exist: systemctl status %s, or give --socket", socket, unit), err}
 	case errors.Is(err, os.ErrPermission):
 		return &socketError{fmt.Sprintf("%s is for root only: run flannelctl as root", socket), err}
 	case isRefused(err):
-		return &socketError{fmt.Sprintf("the daemon is gone: nobody answers on %s: systemctl status flanneld-go", socket), err}
+		return &socketError{fmt.Sprintf("the daemon is gone: nobody answers on %s: systemctl status %s", socket, unit), err}
 	}
 	return fmt.Errorf("%s: %w", socket, err)
 }

@@ -175,7 +175,7 @@ func TestNoDaemon(t *testing.T) {
 	l.SetUnlinkOnClose(false)
 	l.Close()
 	s.refused(false, "the daemon is gone: nobody answers on "+s.socket+": systemctl status flanneld-go", "status")
-	if got, want := explainSocket("/run/d.sock", os.ErrPermission).Error(), "/run/d.sock is for root only: run flannelctl as root"; got != want {
+	if got, want := explainSocket("/run/d.sock", "flanneld-go", os.ErrPermission).Error(), "/run/d.sock is for root only: run flannelctl as root"; got != want {
 		t.Errorf("error %q, want %q", got, want)
 	}
 }

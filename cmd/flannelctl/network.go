@@ -23,7 +23,7 @@ func runNetworkCreate(ctx context.Context, inv *invocation) error {
 	if err := dockerd.CheckName(name); err != nil {
 		return cli.Usagef("%w", err)
 	}
-	s, err := fetchStatus(ctx, inv.socket)
+	s, err := inv.fetchStatus(ctx)
 	if err != nil {
 		return err
 	}

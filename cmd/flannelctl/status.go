@@ -22,7 +22,7 @@ func isRefused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 func runStatus(ctx context.Context, inv *invocation) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	s, err := fetchStatus(ctx, inv.socket)
+	s, err := inv.fetchStatus(ctx)
 	if err != nil {
 		return err
 	}

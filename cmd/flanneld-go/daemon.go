@@ -85,7 +85,7 @@ func newDaemon(opts options, log *slog.Logger) (*daemon, error) {
 		dir:      statedir.Dir(opts.stateDir),
 		board:    status.NewBoard(clock.Now, initialStatus(opts, node)),
 		store:    store,
-		firewall: firewall.New(firewall.Options{Log: log}),
+		firewall: firewall.New(firewall.Options{Instance: opts.instance.Instance, Log: log}),
 		units:    systemdUnits{},
 		places:   dockerPlaces{pidFile: dockerd.PIDFile, rootless: dockerd.RootlessPIDFiles, proc: "/proc"},
 	}, nil
@@ -116,7 +116,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { _ = os.Remove(d.opts.socket) }() // its listener removes it too
-	host, err := kernel.Open(kernel.Options{OthersOnly: true})
+	host, err := kernel.Open(kernel.Options{Instance: d.opts.instance.Instance, OthersOnly: true})
 	if err != nil {
 		ls.close()
 		return fmt.Errorf("open netlink: %w", err)

@@ -145,7 +145,7 @@ func (l *loop) outOfConflict(s *subnet.KeeperStatus) string {
 	if l.opts.onConflict == subnet.Renumber {
 		return "flannelctl leases; it takes another subnet by itself as soon as one is free"
 	}
-	way := "systemctl restart flanneld-go takes another subnet"
+	way := "systemctl restart " + l.opts.instance.Unit() + " takes another subnet"
 	if holder, ok := l.holder(s.Lease.Subnet); ok { // its key may be another than ours
 		return way + fmt.Sprintf("; flannelctl release %s --yes gives this one back, if its holder is gone", holder.Subnet)
 	}
@@ -325,7 +325,7 @@ func occupied(ctx context.Context, host kernel.Host, devices []string, uplinkInd
 		// By the uplink's gateways flannel's host-gw left routes to peers:
 		// their subnets are leased anyway.
 		leftover := r.Link == uplinkIndex && r.Gateway.IsValid()
-		if !ours[r.Link] && r.Protocol != kernel.Protocol && !leftover && !r.Blackhole {
+		if !ours[r.Link] && !kernel.IsProtocol(r.Protocol) && !leftover && !r.Blackhole {
 			list = append(list, r.Dst)
 		}
 	}

@@ -30,9 +30,10 @@ const defaultDockerConfig = "/etc/docker/daemon.json"
 
 // options are the command line and the environment, checked.
 type options struct {
-	etcd   cli.Etcd
-	node   string
-	uplink uplink.Options
+	etcd     cli.Etcd
+	instance cli.Instance
+	node     string
+	uplink   uplink.Options
 
 	subnetFile    string
 	stateDir      string
@@ -91,7 +92,7 @@ func parseOptions(args []string, env cli.Env, out io.Writer) (options, error) {
 		return r.options, nil
 	}
 	for _, check := range []func(*pflag.FlagSet) error{
-		r.refuseKubernetes, r.checkEtcd, r.checkUplink, r.checkDocker, r.checkLease, r.checkListen, r.checkLog,
+		r.refuseKubernetes, r.checkInstance, r.checkEtcd, r.checkUplink, r.checkDocker, r.checkLease, r.checkListen, r.checkLog,
 	} {
 		if err := check(fs); err != nil {
 			return options{}, err
@@ -102,6 +103,7 @@ func parseOptions(args []string, env cli.Env, out io.Writer) (options, error) {
 
 func (r *rawOptions) register(fs *pflag.FlagSet) {
 	r.etcd.Register(fs)
+	r.instance.Register(fs)
 	fs.StringArrayVar(&r.uplink.Ifaces, "iface", nil, "`interface` (name or IP) for traffic between hosts; repeatable, the first that exists is taken (default: that of the default route)")
 	fs.StringArrayVar(&r.uplink.Regexes, "iface-regex", nil, "`regexp` that the interface's name or IP must match; repeatable, tried after --iface")
 	fs.StringVar(&r.canReach, "iface-can-reach", "", "take the interface by which the kernel would reach this `IP`")
@@ -111,7 +113,7 @@ func (r *rawOptions) register(fs *pflag.FlagSet) {
 	fs.StringVar(&r.subnetFile, "subnet-file", "/run/flannel/subnet.env", "`file` that tells subnet and MTU to others")
 	fs.StringVar(&r.stateDir, "state-dir", "/var/lib/flanneld-go", "`folder` for what must outlive a restart")
 	fs.StringVar(&r.socket, "socket", "/run/flannel/flanneld-go.sock", "unix `socket` that flannelctl asks")
-	fs.StringVar(&r.dockerConfig, "docker-config", "", "Docker's config `file` to keep bip and mtu in, or none (default: "+defaultDockerConfig+" where dockerd is installed)")
+	fs.StringVar(&r.dockerConfig, "docker-config", "", "Docker's config `file` to keep bip and mtu in, or none (default: "+defaultDockerConfig+" where dockerd is installed, for instance 0)")
 	fs.StringVar(&r.dockerOptions, "docker-options", "", "write Docker's options to this environment `file` instead, as mk-docker-opts.sh does")
 	fs.StringVar(&r.dockerRestart, "docker-restart", "never", "restart Docker when its subnet or MTU must change: never or on-change (`when`)")
 	fs.StringVar(&r.dockerNetwork, "docker-network", "", "keep a Docker bridge network of this `name` on our subnet, and leave docker0 as Docker makes it")
@@ -172,6 +174,10 @@ func (r *rawOptions) refuseKubernetes(fs *pflag.FlagSet) error {
 	return nil
 }
 
+func (r *rawOptions) checkInstance(fs *pflag.FlagSet) error {
+	return r.instance.Take(fs, "subnet-file", "state-dir", "socket")
+}
+
 func (r *rawOptions) checkEtcd(*pflag.FlagSet) error { return r.etcd.Validate() }
 
 func (r *rawOptions) checkUplink(*pflag.FlagSet) error {
@@ -217,7 +223,8 @@ func (r *rawOptions) checkDocker(fs *pflag.FlagSet) error {
 	switch {
 	case r.dockerConfig == "none" || r.dockerOptions != "":
 		r.dockerConfig = ""
-	case r.dockerConfig == "":
+	case r.dockerConfig == "" && r.instance.Instance == 0:
+		// There is one docker0, and it is the first instance's.
 		if _, err := exec.LookPath("dockerd"); err == nil {
 			r.dockerConfig = defaultDockerConfig
 		}
@@ -311,6 +318,9 @@ func (o options) docker() string {
 		return o.dockerOptions
 	case o.dockerConfig != "":
 		return o.dockerConfig
+	}
+	if o.instance.Instance != 0 {
+		return "none (docker0 is instance 0's; --docker-network makes a network of our own)"
 	}
 	return "none (no dockerd found, or --docker-config=none)"
 }

@@ -73,7 +73,7 @@ func (l *loop) recallPaths(ctx context.Context) ([]subnet.Lease, error) {
 	if err != nil || !l.appliedLast(cfg) {
 		return nil, nil //nolint:nilerr // takeConfig says what is wrong with it
 	}
-	b, err := catalog.Detached(cfg, l.host, nil)
+	b, err := catalog.Detached(cfg, l.opts.instance.Instance, l.host, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -186,6 +186,9 @@ func (l *loop) judge(doc subnet.Document) error {
 	case err != nil:
 		return withHint(fmt.Errorf("network config at revision %d is invalid, keeping that of revision %d: %w", doc.Modified, l.config.doc.Modified, err), "%s", set)
 	case l.lease.keeper == nil:
+		if err := l.rival(cfg); err != nil {
+			return err
+		}
 		// Nothing runs by the old one yet: uplink and backend are chosen anew.
 		l.uplink, l.move, l.backend = backend.Uplink{}, moveState{}, nil
 		l.adopt(cfg, doc)
@@ -197,7 +200,7 @@ func (l *loop) judge(doc subnet.Document) error {
 			more = fmt.Sprintf(", and gets another subnet then: its own, %s, does not fit the new config", own)
 		}
 		return withHint(fmt.Errorf("network config at revision %d changes %s: this host keeps that of revision %d until it is restarted%s",
-			doc.Modified, strings.Join(what, " and "), l.config.doc.Modified, more), "systemctl restart flanneld-go")
+			doc.Modified, strings.Join(what, " and "), l.config.doc.Modified, more), "systemctl restart %s", l.opts.instance.Unit())
 	}
 	l.adopt(cfg, doc)
 	return nil
@@ -267,6 +270,7 @@ func (l *loop) newBackend(cfg *subnet.Config) (backend.Backend, error) {
 	return catalog.New(backend.Params{
 		Config:    cfg,
 		Node:      l.node,
+		Instance:  l.opts.instance.Instance,
 		Kernel:    l.host,
 		Log:       l.log.With("backend", cfg.BackendType),
 		Blackhole: l.opts.blackholeRoute,

@@ -89,9 +89,9 @@ func checkBackendAlone(text string) error {
 
 // Detached makes the backend of cfg to clean up, or to look at what is left: for
 // whoever is no host of the network at the moment.
-func Detached(cfg *subnet.Config, host kernel.Host, log *slog.Logger) (backend.Backend, error) {
+func Detached(cfg *subnet.Config, instance kernel.Instance, host kernel.Host, log *slog.Logger) (backend.Backend, error) {
 	p := detached(cfg)
-	p.Kernel, p.Log = host, log
+	p.Instance, p.Kernel, p.Log = instance, host, log
 	return New(p)
 }
 

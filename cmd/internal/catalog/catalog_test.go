@@ -59,7 +59,7 @@ func TestCheck(t *testing.T) {
 }
 
 func TestUnknownBackendCanBeTold(t *testing.T) {
-	if _, err := Detached(&subnet.Config{BackendType: "gre"}, nil, nil); !errors.Is(err, ErrUnknown) {
+	if _, err := Detached(&subnet.Config{BackendType: "gre"}, 0, nil, nil); !errors.Is(err, ErrUnknown) {
 		t.Errorf("error %v, want ErrUnknown", err)
 	}
 }

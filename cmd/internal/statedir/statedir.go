@@ -2,7 +2,8 @@
 // --state-dir:
 //
 //	cache.json  config, own lease and peers as last seen in etcd
-//	host.json   what the daemon changed on this host, for the cleanup
+//	host.json   what the daemon changed on this host, for the cleanup; other instances
+//	            here look into it: at networks, and at what they need as well
 //	docker-change.json  the way back from a change of Docker's file, until
 //	            Docker has started with it
 //
@@ -21,9 +22,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend/firewall"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/daemonconfig"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -81,6 +84,37 @@ type Host struct {
 	// DockerAttempt is the last restart of Docker, unless Docker was as it
 	// should be after it.
 	DockerAttempt *DockerAttempt `json:"docker_attempt,omitempty"`
+}
+
+// Neighbour is another instance that has been on this host and was not cleaned up, or
+// that left something to restore.
+type Neighbour struct {
+	Instance kernel.Instance
+	Dir      Dir
+	Host     Host
+	// Err says that it cannot be read.
+	Err error
+}
+
+// Lives reports whether the instance needs what it changed on this host, as far as can be
+// told.
+func (n Neighbour) Lives() bool { return n.Err != nil || n.Host.BackendType != "" }
+
+// Neighbours are the other instances, if d is that of own: their directories differ in
+// the number at the end.
+func (d Dir) Neighbours(own kernel.Instance) []Neighbour {
+	first, ok := strings.CutSuffix(filepath.Clean(string(d)), own.Suffix())
+	if !ok {
+		return nil
+	}
+	var list []Neighbour
+	for _, i := range kernel.Instances() {
+		n := Neighbour{Instance: i, Dir: Dir(first + i.Suffix())}
+		if n.Host, n.Err = n.Dir.LoadHost(); i != own && (n.Lives() || len(n.Host.Sysctls) > 0) {
+			list = append(list, n)
+		}
+	}
+	return list
 }
 
 // DockerAttempt is a restart of Docker that is not to be made a second time for
@@ -171,11 +205,16 @@ func (c Cache) encode() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+const hostName = "host.json"
+
+// HostFile is the path of host.json.
+func (d Dir) HostFile() string { return filepath.Join(string(d), hostName) }
+
 // LoadHost reads host.json.
-func (d Dir) LoadHost() (Host, error) { return load[Host](d, "host.json") }
+func (d Dir) LoadHost() (Host, error) { return load[Host](d, hostName) }
 
 // SaveHost replaces host.json.
-func (d Dir) SaveHost(h Host) error { return save(d, "host.json", h) }
+func (d Dir) SaveHost(h Host) error { return save(d, hostName, h) }
 
 // dockerChange is the name of the file that is there for a moment only.
 const dockerChange = "docker-change.json"
