@@ -53,6 +53,36 @@ func TestUnitVerifies(t *testing.T) {
 	}
 }
 
+// TestTemplateUnit: the unit of further instances is that of the first, but for their
+// number, which stands behind each name that must be their own. It verifies.
+func TestTemplateUnit(t *testing.T) {
+	units := installUnits(t)
+	var want []string
+	for _, line := range settings(t, filepath.Join(units, "flanneld-go.service")) {
+		for _, own := range [][2]string{
+			{"Unit.Description=flanneld-go,", "Unit.Description=flanneld-go@%i,"},
+			{"/sysconfig/flanneld", "/sysconfig/flanneld%i"},
+			{"/default/flanneld-go", "/default/flanneld-go%i"},
+			{"/default/flanneld", "/default/flanneld%i"},
+			{"/flanneld-go $FLANNEL_OPTIONS", "/flanneld-go --instance=%i $FLANNEL_OPTIONS"},
+			{"StateDirectory=flanneld-go", "StateDirectory=flanneld-go%i"},
+		} {
+			if strings.Contains(line, own[0]) {
+				line = strings.Replace(line, own[0], own[1], 1)
+				break
+			}
+		}
+		want = append(want, line)
+	}
+	if diff := cmp.Diff(want, settings(t, filepath.Join(units, "flanneld-go@.service"))); diff != "" {
+		t.Errorf("the template (-want +got):\n%s", diff)
+	}
+	out, err := run("systemd-analyze", "verify", "--man=no", filepath.Join(units, "flanneld-go@1.service"))
+	if complaints := aboutUs(out); err != nil || len(complaints) > 0 {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+}
+
 // TestCredentialVerifies: the line that gives us the password of etcd's user is
 // ready to be used.
 func TestCredentialVerifies(t *testing.T) {

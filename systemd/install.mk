@@ -38,10 +38,13 @@ INSTALL_DATA := \
 	NetworkManager/10-flannel.conf:$(NMDIR)/10-flannel.conf \
 	examples/docker-options.conf:$(EXAMPLEDIR)/docker-options.conf \
 	examples/docker-options-ce.conf:$(EXAMPLEDIR)/docker-options-ce.conf
+# One file becomes two units: that of the first instance, and a template for others,
+# whose names have the number, %i, behind them.
 INSTALL_UNIT := $(LIBDIR)/systemd/system/flanneld-go.service
+INSTALL_TEMPLATE := $(LIBDIR)/systemd/system/flanneld-go@.service
 
 # All that uninstall removes, the settings aside.
-INSTALLED := $(INSTALL_BINARIES:$(BIN)/%=$(BINDIR)/%) $(INSTALL_UNIT) \
+INSTALLED := $(INSTALL_BINARIES:$(BIN)/%=$(BINDIR)/%) $(INSTALL_UNIT) $(INSTALL_TEMPLATE) \
 	$(foreach pair,$(INSTALL_DATA),$(lastword $(subst :, ,$(pair))))
 # Folders that are only there because of us, if they are empty then.
 INSTALLED_DIRS := $(LIBDIR)/systemd/system/docker.service.d $(LIBDIR)/systemd/networkd.conf.d \
@@ -64,7 +67,9 @@ install: $(INSTALL_BINARIES) ## install binaries, units and settings (DESTDIR, P
 	for binary in $(INSTALL_BINARIES); do put 0755 "$$binary" "$(BINDIR)/$${binary##*/}"; done; \
 	for pair in $(INSTALL_DATA); do put 0644 "$(SYSTEMD_DIR)/$${pair%%:*}" "$${pair#*:}"; done; \
 	put 0644 '$(SYSTEMD_DIR)/flanneld-go.service.in' '$(INSTALL_UNIT)'; \
-	sed -i 's|@BINDIR@|$(BINDIR)|g' '$(DESTDIR)$(INSTALL_UNIT)'; \
+	sed -i 's|@BINDIR@|$(BINDIR)|g; s|@[IN]@||g; s|@FLAG@||g' '$(DESTDIR)$(INSTALL_UNIT)'; \
+	put 0644 '$(SYSTEMD_DIR)/flanneld-go.service.in' '$(INSTALL_TEMPLATE)'; \
+	sed -i 's|@BINDIR@|$(BINDIR)|g; s|@I@|@%i|g; s|@N@|%i|g; s|@FLAG@| --instance=%i|g' '$(DESTDIR)$(INSTALL_TEMPLATE)'; \
 	if test -e '$(DESTDIR)$(CONFFILE)'; then \
 		echo 'keep $(DESTDIR)$(CONFFILE)'; \
 	else \
@@ -83,6 +88,7 @@ install: $(INSTALL_BINARIES) ## install binaries, units and settings (DESTDIR, P
 uninstall: ## remove what install put; changed settings and the kernel's state stay
 	@if $(LIVE) && test -e '$(INSTALL_UNIT)'; then \
 		set -x; $(SYSTEMCTL) disable --now flanneld-go.service; \
+		$(SYSTEMCTL) stop 'flanneld-go@*.service'; $(SYSTEMCTL) disable flanneld-go@.service; \
 	fi
 	rm -f $(patsubst %,'$(DESTDIR)%',$(INSTALLED))
 	@if cmp -s '$(SYSTEMD_DIR)/flanneld-go.default' '$(DESTDIR)$(CONFFILE)'; then \

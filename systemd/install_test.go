@@ -212,7 +212,7 @@ func TestInstallTellsSystemd(t *testing.T) {
 		t.Errorf("told at install (-want +got):\n%s", diff)
 	}
 	s.make("uninstall", vars...)
-	if diff := cmp.Diff("disable --now flanneld-go.service\ndaemon-reload\ncontrol --reload\n", told()); diff != "" {
+	if diff := cmp.Diff("disable --now flanneld-go.service\nstop flanneld-go@*.service\ndisable flanneld-go@.service\ndaemon-reload\ncontrol --reload\n", told()); diff != "" {
 		t.Errorf("told at uninstall (-want +got):\n%s", diff)
 	}
 	// Below another root nobody is told.
