@@ -104,8 +104,10 @@ case $iptables in
 esac
 $iptables -A FORWARD -s 10.66.0.0/16 -j ACCEPT
 $iptables -t nat -A POSTROUTING -s 10.66.0.0/16 -j MASQUERADE
-while ip -6 addr show tentative | grep -q .; do read -t 0.1 _ <>/dev/fd/2 || true; done
-`
+` + settled
+
+// settled waits for what the kernel does to a new host by itself.
+const settled = "while ip -6 addr show tentative | grep -q .; do read -t 0.1 _ <>/dev/fd/2 || true; done\n"
 
 // run runs a script on the host, up to its first failure.
 func run(t *testing.T, h *lab.Host, script string) string {

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,7 +39,8 @@ func (h *Host) WaitSubnet(ctx context.Context) (daemonconfig.Env, error) {
 	return env, err
 }
 
-// Container is a namespace behind docker0 of its host.
+// Container is a namespace behind docker0 of its host, or behind docker1 of its instance
+// 1.
 type Container struct {
 	*Node
 	// Addrs are those of the families that are on, IPv4 first.
@@ -69,20 +71,32 @@ func (h *Host) StartContainer(env daemonconfig.Env) error {
 	if len(own) == 0 {
 		return fmt.Errorf("start container on %s: %s names no subnet", h.Name, h.SubnetFile())
 	}
-	docker0, err := h.addBridge("docker0", env.MTU, own)
+	docker0, err := h.addBridge(h.dockerBridge(), env.MTU, own)
 	if err != nil {
 		return err
 	}
-	node, err := h.lab.addNode(fmt.Sprintf("c%d", h.Number))
+	node, err := h.lab.addNode(h.containerName())
 	if err != nil {
-		return errors.Join(err, h.removeLink("docker0"))
+		return errors.Join(err, h.removeLink(h.dockerBridge()))
 	}
-	if err := docker0.plug("vethc", node, inside, gateways); err != nil {
-		return errors.Join(err, h.lab.removeNode(node), h.removeLink("docker0"))
+	if err := docker0.plug("vethc"+h.instance, node, inside, gateways); err != nil {
+		return errors.Join(err, h.lab.removeNode(node), h.removeLink(h.dockerBridge()))
 	}
 	h.Container = &Container{Node: node, Addrs: inside}
 	return nil
 }
+
+// containerName is the last part of its namespace's name: c2, or c2i1 of instance 1.
+func (h *Host) containerName() string {
+	name := fmt.Sprintf("c%d", h.Number)
+	if h.instance != "" {
+		name += "i" + h.instance
+	}
+	return name
+}
+
+// dockerBridge is what containers of this instance are behind.
+func (h *Host) dockerBridge() string { return "docker" + cmp.Or(h.instance, "0") }
 
 // StopContainer removes the container and docker0, as a restart of dockerd with
 // another subnet does: StartContainer can make them anew.
@@ -94,7 +108,7 @@ func (h *Host) StopContainer() error {
 	h.Container = nil
 	// A namespace's interfaces go some time after it, and who pings from inside
 	// keeps it: the link goes first.
-	err := errors.Join(h.removeLink("vethc"), h.removeLink("docker0"), h.lab.removeNode(c.Node))
+	err := errors.Join(h.removeLink("vethc"+h.instance), h.removeLink(h.dockerBridge()), h.lab.removeNode(c.Node))
 	if err != nil {
 		return fmt.Errorf("stop container on %s: %w", h.Name, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"strconv"
 )
 
 // Host is a namespace with an uplink, a daemon and at most one container.
@@ -26,8 +27,17 @@ type Host struct {
 	Container *Container
 
 	lab *Lab
+	// instance stands behind the names of what a further daemon on the host has for
+	// its own; empty: it is the first.
+	instance string
 	// dropped are the directions of a partition; guarded by lab.partitions.
 	dropped Direction
+}
+
+// Beside is the host as a further instance of the daemon sees it, which runs beside the
+// first: it has files, a bridge and a container of its own.
+func (h *Host) Beside(instance int) *Host {
+	return &Host{Node: h.Node, Number: h.Number, Addrs: h.Addrs, Dir: h.Dir, Env: h.Env, lab: h.lab, instance: strconv.Itoa(instance)}
 }
 
 // port is the host's interface on the switch, and the last part of its name.
@@ -38,18 +48,18 @@ func (h *Host) port() string { return fmt.Sprintf("h%d", h.Number) }
 func (h *Host) NodeID() string { return h.Name }
 
 // SubnetFile is the daemon's subnet.env.
-func (h *Host) SubnetFile() string { return filepath.Join(h.Dir, "subnet.env") }
+func (h *Host) SubnetFile() string { return filepath.Join(h.Dir, "subnet"+h.instance+".env") }
 
 // Socket is the daemon's status socket.
-func (h *Host) Socket() string { return filepath.Join(h.Dir, "flanneld-go.sock") }
+func (h *Host) Socket() string { return filepath.Join(h.Dir, "flanneld-go"+h.instance+".sock") }
 
 // StateDir is where the daemon keeps its cache.
-func (h *Host) StateDir() string { return filepath.Join(h.Dir, "state") }
+func (h *Host) StateDir() string { return filepath.Join(h.Dir, "state"+h.instance) }
 
 // DaemonArgs are the arguments that the lab gives the daemon: what hosts that
 // share /run, /var and /etc must not share, and where etcd is.
 func (h *Host) DaemonArgs() []string {
-	return append([]string{
+	args := []string{
 		"--etcd-endpoints=" + h.lab.EtcdURL(),
 		"--etcd-prefix=" + Prefix,
 		"--node-id=" + h.NodeID(),
@@ -57,7 +67,11 @@ func (h *Host) DaemonArgs() []string {
 		"--socket=" + h.Socket(),
 		"--subnet-file=" + h.SubnetFile(),
 		"--docker-config=none",
-	}, h.lab.opts.DaemonArgs...)
+	}
+	if h.instance != "" {
+		args = append(args, "--instance="+h.instance)
+	}
+	return append(args, h.lab.opts.DaemonArgs...)
 }
 
 // StartDaemon starts the daemon, with further arguments that win over the lab's.
@@ -82,7 +96,7 @@ func (h *Host) ReplaceDaemon(path string) error {
 }
 
 func (h *Host) launch(path string, args []string) error {
-	p, err := h.lab.Start(h.Node, Spec{Path: path, Args: args, Env: h.Env, Log: filepath.Join(h.Dir, "flanneld-go.log")})
+	p, err := h.lab.Start(h.Node, Spec{Path: path, Args: args, Env: h.Env, Log: filepath.Join(h.Dir, "flanneld-go"+h.instance+".log")})
 	if err != nil {
 		return err
 	}
