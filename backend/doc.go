@@ -26,5 +26,7 @@
 //   - Apply takes the whole desired state, may be called again with the same
 //     one, keeps going past single failures and returns them joined. What
 //     concerns one peer is a [PeerError].
+//   - Ours is what this [kernel.Instance] made; what another on the same host made is as
+//     foreign as anybody's, but for one thing: its tunnels are no uplinks.
 //   - Exit leaves the kernel's state in place; Cleanup removes all of it.
 package backend

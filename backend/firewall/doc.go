@@ -75,6 +75,10 @@
 //     of others, and every rule has a comment that starts with [Mark]. The name
 //     of the chain is the proof: what neither is such a chain nor jumps to one
 //     belongs to others and is not touched.
+//   - Of several instances on a host each has chains with its number in the prefix
+//     (FLANNELD-GO1-...), its own table, policies and sets. Where our jump stands is
+//     counted without the jumps of any instance: each lets through no more than its
+//     own network, so their order means nothing, and nobody moves another's.
 //   - All changes to a table are one transaction, by which a chain is replaced
 //     whole; chains that are as they should be are not written.
 //   - Failures are joined; what could be done is done. Missing tools are

@@ -18,6 +18,9 @@
 //     kernel has them (5.3) and in the classic form elsewhere; callers see
 //     [Route] either way. Reason: the classic form costs the kernel quadratic
 //     time in the number of routes of one device.
+//   - Several daemons may share a host, each an [Instance] with a number: it gives their
+//     links an alias, their routes a protocol, and their nexthop objects a range. What
+//     is one's is by that no other's, and nobody has to know who else is there.
 //   - Fake and Netlink pass one suite, kerneltest.Suite, and answer alike on
 //     random walks.
 //

@@ -50,6 +50,8 @@
 //   - With DirectRouting, peers on the uplink's own segment that publish it too get
 //     plain routes, for the family of the outer addresses. They stay in the table:
 //     which way a packet takes its sender decides.
+//   - A further instance on the host has a device of its own, flannel1 to flannel9, and
+//     needs a Port of its own: peers learn it from the lease.
 //   - The device is persistent: it outlives the daemon with address and routes,
 //     until Cleanup.
 //

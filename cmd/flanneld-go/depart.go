@@ -30,12 +30,12 @@ func (l *loop) depart(ctx context.Context, err error) {
 		if err := l.withdraw(ctx, err); l.lease.withdrawn {
 			l.log.Warn("stopped; the subnet is another machine's, data path and files are withdrawn", "subnet", foreign.Lease.Subnet)
 		} else {
-			l.log.Error("stopped; the subnet is another machine's, and not all of it could be withdrawn", "subnet", foreign.Lease.Subnet, "error", err, "cleanup", "flannelctl cleanup")
+			l.log.Error("stopped; the subnet is another machine's, and not all of it could be withdrawn", "subnet", foreign.Lease.Subnet, "error", err, "cleanup", l.opts.instance.Cleanup())
 		}
 	case err == nil && l.opts.releaseOnExit && l.lease.keeper != nil:
 		l.release(ctx)
 	default:
-		l.log.Info("stopped; devices, routes and rules stay in place", "cleanup", "flannelctl cleanup")
+		l.log.Info("stopped; devices, routes and rules stay in place", "cleanup", l.opts.instance.Cleanup())
 	}
 }
 
@@ -62,7 +62,7 @@ func (l *loop) release(ctx context.Context) {
 		return
 	}
 	if err := l.takeDown(ctx); err != nil {
-		log.Warn("stopped; the lease is not released, since not all that uses it could be withdrawn", "error", err, "cleanup", "flannelctl cleanup")
+		log.Warn("stopped; the lease is not released, since not all that uses it could be withdrawn", "error", err, "cleanup", l.opts.instance.Cleanup())
 		return
 	}
 	if l.lease.conflictAt != 0 {

@@ -22,6 +22,12 @@
 // has had it for a second we send from it. Both hosts know both addresses meanwhile,
 // and for some seconds after.
 //
+// A host in several networks runs a daemon for each: --instance. Everything that has a
+// name or a number has the instance's, see [kernel.Instance], so that none has to know
+// of the others. Two things are asked of their state directories, which differ in the
+// number at the end: whether our network is one's already, before we lease anything, and,
+// by flannelctl cleanup, whether a sysctl is needed on.
+//
 // One goroutine, the loop, owns what is done to the host; every other task only
 // wakes it. Whatever fails there is a problem on the status board, and is tried
 // again; see the page docs/operations.md for what each problem means.

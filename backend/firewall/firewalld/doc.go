@@ -22,6 +22,9 @@
 //	policy flanneld-go-in   ANY -> HOST  the tunnel's port, from peers
 //	ipset  flanneld-go-ipv4, -ipv6       the peers, where they are many
 //
+// Another instance on the same host has its number behind flanneld-go: flanneld-go1-fwd.
+// A reload for one drops the rules of all, and each writes its own again.
+//
 // Rules are runtime configuration. firewalld cannot make such objects at run time, so
 // they are permanent objects, empty, which do nothing by themselves,
 // and one reload brings them in, once in the life of a host. A reload drops what

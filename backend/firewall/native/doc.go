@@ -126,7 +126,8 @@
 //   - New does not act. Apply converges and may be called again; it reads the table
 //     and writes only what differs. Cleanup leaves `nft list ruleset` as it was
 //     before. All act on the network namespace of the calling thread.
-//   - All that is in tables of the name [TableName] is ours: what we did not want
+//   - All that is in tables of the name [TableName], or of another instance's with its
+//     number behind, is that instance's: what we did not want
 //     there is removed. A chain is written whole; a table with what cannot be
 //     mended (another hook, a dormant flag) is made anew, and counts from zero.
 //   - Rules that Apply compares are those that the kernel lists, not what it was

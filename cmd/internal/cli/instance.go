@@ -53,3 +53,11 @@ func (i *Instance) Unit() string {
 	}
 	return "flanneld-go@" + i.Suffix()
 }
+
+// Cleanup is what removes all that it left on this host.
+func (i *Instance) Cleanup() string {
+	if i.Instance == 0 {
+		return "flannelctl cleanup"
+	}
+	return "flannelctl cleanup --instance=" + i.Suffix()
+}
