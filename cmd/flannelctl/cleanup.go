@@ -136,7 +136,11 @@ func removal(path string) cleanup {
 // it to that one's cleanup: our memory of it stays.
 func (p planner) planSysctls() (restore, forget []cleanup) {
 	all := p.dir.Neighbours(p.instance)
-	if i := slices.IndexFunc(all, statedir.Neighbour.Lives); i >= 0 && len(p.saved.Sysctls) > 0 {
+	i := slices.IndexFunc(all, statedir.Neighbour.Lives)
+	switch {
+	case i >= 0 && len(p.saved.Sysctls) == 0:
+		return nil, []cleanup{removal(p.dir.HostFile())}
+	case i >= 0:
 		for _, c := range p.saved.Sysctls {
 			restore = append(restore, cleanup{fmt.Sprintf("leave sysctl %s, which was %s, to instance %d (%s)", c.Name, c.From, all[i].Instance, all[i].Dir), func(context.Context) error { return nil }})
 		}
@@ -145,7 +149,6 @@ func (p planner) planSysctls() (restore, forget []cleanup) {
 		}}}
 	}
 	forget = append(forget, removal(p.dir.HostFile()))
-	all = slices.DeleteFunc(all, statedir.Neighbour.Lives)
 	for _, who := range append([]statedir.Neighbour{{Dir: p.dir, Host: p.saved}}, all...) {
 		for _, c := range slices.Backward(who.Host.Sysctls) {
 			restore = append(restore, cleanup{fmt.Sprintf("set sysctl %s to %s, as it was", c.Name, c.From), func(context.Context) error {
