@@ -172,9 +172,16 @@ func (l *level[K]) clear(edits []cell[K]) {
 	for _, e := range edits {
 		counts[l.hash(e.key)>>l.shift]++
 	}
+	all := 0
+	for _, n := range counts {
+		all += cellsFor(n)
+	}
+	// In one piece, which costs packets less than many.
+	slab := make([]cell[K], all)
 	l.pages = make([]page[K], len(counts))
 	for i, n := range counts {
-		l.pages[i].cells = make([]cell[K], cellsFor(n))
+		size := cellsFor(n)
+		l.pages[i].cells, slab = slab[:size:size], slab[size:]
 	}
 }
 
