@@ -91,10 +91,11 @@ func undisturbed() scene {
 	})
 }
 
-// illegible: a peer's key cannot be read, and a host must load everything anew.
+// illegible: a peer's key cannot be read, and a host must load everything anew. Since
+// it was without etcd it may hold what it does not find for a TTL.
 func illegible() scene {
 	return plain(5*time.Second, steps(
-		Step{Kind: FaultOverwrite, Variant: variantGarbage, Hosts: []int{2}, At: 4 * time.Second, For: 10 * time.Second},
+		Step{Kind: FaultOverwrite, Variant: variantGarbage, Hosts: []int{2}, At: 4 * time.Second, For: 16 * time.Second},
 		Step{Kind: FaultCut, Hosts: []int{1}, At: 5 * time.Second, For: 1500 * time.Millisecond},
 		Step{Kind: FaultDelete, Hosts: []int{3}, At: 5500 * time.Millisecond},
 		Step{Kind: FaultCompact, At: 6 * time.Second},
