@@ -385,7 +385,9 @@ func (l *loop) keepCache() error {
 	known := !c.Own.Subnet.IsZero() && c.Own == next.Own && c.Former == next.Former && c.Config == next.Config
 	every := max(cacheLeast, cachePerPeer*time.Duration(len(next.Peers)))
 	if wait := l.lease.cachedAt + every - l.clock.Uptime(); known && wait > 0 {
-		l.lease.cacheIn = wait
+		if !next.Same(*c) { // times alone are no reason for a round
+			l.lease.cacheIn = wait
+		}
 		return nil
 	}
 	return l.writeCache(*next)
