@@ -39,10 +39,11 @@ func (p *pace) patience(least time.Duration) time.Duration {
 
 // note takes in how a call that took so long ended.
 func (p *pace) note(took time.Duration, err error) {
-	switch status.Code(err) {
-	case codes.Canceled, codes.Unavailable:
+	code := status.Code(err)
+	if code == codes.Canceled || code == codes.Unavailable {
 		return // Nobody waited for an answer, or nobody was there to give one.
-	case codes.DeadlineExceeded:
+	}
+	if code == codes.DeadlineExceeded {
 		p.missed(took)
 		return
 	}
