@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"slices"
@@ -19,9 +20,10 @@ import (
 )
 
 const (
-	// acquireTimeout bounds one attempt to lease a subnet: some requests, and
-	// two challenges in a row where another claimant's stands already.
-	acquireTimeout = 10*time.Second + 2*subnet.ChallengeWait
+	// acquireTimeout bounds one attempt to lease a subnet: some requests to an etcd
+	// that hundreds of hosts may ask at the same moment, and two challenges in a
+	// row where another claimant's stands already.
+	acquireTimeout = 20*time.Second + 2*subnet.ChallengeWait
 	// acquireTries is how often a world that is out of date is loaded anew
 	// before the round is given up.
 	acquireTries = 5
@@ -195,6 +197,7 @@ func (l *loop) firstLease(ctx context.Context) error {
 			return err
 		}
 		o.Identity = world.Identity
+		l.runView(ctx, subnet.CrowdPause(world, o.Lease, l.clock.Uptime()-l.began, rand.Float64()))
 	case !l.cache.Own.Subnet.IsZero() && l.cache.Former == "":
 		o.Lease, o.Identity, o.Cached = l.cache.Own, l.cache.Identity, true
 	case l.cache.Former != "":

@@ -55,6 +55,10 @@ type loop struct {
 	// as it shows anything but firstSnap.
 	firstLoad error
 	firstSnap *subnet.Snapshot
+	// began is the uptime at which that load was asked for; following: the view
+	// runs, or will after a pause.
+	began     time.Duration
+	following bool
 	// snap is what this round sees.
 	snap *subnet.Snapshot
 
@@ -145,6 +149,7 @@ func (l *loop) run(ctx context.Context) error {
 			l.leave()
 			return err
 		}
+		l.runView(ctx, 0) // There may be no lease to wait for.
 		l.beat.set(l.clock.Now())
 		l.makePeace()
 		l.idle(ctx, w, l.untilMove(l.untilCache(l.inGrace(l.pause(complete)))))

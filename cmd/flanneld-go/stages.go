@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/catalog"
@@ -65,6 +66,7 @@ func (l *loop) followStore(ctx context.Context) error {
 func (l *loop) startView(ctx context.Context) error {
 	// The view gets no log: what it would say is the problem of a stage, which
 	// is said once.
+	l.began = l.clock.Uptime()
 	o := subnet.ViewOptions{Store: l.store, Clock: l.clock, Node: l.node, TTL: l.opts.leaseTTL}
 	o.Unheard, o.Holding = l.recallTimes()
 	loadCtx, cancel := context.WithTimeout(ctx, cacheAfter)
@@ -86,8 +88,29 @@ func (l *loop) startView(ctx context.Context) error {
 	l.view = subnet.NewView(o)
 	l.cache.Peers = nil // the view has them
 	l.firstSnap = l.view.Snapshot()
-	l.group.Go(func() error { return l.view.Run(ctx) })
+	if !l.firstSnap.Synced {
+		l.runView(ctx, 0)
+	}
 	return err
+}
+
+// runView follows etcd from now on, or after a pause, once. A start leases its subnet
+// before that: who starts together with many others learns of them in one answer then.
+func (l *loop) runView(ctx context.Context, pause time.Duration) {
+	if l.following {
+		return
+	}
+	l.following = true
+	l.group.Go(func() error {
+		timer := l.clock.Timer(pause)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			return l.view.Run(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	})
 }
 
 // formerWorld is what the earlier process of this host knew of its peers, if they
