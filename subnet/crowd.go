@@ -19,7 +19,7 @@ const (
 //
 // A store sends each watch each change by itself, so that hosts which start together
 // and watch each other start cost it the square of their number. A watch that begins
-// later gets all that has happened by then in a few XX
+// later gets all that has happened by then in a few large answers, which is a fraction of
 // the work. A host alone does not wait: nobody else writes meanwhile. Nor does it for
 // long where others write and the store has time for all of them.
 func CrowdPause(w World, l Lease, took time.Duration, random float64) time.Duration {

@@ -58,6 +58,8 @@ type openStore struct {
 	*memstore.Store
 	gone *goneAddrs
 	deaf *atomic.Bool
+	// creating is called before a lease is created.
+	creating func()
 }
 
 // goneAddrs are addresses that a store was told are gone.
@@ -89,6 +91,11 @@ func (s openStore) Abandon(local netip.Addr) {
 	s.gone.mu.Lock()
 	defer s.gone.mu.Unlock()
 	s.gone.addrs = append(s.gone.addrs, local)
+}
+
+func (s openStore) Create(ctx context.Context, l subnet.Lease, ttl time.Duration, w subnet.World) (subnet.Lease, error) {
+	s.creating()
+	return s.Store.Create(ctx, l, ttl, w)
 }
 
 func (openStore) Close() error { return nil }
@@ -159,6 +166,7 @@ type testHost struct {
 	node        subnet.NodeID
 	instance    string
 	tools       firewall.Tools
+	creating    func()
 	table       firewall.Native
 	units       units
 	places      dockerPlaces
@@ -220,7 +228,11 @@ func (h *testHost) start() {
 	h.board = status.NewBoard(clock.Now, initialStatus(h.opts, h.node))
 	d := &daemon{
 		opts: h.opts, log: log, clock: clock, node: h.node, instance: h.instance, dir: statedir.Dir(h.opts.stateDir),
-		board: h.board, store: openStore{h.store, &h.gone, &h.deaf}, firewall: firewall.New(firewall.Options{Log: log, Tools: h.tools, Native: h.table}),
+		board: h.board, store: openStore{h.store, &h.gone, &h.deaf, func() {
+			if h.creating != nil {
+				h.creating()
+			}
+		}}, firewall: firewall.New(firewall.Options{Log: log, Tools: h.tools, Native: h.table}),
 		units: h.units, places: h.places,
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(h.t.Context()))
