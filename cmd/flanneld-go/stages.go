@@ -38,7 +38,9 @@ func (l *loop) followStore(ctx context.Context) error {
 		l.firstLoad = l.startView(ctx)
 		l.snap = l.firstSnap
 	} else {
-		l.snap = l.view.Snapshot()
+		if l.snap = l.view.Snapshot(); l.snap != l.firstSnap {
+			l.firstSnap = nil // it would keep leases that are long gone
+		}
 	}
 	l.board.Update(func(s *status.Status) {
 		s.Etcd.Endpoints = l.store.Endpoints()
