@@ -89,21 +89,8 @@ func (p *places) changeTo(old *places) (c backend.Change) {
 // known is everything in the table.
 func (h *host) known() map[netip.Prefix]endpoint {
 	all := map[netip.Prefix]endpoint{}
-	t := h.world.Load().table
-	for i := range t.ipv4 {
-		for _, c := range t.ipv4[i].all() {
-			a := netip.AddrFrom4([4]byte{byte(c.key >> 24), byte(c.key >> 16), byte(c.key >> 8), byte(c.key)})
-			all[netip.PrefixFrom(a, t.ipv4[i].bits)] = *c.to
-		}
-	}
-	for i := range t.ipv6 {
-		for _, c := range t.ipv6[i].all() {
-			var b [16]byte
-			for n := range 8 {
-				b[n], b[8+n] = byte(c.key.hi>>(56-8*n)), byte(c.key.lo>>(56-8*n))
-			}
-			all[netip.PrefixFrom(netip.AddrFrom16(b), t.ipv6[i].bits)] = *c.to
-		}
+	for _, p := range h.world.Load().table.peers() {
+		all[p.prefix] = *p.endpoint
 	}
 	return all
 }

@@ -27,6 +27,17 @@ func addressOf(a netip.Addr) address {
 	return address{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])}
 }
 
+// addr is the opposite of addressOf.
+func (a address) addr(f subnet.Family) netip.Addr {
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:8], a.hi)
+	binary.BigEndian.PutUint64(b[8:], a.lo)
+	if f == subnet.IPv4 {
+		return netip.AddrFrom4([4]byte(b[12:]))
+	}
+	return netip.AddrFrom16(b)
+}
+
 // and keeps the bits of a that are set in m.
 func (a address) and(m address) address { return address{a.hi & m.hi, a.lo & m.lo} }
 

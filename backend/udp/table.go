@@ -9,8 +9,8 @@ import (
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
-// endpoint is where a peer receives datagrams. A lease has one for all its prefixes:
-// two packets have one receiver if their endpoints are the same pointer.
+// endpoint is where a peer receives datagrams. A table has one for all prefixes of a
+// lease: two packets have one receiver if their endpoints are the same pointer.
 type endpoint struct {
 	to netip.AddrPort
 	// former is where it sent from until a moment ago; invalid: as now.
@@ -28,56 +28,49 @@ type peer struct {
 }
 
 // table finds the peer of an address by its longest prefix. It never changes: a
-// new one takes its place, so readers need no lock. What the two have in common they
-// share, so that a change of some peers costs those, however many others there are.
+// new one takes its place, so readers need no lock.
 //
-//	ipv4:  /24   pages  | . | . | . | . | ...       by the upper bits of a key's hash
-//	                          |
-//	             cells  | - | key -> endpoint | ... by the bits below those
-//	       /16   ...
+//	ipv4:  /24 | key -> n | - | - | key -> n | ...     endpoints
+//	       /16 | - | key -> n | ...              n --> | . | . | . |
 //
 // All subnets of a network usually have one length, and then a lookup meets one
-// level, and there with 10,000 peers one or two cells of one page. Keys of other
+// level, and there with 10,000 peers one or two cells of 8 bytes. Keys of other
 // lengths (an old SubnetLen, another operator's reservation) cost as much again
 // for each length.
+//
+// What packets read is in few pieces, for what they pay for is the cache. A change of
+// some peers therefore copies the levels that it is about as a whole, and the endpoints:
+// that is some hundred KB with 10,000 peers, and places nobody anew.
 type table struct {
 	// Both have the longest prefixes first.
 	ipv4 []level[uint32]
 	ipv6 []level[address]
+	// endpoints have those that nobody has any more among them, until there is no
+	// room for more.
+	endpoints []endpoint
 }
 
-// level holds the peers of one prefix length, at least one.
+// level holds the peers of one prefix length, at least one: cells that are looked at
+// from the hash of a key on until there is the key or nothing (linear probing). Their
+// number is a power of two, and at least half of them are empty.
 type level[K comparable] struct {
 	bits  int
 	mask  K
-	hash  func(K) uint64
-	count int
-	shift uint // of a hash, to the number of a page
-	pages []page[K]
-}
-
-// page is cells that are looked at from the hash of a key on until there is the key or
-// nothing (linear probing). Their number is a power of two, and at least half of them
-// are empty.
-type page[K comparable] struct {
+	shift int // of a hash, to the number of a cell
 	cells []cell[K]
 	used  int
+	hash  func(K) uint64
 }
 
 // cell is a place for one prefix.
 type cell[K comparable] struct {
-	key K
-	to  *endpoint // nil: the cell is empty
+	key  K
+	peer uint32 // the number of its endpoint from 1 on; 0: the cell is empty
 }
 
-const (
-	// pageFill is how many prefixes pages have on average at most, when they are
-	// made. A change copies the list of pages, and each that it is about: with 10,000
-	// peers that is 8 KiB, and 2 KiB for a peer.
-	pageFill = 64
-	// pageLeast is how many cells a page has at least.
-	pageLeast = 8
-)
+// leastRoom is for how many endpoints a table has room when it is made, beside its own and
+// a quarter of that. It is made anew once there is none: a change costs a few us of that.
+const leastRoom = 64
 
 // The hashes are multiplicative: a level takes their upper bits.
 const (
@@ -97,10 +90,15 @@ func newTable(peers []peer) *table { return new(table).exchange(nil, peers) }
 
 // exchange returns a table without the prefixes in gone, and with fresh.
 func (t *table) exchange(gone []netip.Prefix, fresh []peer) *table {
+	anew := len(t.endpoints)+len(fresh) > cap(t.endpoints)
+	if anew { // of those who are there
+		fresh = slices.Concat(t.exchange(gone, nil).peers(), fresh)
+		t, gone = new(table), nil
+	}
 	var (
-		ipv4  [32 + 1][]cell[uint32] // by prefix length
-		ipv6  [128 + 1][]cell[address]
-		edits = func(p netip.Prefix, to *endpoint) {
+		ipv4 [32 + 1][]cell[uint32] // by prefix length
+		ipv6 [128 + 1][]cell[address]
+		edit = func(p netip.Prefix, to uint32) {
 			a, n := addressOf(p.Addr()), p.Bits()
 			if p.Addr().Is4() {
 				ipv4[n] = append(ipv4[n], cell[uint32]{a.ipv4(), to})
@@ -108,189 +106,186 @@ func (t *table) exchange(gone []netip.Prefix, fresh []peer) *table {
 				ipv6[n] = append(ipv6[n], cell[address]{a, to})
 			}
 		}
-		next = &table{slices.Clone(t.ipv4), slices.Clone(t.ipv6)}
+		endpoints, numbers = distinct(fresh, len(t.endpoints))
+		room               = cap(t.endpoints)
 	)
 	for _, p := range gone {
-		edits(p, nil)
+		edit(p, 0)
 	}
-	for _, p := range fresh {
-		edits(p.prefix, p.endpoint)
+	for i, p := range fresh {
+		edit(p.prefix, numbers[i])
 	}
+	next := &table{slices.Clone(t.ipv4), slices.Clone(t.ipv6), t.endpoints}
 	for n, cells := range ipv4 {
-		next.ipv4 = edit(next.ipv4, level[uint32]{bits: n, mask: maskOf(subnet.IPv4, n).ipv4(), hash: hash4}, cells)
+		next.ipv4 = change(next.ipv4, level[uint32]{bits: n, mask: maskOf(subnet.IPv4, n).ipv4(), hash: hash4}, cells)
 	}
 	for n, cells := range ipv6 {
-		next.ipv6 = edit(next.ipv6, level[address]{bits: n, mask: maskOf(subnet.IPv6, n), hash: hash6}, cells)
+		next.ipv6 = change(next.ipv6, level[address]{bits: n, mask: maskOf(subnet.IPv6, n), hash: hash6}, cells)
+	}
+	if anew {
+		room = len(endpoints) + len(endpoints)/4 + leastRoom
+	}
+	if len(fresh) > 0 {
+		next.endpoints = append(append(make([]endpoint, 0, room), t.endpoints...), endpoints...)
 	}
 	return next
 }
 
-// edit does what [level.with] does to that of levels which has as many bits as empty.
-func edit[K comparable](levels []level[K], empty level[K], edits []cell[K]) []level[K] {
+// distinct are the endpoints of peers, each once, and the number that each peer's has
+// behind so many others.
+func distinct(peers []peer, others int) (endpoints []endpoint, numbers []uint32) {
+	numbers = make([]uint32, len(peers))
+	known := make(map[endpoint]uint32, len(peers))
+	for i, p := range peers {
+		n, found := known[*p.endpoint]
+		if !found {
+			endpoints = append(endpoints, *p.endpoint)
+			n = uint32(others + len(endpoints)) //nolint:gosec // a number of peers
+			known[*p.endpoint] = n
+		}
+		numbers[i] = n
+	}
+	return endpoints, numbers
+}
+
+// change does what [level.with] does to that of levels which has as many bits as fresh,
+// a level without cells.
+func change[K comparable](levels []level[K], fresh level[K], edits []cell[K]) []level[K] {
 	if len(edits) == 0 {
 		return levels
 	}
-	at, found := slices.BinarySearchFunc(levels, empty.bits, func(l level[K], n int) int { return cmp.Compare(n, l.bits) })
+	at, found := slices.BinarySearchFunc(levels, fresh.bits, func(l level[K], n int) int { return cmp.Compare(n, l.bits) })
 	if !found {
-		levels = slices.Insert(levels, at, empty)
+		fresh.resize(len(edits))
+		levels = slices.Insert(levels, at, fresh)
 	}
-	if levels[at] = levels[at].with(edits); levels[at].count == 0 {
+	if levels[at] = levels[at].with(edits); levels[at].used == 0 {
 		levels = slices.Delete(levels, at, at+1)
 	}
 	return levels
 }
 
-// with returns the level that edits make of l. One without an endpoint removes its key;
-// of two with one key the later counts.
+// with returns the level that edits make of l. An empty one removes its key; of two with
+// one key the later counts.
 func (l level[K]) with(edits []cell[K]) level[K] {
-	var own []bool // which pages are not l's
-	if most := l.count + len(edits); most > 2*pageFill*len(l.pages) {
-		edits = slices.Concat(l.all(), edits)
-		l.clear(edits)
-		own = slices.Repeat([]bool{true}, len(l.pages))
-	} else {
-		l.pages = slices.Clone(l.pages)
-		own = make([]bool, len(l.pages))
-	}
-	for _, e := range edits {
-		at := l.hash(e.key) >> l.shift
-		p := &l.pages[at]
-		if !own[at] || 2*p.used == len(p.cells) {
-			*p, own[at] = l.copied(*p), true
+	l.cells = slices.Clone(l.cells)
+	for i, e := range edits {
+		if e.peer != 0 && 2*(l.used+1) > len(l.cells) {
+			l.resize(l.used + len(edits) - i)
 		}
-		l.count -= p.used
-		l.set(p, e)
-		l.count += p.used
+		l.set(e)
 	}
 	return l
 }
 
-// clear makes l empty, with pages that have room for edits.
-func (l *level[K]) clear(edits []cell[K]) {
-	l.count, l.shift = 0, uint(64-bits.Len(uint(len(edits)/pageFill))) //nolint:gosec // at most 64
-	counts := make([]int, 1<<(64-l.shift))
-	for _, e := range edits {
-		counts[l.hash(e.key)>>l.shift]++
-	}
-	all := 0
-	for _, n := range counts {
-		all += cellsFor(n)
-	}
-	// In one piece, which costs packets less than many.
-	slab := make([]cell[K], all)
-	l.pages = make([]page[K], len(counts))
-	for i, n := range counts {
-		size := cellsFor(n)
-		l.pages[i].cells, slab = slab[:size:size], slab[size:]
-	}
-}
-
-// cellsFor is how many cells a page of n prefixes has.
-func cellsFor(n int) int { return max(pageLeast, 1<<bits.Len(uint(max(1, 2*n-1)))) } //nolint:gosec // positive
-
-// all are the cells that are not empty.
-func (l *level[K]) all() []cell[K] {
-	cells := make([]cell[K], 0, l.count)
-	for _, p := range l.pages {
-		for _, c := range p.cells {
-			if c.to != nil {
-				cells = append(cells, c)
-			}
+// resize places the prefixes of l anew, in two to four times as many cells as given.
+func (l *level[K]) resize(prefixes int) {
+	old, size := l.cells, bits.Len(uint(2*prefixes-1)) //nolint:gosec // positive
+	l.shift, l.cells, l.used = 64-size, make([]cell[K], 1<<size), 0
+	for _, c := range old {
+		if c.peer != 0 {
+			l.set(c)
 		}
 	}
-	return cells
 }
 
-// copied is p with room for one more.
-func (l *level[K]) copied(p page[K]) page[K] {
-	room := page[K]{cells: make([]cell[K], cellsFor(p.used+1))}
-	for _, c := range p.cells {
-		if c.to != nil {
-			l.set(&room, c)
-		}
-	}
-	return room
-}
-
-// set does one edit to p.
-func (l *level[K]) set(p *page[K], e cell[K]) {
-	last := uint64(len(p.cells) - 1)
-	at := l.first(l.hash(e.key), last)
-	for p.cells[at].to != nil && p.cells[at].key != e.key {
+// set does one edit. There must be an empty cell.
+func (l *level[K]) set(e cell[K]) {
+	last := uint64(len(l.cells) - 1)
+	at := l.hash(e.key) >> l.shift
+	for l.cells[at].peer != 0 && l.cells[at].key != e.key {
 		at = (at + 1) & last
 	}
-	there := p.cells[at].to != nil
+	there := l.cells[at].peer != 0
 	switch {
-	case e.to != nil && !there:
-		p.used++
+	case e.peer != 0 && !there:
+		l.used++
 		fallthrough
-	case e.to != nil:
-		p.cells[at] = e
+	case e.peer != 0:
+		l.cells[at] = e
 	case there:
-		p.used--
-		l.empty(p, at)
+		l.used--
+		l.empty(at)
 	}
 }
 
 // empty empties cell number at. Those behind it that would not be found any more, since
 // there is a gap before them, move up.
-func (l *level[K]) empty(p *page[K], at uint64) {
-	last := uint64(len(p.cells) - 1)
-	for i := (at + 1) & last; p.cells[i].to != nil; i = (i + 1) & last {
-		if home := l.first(l.hash(p.cells[i].key), last); (i-home)&last >= (i-at)&last {
-			p.cells[at], at = p.cells[i], i
+func (l *level[K]) empty(at uint64) {
+	last := uint64(len(l.cells) - 1)
+	for i := (at + 1) & last; l.cells[i].peer != 0; i = (i + 1) & last {
+		if home := l.hash(l.cells[i].key) >> l.shift; (i-home)&last >= (i-at)&last {
+			l.cells[at], at = l.cells[i], i
 		}
 	}
-	p.cells[at] = cell[K]{}
+	l.cells[at] = cell[K]{}
 }
 
-// first is the cell where the search for a key begins, in a page whose last is given.
-func (l *level[K]) first(hash, last uint64) uint64 {
-	return hash << (64 - l.shift) >> bits.LeadingZeros64(last)
-}
-
-// find returns who has key; nil: nobody.
-func (l *level[K]) find(key K, hash uint64) *endpoint {
-	cells := l.pages[hash>>l.shift].cells
-	last := uint64(len(cells) - 1)
-	for i := l.first(hash, last); ; i++ {
-		c := &cells[i&last]
-		if c.key == key || c.to == nil {
-			return c.to
+// find returns the number of the endpoint that has key, or 0.
+func (l *level[K]) find(key K, hash uint64) uint32 {
+	last := uint64(len(l.cells) - 1)
+	for i := hash >> l.shift; ; i++ {
+		c := &l.cells[i&last]
+		if c.key == key || c.peer == 0 {
+			return c.peer
 		}
 	}
 }
 
 // lookup returns where the peer that has a is reached; nil: nobody has it.
 func (t *table) lookup(f subnet.Family, a address) *endpoint {
+	n := uint32(0)
 	if f == subnet.IPv4 {
 		for i := range t.ipv4 {
 			l := &t.ipv4[i]
 			key := a.ipv4() & l.mask
-			if to := l.find(key, hash4(key)); to != nil {
-				return to
+			if n = l.find(key, hash4(key)); n != 0 {
+				break
 			}
 		}
-		return nil
-	}
-	for i := range t.ipv6 {
-		l := &t.ipv6[i]
-		key := a.and(l.mask)
-		if to := l.find(key, hash6(key)); to != nil {
-			return to
+	} else {
+		for i := range t.ipv6 {
+			l := &t.ipv6[i]
+			key := a.and(l.mask)
+			if n = l.find(key, hash6(key)); n != 0 {
+				break
+			}
 		}
 	}
-	return nil
+	if n == 0 {
+		return nil
+	}
+	return &t.endpoints[n-1]
+}
+
+// peers are all in t.
+func (t *table) peers() (peers []peer) {
+	for i := range t.ipv4 {
+		for _, c := range t.ipv4[i].cells {
+			if c.peer != 0 {
+				a := address{lo: uint64(c.key)}.addr(subnet.IPv4)
+				peers = append(peers, peer{netip.PrefixFrom(a, t.ipv4[i].bits), &t.endpoints[c.peer-1]})
+			}
+		}
+	}
+	for i := range t.ipv6 {
+		for _, c := range t.ipv6[i].cells {
+			if c.peer != 0 {
+				peers = append(peers, peer{netip.PrefixFrom(c.key.addr(subnet.IPv6), t.ipv6[i].bits), &t.endpoints[c.peer-1]})
+			}
+		}
+	}
+	return peers
 }
 
 // holds reports whether t has been made of peers, which have no prefix twice.
 func (t *table) holds(peers []peer) bool {
 	count := 0
 	for i := range t.ipv4 {
-		count += t.ipv4[i].count
+		count += t.ipv4[i].used
 	}
 	for i := range t.ipv6 {
-		count += t.ipv6[i].count
+		count += t.ipv6[i].used
 	}
 	for _, p := range peers {
 		if to := t.exact(p.prefix); to == nil || *to != *p.endpoint {
@@ -302,18 +297,23 @@ func (t *table) holds(peers []peer) bool {
 
 // exact returns who has a prefix; nil: nobody has just that.
 func (t *table) exact(p netip.Prefix) *endpoint {
-	a := addressOf(p.Addr())
+	a, n := addressOf(p.Addr()), uint32(0)
 	if p.Addr().Is4() {
-		return exact(t.ipv4, p.Bits(), a.ipv4())
+		n = exact(t.ipv4, p.Bits(), a.ipv4())
+	} else {
+		n = exact(t.ipv6, p.Bits(), a)
 	}
-	return exact(t.ipv6, p.Bits(), a)
+	if n == 0 {
+		return nil
+	}
+	return &t.endpoints[n-1]
 }
 
-func exact[K comparable](levels []level[K], bits int, key K) *endpoint {
+func exact[K comparable](levels []level[K], bits int, key K) uint32 {
 	for i := range levels {
 		if l := &levels[i]; l.bits == bits {
 			return l.find(key, l.hash(key))
 		}
 	}
-	return nil
+	return 0
 }

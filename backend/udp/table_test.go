@@ -135,34 +135,48 @@ func onePerPrefix(peers []peer) (left []peer) {
 	return left
 }
 
-// A change costs its pages: all others are the former table's. Prefixes of another
-// length are not touched at all, and those that grow many are spread over more pages.
+// A change places nobody anew: a level that it is about keeps its size, and all others
+// are the former table's.
 func TestTableShares(t *testing.T) {
 	peers := manyPeers(10_000)
 	old := newTable(peers)
 	moved := peer{peers[0].prefix, &endpoint{to: netip.MustParseAddrPort("192.0.2.1:1")}}
 	joined := peerAt("10.200.1.0/24", "192.0.2.2:1")
 	next := old.exchange([]netip.Prefix{peers[2].prefix}, []peer{moved, joined})
-	shared := 0
-	for i, p := range next.ipv4[0].pages {
-		if &p.cells[0] == &old.ipv4[0].pages[i].cells[0] {
-			shared++
-		}
+	if was, is := old.ipv4[0].cells, next.ipv4[0].cells; &was[0] == &is[0] || len(was) != len(is) {
+		t.Errorf("%d cells became %d, or are the same", len(was), len(is))
 	}
-	if all := len(next.ipv4[0].pages); all < 100 || shared < all-3 || shared == all {
-		t.Errorf("of %d pages %d are shared", all, shared)
+	if &next.ipv6[0].cells[0] != &old.ipv6[0].cells[0] {
+		t.Error("the cells of IPv6 were copied")
 	}
-	if &next.ipv6[0].pages[0] != &old.ipv6[0].pages[0] {
-		t.Error("the list of IPv6's pages was copied")
+	if n := len(next.endpoints); n != 10_002 || &next.endpoints[0] == &old.endpoints[0] {
+		t.Errorf("%d endpoints, or the same", n)
 	}
-	grown := newTable(nil)
-	for _, p := range manyPeers(2000) {
-		grown = grown.exchange(nil, []peer{p})
+}
+
+// However often peers come and go, a table is as large as one that is made of those who
+// are there.
+func TestTableStaysSmall(t *testing.T) {
+	peers := manyPeers(2000)
+	table := newTable(nil)
+	for _, p := range peers {
+		table = table.exchange(nil, []peer{p})
 	}
-	for _, p := range grown.ipv4[0].pages {
-		if p.used > 4*pageFill {
-			t.Errorf("a page has grown to %d prefixes", p.used)
-		}
+	for i := range 10_000 {
+		p := peers[i%len(peers)]
+		table = table.exchange([]netip.Prefix{p.prefix}, []peer{{p.prefix, &endpoint{to: netip.AddrPortFrom(p.to.Addr(), uint16(i))}}})
+	}
+	if n := cap(table.endpoints); n > len(peers)*5/4+leastRoom {
+		t.Errorf("room for %d endpoints", n)
+	}
+	if longest, cells := runs(table.ipv4); longest > 64 || cells != 4096 {
+		t.Errorf("IPv4: %d cells in a row are taken, %d cells for 2000 peers", longest, cells)
+	}
+	for _, p := range table.peers() {
+		table = table.exchange([]netip.Prefix{p.prefix}, nil)
+	}
+	if len(table.ipv4)+len(table.ipv6) != 0 {
+		t.Error("a level of nobody is left")
 	}
 }
 
@@ -196,25 +210,23 @@ func manyPeers(n int) (peers []peer) {
 	return peers
 }
 
-// runs are the most cells in a row that are taken, and what pages have in all.
+// runs are the most cells in a row that are taken, and what levels have in all.
 func runs[K comparable](levels []level[K]) (longest, cells int) {
 	for _, l := range levels {
-		for _, p := range l.pages {
-			cells += len(p.cells)
-			run := 0
-			for _, c := range p.cells {
-				if run++; c.to == nil {
-					run = 0
-				}
-				longest = max(longest, run)
+		cells += len(l.cells)
+		run := 0
+		for _, c := range l.cells {
+			if run++; c.peer == 0 {
+				run = 0
 			}
+			longest = max(longest, run)
 		}
 	}
 	return longest, cells
 }
 
 // TestTableProbesLittle: the subnets of a network do not fall into one heap, at
-// any length, nor into few pages.
+// any length.
 func TestTableProbesLittle(t *testing.T) {
 	const n = 10_000
 	at := &endpoint{to: netip.MustParseAddrPort("198.18.0.2:8285")}
