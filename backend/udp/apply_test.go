@@ -39,7 +39,7 @@ func testConfig(options string) *subnet.Config {
 }
 
 // freePort finds a UDP port on loopback that nobody has.
-func freePort(t *testing.T) uint16 {
+func freePort(t testing.TB) uint16 {
 	t.Helper()
 	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -49,7 +49,7 @@ func freePort(t *testing.T) uint16 {
 	return netip.MustParseAddrPort(c.LocalAddr().String()).Port()
 }
 
-func newHost(t *testing.T) *host {
+func newHost(t testing.TB) *host {
 	t.Helper()
 	h := &host{fake: kerneltest.New()}
 	made, err := New(backend.Params{

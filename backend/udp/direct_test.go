@@ -128,7 +128,7 @@ func TestDirectRouting(t *testing.T) {
 }
 
 // replace makes the backend anew, of other parameters.
-func (h *host) replace(t *testing.T, p backend.Params) {
+func (h *host) replace(t testing.TB, p backend.Params) {
 	t.Helper()
 	made, err := New(p)
 	if err != nil {

@@ -45,8 +45,8 @@
 //     goes on with that.
 //   - The packet path takes no lock and allocates nothing per packet. It sees
 //     peers as one immutable value behind an atomic pointer. Follow makes the next
-//     one of that by copying what a change is about: 10 to 20 us for one of 10,000,
-//     where a table made anew takes 3 ms.
+//     one of that by copying the levels of the table that a change is about and editing
+//     the copies: 50 to 110 us for a peer of 10,000, where a table made anew takes ms.
 //   - With DirectRouting, peers on the uplink's own segment that publish it too get
 //     plain routes, for the family of the outer addresses. They stay in the table:
 //     which way a packet takes its sender decides.

@@ -24,7 +24,7 @@ const (
 )
 
 // onSegment is a host with eth0 in 198.18.0.0/24, and a dual network.
-func onSegment(t *testing.T, options string) *host {
+func onSegment(t testing.TB, options string) *host {
 	t.Helper()
 	h := newHost(t)
 	p := h.params
@@ -44,7 +44,7 @@ func (h *host) reboot() {
 }
 
 // wanted is what such a host is told.
-func (h *host) wanted(t *testing.T, peers, former []subnet.Lease) backend.Desired {
+func (h *host) wanted(t testing.TB, peers, former []subnet.Lease) backend.Desired {
 	t.Helper()
 	d := desired(h.params.Config, "10.5.1.0/24", peers...)
 	link, err := h.fake.LinkByName(t.Context(), "eth0")
@@ -270,5 +270,30 @@ func TestNotFollowed(t *testing.T) {
 		if err := h.Follow(t.Context(), change); !errors.Is(err, step.want) {
 			t.Errorf("%s: %v, want %v", step.name, err, step.want)
 		}
+	}
+}
+
+// BenchmarkFollow is what it takes to follow one peer to another address, among so many.
+func BenchmarkFollow(b *testing.B) {
+	for _, n := range []int{100, 1_000, 10_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			h := onSegment(b, "")
+			peers := make([]subnet.Lease, n)
+			for i := range peers {
+				peers[i] = lease(fmt.Sprintf("10.%d.%d.0/24", 6+i>>8, i&255), fmt.Sprintf("198.18.%d.%d", 1+i>>8, i&255))
+			}
+			if err := h.Apply(b.Context(), h.wanted(b, peers, nil)); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				moved := peers[i%n]
+				moved.Attrs.PublicIP[subnet.IPv4] = netip.AddrFrom4([4]byte{198, 19, byte(i >> 8), byte(i)})
+				if err := h.Follow(b.Context(), backend.Change{Old: peers[i%n:][:1], New: []subnet.Lease{moved}}); err != nil {
+					b.Fatal(err)
+				}
+				peers[i%n] = moved
+			}
+		})
 	}
 }

@@ -39,15 +39,19 @@ type peer struct {
 // for each length.
 //
 // What packets read is in few pieces, for what they pay for is the cache. A change of
-// some peers therefore copies the levels that it is about as a whole, and the endpoints:
-// that is some hundred KB with 10,000 peers, and places nobody anew.
+// some peers therefore copies the levels that it is about as a whole, 256 KiB for IPv4
+// with 10,000 peers, and places nobody anew.
 type table struct {
 	// Both have the longest prefixes first.
 	ipv4 []level[uint32]
 	ipv6 []level[address]
-	// endpoints have those that nobody has any more among them, until there is no
-	// room for more.
+	// endpoints are a part of an array, which the tables that were made of one another
+	// share: each has those of the former and more. Who left stays there until the
+	// array is full.
 	endpoints []endpoint
+	// last is the length of the longest part: only who has that may add to it. It is
+	// for those who make tables, one at a time, and not for those who look up.
+	last *int
 }
 
 // level holds the peers of one prefix length, at least one: cells that are looked at
@@ -86,15 +90,47 @@ func hash6(key address) uint64 {
 }
 
 // newTable indexes peers. Of two with one prefix the later counts.
-func newTable(peers []peer) *table { return new(table).exchange(nil, peers) }
+func newTable(peers []peer) *table {
+	endpoints, numbers := enlist(nil, peers)
+	n := len(endpoints)
+	t := table{endpoints: append(make([]endpoint, 0, n+n/4+leastRoom), endpoints...), last: &n}
+	return t.edited(nil, peers, numbers)
+}
 
 // exchange returns a table without the prefixes in gone, and with fresh.
 func (t *table) exchange(gone []netip.Prefix, fresh []peer) *table {
-	anew := len(t.endpoints)+len(fresh) > cap(t.endpoints)
-	if anew { // of those who are there
-		fresh = slices.Concat(t.exchange(gone, nil).peers(), fresh)
-		t, gone = new(table), nil
+	if len(fresh) == 0 {
+		return t.edited(gone, nil, nil)
 	}
+	if n := len(t.endpoints); n < *t.last || n+len(fresh) > cap(t.endpoints) {
+		return newTable(slices.Concat(t.edited(gone, nil, nil).peers(), fresh))
+	}
+	next, numbers := *t, []uint32(nil)
+	next.endpoints, numbers = enlist(t.endpoints, fresh)
+	*t.last = len(next.endpoints)
+	return next.edited(gone, fresh, numbers)
+}
+
+// enlist appends the endpoints of peers, each once, and says which number each peer's
+// then has.
+func enlist(endpoints []endpoint, peers []peer) (_ []endpoint, numbers []uint32) {
+	numbers = make([]uint32, len(peers))
+	known := make(map[endpoint]uint32)
+	for i, p := range peers {
+		n, found := known[*p.endpoint]
+		if !found {
+			endpoints = append(endpoints, *p.endpoint)
+			n = uint32(len(endpoints)) //nolint:gosec // a number of peers
+			known[*p.endpoint] = n
+		}
+		numbers[i] = n
+	}
+	return endpoints, numbers
+}
+
+// edited returns t without the prefixes in gone, and with fresh, whose endpoints have
+// these numbers.
+func (t *table) edited(gone []netip.Prefix, fresh []peer, numbers []uint32) *table {
 	var (
 		ipv4 [32 + 1][]cell[uint32] // by prefix length
 		ipv6 [128 + 1][]cell[address]
@@ -106,8 +142,6 @@ func (t *table) exchange(gone []netip.Prefix, fresh []peer) *table {
 				ipv6[n] = append(ipv6[n], cell[address]{a, to})
 			}
 		}
-		endpoints, numbers = distinct(fresh, len(t.endpoints))
-		room               = cap(t.endpoints)
 	)
 	for _, p := range gone {
 		edit(p, 0)
@@ -115,37 +149,15 @@ func (t *table) exchange(gone []netip.Prefix, fresh []peer) *table {
 	for i, p := range fresh {
 		edit(p.prefix, numbers[i])
 	}
-	next := &table{slices.Clone(t.ipv4), slices.Clone(t.ipv6), t.endpoints}
+	next := *t
+	next.ipv4, next.ipv6 = slices.Clone(t.ipv4), slices.Clone(t.ipv6)
 	for n, cells := range ipv4 {
 		next.ipv4 = change(next.ipv4, level[uint32]{bits: n, mask: maskOf(subnet.IPv4, n).ipv4(), hash: hash4}, cells)
 	}
 	for n, cells := range ipv6 {
 		next.ipv6 = change(next.ipv6, level[address]{bits: n, mask: maskOf(subnet.IPv6, n), hash: hash6}, cells)
 	}
-	if anew {
-		room = len(endpoints) + len(endpoints)/4 + leastRoom
-	}
-	if len(fresh) > 0 {
-		next.endpoints = append(append(make([]endpoint, 0, room), t.endpoints...), endpoints...)
-	}
-	return next
-}
-
-// distinct are the endpoints of peers, each once, and the number that each peer's has
-// behind so many others.
-func distinct(peers []peer, others int) (endpoints []endpoint, numbers []uint32) {
-	numbers = make([]uint32, len(peers))
-	known := make(map[endpoint]uint32, len(peers))
-	for i, p := range peers {
-		n, found := known[*p.endpoint]
-		if !found {
-			endpoints = append(endpoints, *p.endpoint)
-			n = uint32(others + len(endpoints)) //nolint:gosec // a number of peers
-			known[*p.endpoint] = n
-		}
-		numbers[i] = n
-	}
-	return endpoints, numbers
+	return &next
 }
 
 // change does what [level.with] does to that of levels which has as many bits as fresh,
