@@ -310,6 +310,13 @@ func (k *Keeper) patience(now time.Duration) time.Duration {
 	return min(requestTimeout, max((at-now)/attempts, min(at-now, fairTimeout), leastTimeout))
 }
 
+// answerWithin is how long one of the requests of a deed may take that has many: twice
+// as long after each time that it went wrong, since what is slow must get through too.
+// The first failure is none yet: it may be the loss that the deed is about.
+func (k *Keeper) answerWithin(failures int) time.Duration {
+	return min(requestTimeout, fairTimeout<<min(max(failures-1, 0), 3))
+}
+
 // stopped is the event of a context that ended. What a deed achieved before
 // that is taken in first, so that Release knows it.
 func stopped() event { return event{kind: evStop, err: errors.New("stopped")} }

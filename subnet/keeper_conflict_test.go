@@ -250,3 +250,63 @@ func TestKeeperAvoidsWhatIsThereNow(t *testing.T) {
 		h.end()
 	})
 }
+
+// One question that hangs, to etcd or to the kernel, costs a host that looks for
+// another subnet some seconds, and not all the time that the whole search may take.
+func TestKeeperRenumbersThoughARequestHangs(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		// creates and reads are how many creations, and readings of the host's
+		// routes, get no answer.
+		creates, reads int64
+	}{
+		{"the creation", 1, 0},
+		{"two creations", 2, 0},
+		{"the host's routes", 0, 1},
+		{"both", 1, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				creates := &hangingCreates{}
+				var reads atomic.Int64
+				data := newStore(config)
+				w := watch(t, data, func(o *subnet.ViewOptions) { o.Node = "me" })
+				h := start(t, data, func(o *subnet.KeeperOptions) {
+					creates.Store, o.Store = o.Store, creates
+					o.View, o.Claim.TTL = w.view, subnet.DefaultTTL
+					o.Avoid = func(ctx context.Context) ([]netip.Prefix, error) {
+						if reads.Add(-1) >= 0 {
+							<-ctx.Done()
+							return nil, ctx.Err()
+						}
+						return nil, nil
+					}
+				})
+				after(time.Second)
+				creates.hangs.Store(tt.creates)
+				reads.Store(tt.reads)
+				put(t, h.data, home, attrs("b", "198.18.0.2"), 0)
+				after(10 * time.Second)
+				h.is(subnet.StateValid)
+				if l := h.keeper.Lease(); l.Subnet.Key() == home {
+					t.Errorf("it still has %s", l.Subnet)
+				}
+				h.end(w)
+			})
+		})
+	}
+}
+
+// hangingCreates does not answer so many creations.
+type hangingCreates struct {
+	subnet.Store
+	hangs atomic.Int64
+}
+
+func (s *hangingCreates) Create(ctx context.Context, l subnet.Lease, ttl time.Duration, w subnet.World) (subnet.Lease, error) {
+	if s.hangs.Add(-1) >= 0 {
+		<-ctx.Done()
+		return l, ctx.Err()
+	}
+	return s.Store.Create(ctx, l, ttl, w)
+}

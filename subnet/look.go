@@ -116,11 +116,12 @@ func (k *Keeper) doubled(s *Snapshot) bool {
 
 // settle asks the owners of the older leases with our node id whether they live.
 func (k *Keeper) settle(ctx context.Context) event {
-	w, err := k.o.Store.Load(ctx)
+	store := impatient{k.o.Store, k.answerWithin(k.m.unsettled)}
+	w, err := store.Load(ctx)
 	if err != nil {
 		return event{kind: evFailed, err: err}
 	}
-	a := acquisition{store: k.o.Store, world: w, claim: k.o.Claim, elder: k.m.lease.Created}
+	a := acquisition{store: store, world: w, claim: k.o.Claim, elder: k.m.lease.Created}
 	err = a.settle(ctx)
 	var foreigner *ForeignInstanceError
 	switch {
@@ -243,13 +244,14 @@ func (k *Keeper) renumber(ctx context.Context) event {
 func (k *Keeper) another(ctx context.Context) event {
 	c := k.o.Claim
 	c.Previous = append([]Subnet{k.m.lease.Subnet}, c.Previous...)
+	most := k.answerWithin(k.m.failures)
 	if k.o.Avoid != nil {
 		var err error
-		if c.Avoid, err = k.o.Avoid(ctx); err != nil {
-			return event{kind: evFailed, err: err}
+		if c.Avoid, err = within(ctx, most, k.o.Avoid); err != nil {
+			return event{kind: evFailed, err: fmt.Errorf("what this host routes is not known: %w", err)}
 		}
 	}
-	l, err := Acquire(ctx, k.o.Store, k.world, c)
+	l, err := Acquire(ctx, impatient{k.o.Store, most}, k.world, c)
 	var foreigner *ForeignInstanceError
 	switch {
 	case errors.As(err, &foreigner):
