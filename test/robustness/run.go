@@ -348,6 +348,9 @@ func (t *trial) account(lost []time.Duration) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	for _, f := range mute(t.control.kernel.slow, t.everybody()) {
+		t.rec.addFault(f)
+	}
 	deeds := slices.Concat(t.done, starved(t.control.etcd.slow, t.done, t.everybody(), t.control.etcd.tooLong))
 	for _, d := range deeds {
 		t.rec.addFault(d.Fault)

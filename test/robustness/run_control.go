@@ -25,12 +25,12 @@ const (
 // nobody was given time, and counts them. And it lost those of its own pings that
 // do not arrive: no fault of a run touches them, no daemon has a hand in them,
 // between the namespaces of the switch and of etcd's members. And it tells when etcd
-// was given no time.
+// was given no time, and when the kernel gave no answers.
 type control struct {
-	series []*lab.Pinging
-	etcd   patient
-	end    context.CancelFunc
-	ended  sync.WaitGroup
+	series       []*lab.Pinging
+	etcd, kernel patient
+	end          context.CancelFunc
+	ended        sync.WaitGroup
 
 	// What follows is read after the end.
 
@@ -73,6 +73,8 @@ func (t *trial) startControl(ctx context.Context) error {
 	// A lease is renewed every third of its TTL.
 	t.control.etcd = patient{ask: t.askMembers, now: t.rec.now, tooLong: t.TTL / 3}
 	t.control.ended.Go(func() { t.control.etcd.run(counting) })
+	t.control.kernel = patient{ask: t.askKernel, now: t.rec.now, tooLong: kernelTooLong}
+	t.control.ended.Go(func() { t.control.kernel.run(counting) })
 	for _, m := range t.cluster.Members {
 		series, err := t.lab.Switch.StartPing(ctx, lab.PingOptions{To: m.Addr, Interval: controlEvery, Timeout: lostAfter})
 		if err != nil {

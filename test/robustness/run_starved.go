@@ -3,6 +3,8 @@ package robustness
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -12,6 +14,12 @@ const (
 	// faultStarved is none of ours: the machine gave etcd no time, for so long that
 	// nobody may have been able to renew his lease.
 	faultStarved FaultKind = "starved"
+	// faultKernel is none of ours: the machine's kernel told nobody of his links. All
+	// namespaces share one lock, and whoever waits for it hears no signal, SIGKILL
+	// included.
+	faultKernel FaultKind = "kernel"
+	// kernelTooLong is what bounds of validators feel: less shows in none.
+	kernelTooLong = time.Second
 	// askEvery is between two questions to etcd, and askAgain after one that no member
 	// could answer.
 	askEvery = 500 * time.Millisecond
@@ -20,28 +28,73 @@ const (
 	electedWithin = 2 * time.Second
 )
 
-// patient asks etcd again and again from where no fault of a run cuts anybody off, and
+// patient asks again and again from where no fault of a run cuts anybody off, and
 // knows when an answer took too long.
 type patient struct {
-	// ask returns nil when any member has answered.
+	// ask returns nil when there was an answer, of etcd's by any member.
 	ask func(context.Context) error
 	now func() time.Duration
-	// tooLong is what a renewal cannot wait for.
+	// tooLong is what those who are judged cannot wait for.
 	tooLong time.Duration
-	// slow are the times without an answer.
-	slow []stretch
+
+	mu sync.Mutex
+	// What follows is guarded by mu: slow are the times without an answer, asked is
+	// when the question was put that has none yet, if asking.
+	slow   []stretch
+	asking bool
+	asked  time.Duration
 }
 
 // run asks until ctx ends.
 func (p *patient) run(ctx context.Context) {
 	for pause := time.Duration(0); after(ctx, pause); pause = askEvery {
 		from := p.now()
+		p.mu.Lock()
+		p.asking, p.asked = true, from
+		p.mu.Unlock()
 		for p.ask(ctx) != nil && after(ctx, askAgain) {
 		}
+		p.mu.Lock()
+		p.asking = false
 		if until := p.now(); until-from >= p.tooLong {
 			p.slow = append(p.slow, stretch{from, until})
 		}
+		p.mu.Unlock()
 	}
+}
+
+// waited is for how long of a time there was no answer.
+func (p *patient) waited(in stretch) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	slow := slices.Clone(p.slow)
+	if now := p.now(); p.asking && now-p.asked >= p.tooLong {
+		slow = append(slow, stretch{p.asked, now})
+	}
+	var sum time.Duration
+	for _, s := range both(slow, []stretch{in}) {
+		sum += s.until - s.from
+	}
+	return sum
+}
+
+// askKernel reads the links of the switch, which no host has a hand in.
+func (t *trial) askKernel(context.Context) error {
+	_, err := t.lab.Switch.Links().LinkList()
+	return err
+}
+
+// mute are the times in which the kernel gave no answers, as faults that kept all hosts
+// from what they need it for.
+func mute(slow []stretch, hosts []string) []Fault {
+	var out []Fault
+	for _, s := range slow {
+		out = append(out, Fault{
+			Kind: faultKernel, From: s.from, Until: s.until, Unreachable: hosts,
+			Detail: fmt.Sprintf("the kernel did not answer the run itself for %s", (s.until - s.from).Round(time.Millisecond)),
+		})
+	}
+	return out
 }
 
 // askMembers reads what only a member with a quorum can tell, of all of them at once.

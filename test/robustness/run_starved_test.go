@@ -38,6 +38,9 @@ func TestPatient(t *testing.T) {
 		if !slices.Equal(p.slow, want) {
 			t.Errorf("slow %v, want %v", p.slow, want)
 		}
+		if got, want := p.waited(stretch{4 * sec, 20 * sec}), time.Second+12050*time.Millisecond+1950*time.Millisecond; got != want {
+			t.Errorf("waited for %s of 4 s to 20 s, want %s", got, want)
+		}
 	})
 }
 
@@ -69,6 +72,56 @@ func TestStarved(t *testing.T) {
 		}
 		if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(stretch{})); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tc.name, diff)
+		}
+	}
+}
+
+// Who waits for an answer at the moment waits already.
+func TestPatientIsWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		p := patient{now: func() time.Duration { return time.Since(began) }, tooLong: time.Second, ask: func(ctx context.Context) error {
+			<-ctx.Done()
+			return nil
+		}}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			p.run(ctx)
+		}()
+		for range 3 {
+			after(ctx, 900*time.Millisecond)
+			want := p.now()
+			if want < p.tooLong {
+				want = 0
+			}
+			if got := p.waited(stretch{0, time.Minute}); got != want {
+				t.Errorf("after %s: it waited for %s", p.now(), got)
+			}
+		}
+		cancel()
+		<-done
+	})
+}
+
+// A daemon must end in the time in which the kernel answers.
+func TestDeaf(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		slow []stretch
+		want bool
+	}{
+		{"the kernel answers", nil, false},
+		{"it did not before", []stretch{{0, 10 * sec}}, false},
+		{"it is silent shortly", []stretch{{11 * sec, 18 * sec}}, false},
+		{"it is silent", []stretch{{5 * sec, 50 * sec}}, true},
+		{"it is silent twice", []stretch{{11 * sec, 15 * sec}, {18 * sec, 22 * sec}}, true},
+	} {
+		tr := &trial{trialOptions: trialOptions{TTL: storyTTL}}
+		tr.control.kernel = patient{slow: tc.slow, now: func() time.Duration { return time.Minute }}
+		if got := tr.deaf(10 * sec); got != tc.want {
+			t.Errorf("%s: deaf %t", tc.name, got)
 		}
 	}
 }

@@ -60,11 +60,11 @@ func (e *evidence) noise() []Violation {
 		return nil
 	}
 	return []Violation{{At: e.Duration, Message: fmt.Sprintf(
-		"the machine itself lost packets, or kept etcd waiting, which excuses those of all pairs for %s of %s: at most %s", took.Round(time.Millisecond), e.Duration.Round(time.Second), most)}}
+		"the machine itself lost packets, or kept etcd or everybody waiting, which excuses those of all pairs for %s of %s: at most %s", took.Round(time.Millisecond), e.Duration.Round(time.Second), most)}}
 }
 
 // muffled is for how long packets may have been lost by the machine, or leases because
-// it gave etcd no time.
+// it gave etcd no time, or nothing was done because the kernel gave no answers.
 func (e *evidence) muffled() time.Duration {
 	whole := []stretch{{0, e.Duration}}
 	var noisy []stretch
@@ -72,7 +72,7 @@ func (e *evidence) muffled() time.Duration {
 		switch f.Kind {
 		case faultMachine:
 			noisy = append(noisy, e.costs(f))
-		case faultStarved:
+		case faultStarved, faultKernel:
 			noisy = append(noisy, stretch{f.From, f.Until})
 		default:
 		}

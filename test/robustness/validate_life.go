@@ -14,7 +14,8 @@ func (e *evidence) livingProcess() []Violation {
 	var found []Violation
 	for _, r := range e.Runs {
 		// One that was asked in the moment of its start had no hand for signals.
-		if !e.count(r.Asked == 0 || r.Asked-r.From > e.bounds.Transit) {
+		// Nor had one that waited for the kernel.
+		if !e.count(r.Asked == 0 || r.Asked-r.From > e.bounds.Transit && !e.wasMute(stretch{r.Asked, e.end(r)})) {
 			continue
 		}
 		if r.Asked != 0 {
@@ -26,6 +27,13 @@ func (e *evidence) livingProcess() []Violation {
 		}
 	}
 	return found
+}
+
+// wasMute reports whether the kernel gave no answers at some time of a stretch.
+func (e *evidence) wasMute(s stretch) bool {
+	return slices.ContainsFunc(e.Faults, func(f Fault) bool {
+		return f.Kind == faultKernel && f.From < s.until && s.from < e.healed(f)
+	})
 }
 
 // departure looks at the end of a daemon that was asked to end.

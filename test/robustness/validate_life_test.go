@@ -242,6 +242,18 @@ func TestLivingProcess(t *testing.T) {
 			s.then(4 * sec)
 			s.end("h2", killed)
 		}, want: []string{"living-process h2 23s"}},
+		{name: "is asked to end, and the kernel lets it not", then: func(s *story) {
+			asked(s, "h2")
+			s.Faults = mute([]stretch{{s.now + sec, s.now + 10*sec}}, []string{"h1", "h2", "h3"})
+			s.then(20 * sec)
+			s.end("h2", func(r *Run) { r.Killed, r.Status = true, -1 })
+		}},
+		{name: "is asked to end, and the kernel had let it", then: func(s *story) {
+			s.Faults = mute([]stretch{{s.now - 9*sec, s.now - sec}}, []string{"h1", "h2", "h3"})
+			asked(s, "h2")
+			s.then(4 * sec)
+			s.end("h2", killed)
+		}, want: []string{"living-process h2 23s"}},
 		{name: "is asked to end, and releases", begin: func(s *story) { s.Hosts[1].Releases = true }, then: func(s *story) {
 			asked(s, "h2")
 			s.then(8 * sec)

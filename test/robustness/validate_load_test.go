@@ -45,6 +45,22 @@ func TestBoundedLoad(t *testing.T) {
 				c.Requests += 100
 			}
 		}), want: []string{"bounded-load h2 3m20s"}},
+		{name: "what the kernel held up is told at once", then: func(s *story) {
+			s.Faults = mute([]stretch{{175 * sec, 200 * sec}}, []string{"h1", "h2", "h3"})
+			course(func(c *Cost, at time.Duration) {
+				if at == 201*sec {
+					c.Requests += 100
+				}
+			})(s)
+		}},
+		{name: "a request loop, long after the kernel held it up", then: func(s *story) {
+			s.Faults = mute([]stretch{{155 * sec, 180 * sec}}, []string{"h1", "h2", "h3"})
+			course(func(c *Cost, at time.Duration) {
+				if at == 200*sec {
+					c.Requests += 100
+				}
+			})(s)
+		}, want: []string{"bounded-load h2 3m20s"}},
 		{name: "lines in a burst", then: course(func(c *Cost, at time.Duration) {
 			if at == 200*sec {
 				c.LogLines += 14
