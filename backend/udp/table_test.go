@@ -156,6 +156,10 @@ func TestTableShares(t *testing.T) {
 	if &next.ipv6[0].cells[0] != &old.ipv6[0].cells[0] {
 		t.Error("the cells of IPv6 were copied")
 	}
+	full := newTable(manyPeers(2048))
+	if was, is := len(full.ipv4[0].cells), len(full.exchange(nil, []peer{joined}).ipv4[0].cells); was != 4096 || is != 8192 {
+		t.Errorf("%d cells of 2048 peers became %d for one more", was, is)
+	}
 	if n := len(next.endpoints); n != 10_002 || &next.endpoints[0] != &old.endpoints[0] {
 		t.Errorf("%d endpoints, or others", n)
 	}
