@@ -169,7 +169,7 @@ func (l *loop) formerTaken() (subnet.Lease, bool) {
 		return subnet.Lease{}, false
 	}
 	for _, s := range l.lease.previous {
-		if holder, ok := l.holder(s); ok {
+		if holder, ok := l.holder(l.snap, s); ok {
 			return holder, true
 		}
 	}
@@ -178,8 +178,8 @@ func (l *loop) formerTaken() (subnet.Lease, bool) {
 
 // holder returns the lease of another owner that overlaps s: of several the oldest,
 // which is the one that holds.
-func (l *loop) holder(s subnet.Subnet) (holder subnet.Lease, ok bool) {
-	for other := range l.snap.Leases() {
+func (l *loop) holder(snap *subnet.Snapshot, s subnet.Subnet) (holder subnet.Lease, ok bool) {
+	for other := range snap.Leases() {
 		ours := other.Attrs.Owner == l.node || other.Attrs.Owner == "" && publishes(other, l.attrs.PublicIP)
 		if !ours && other.Subnet.Overlaps(s) && (!ok || other.Created < holder.Created) {
 			holder, ok = *other, true
@@ -196,11 +196,31 @@ func holderOf(x subnet.Lease) string {
 	return fmt.Sprintf("node %s at %s", x.Attrs.Owner, publicIP(x))
 }
 
+// showWithin is how long the view may take to show what the keeper knows.
+const showWithin = 250 * time.Millisecond
+
+// shown is what the view shows of a revision that the keeper knows already.
+func (l *loop) shown(r subnet.Revision) *subnet.Snapshot {
+	timer := l.clock.Timer(showWithin)
+	defer timer.Stop()
+	for {
+		snap := l.view.Snapshot()
+		if !snap.Synced || snap.Revision >= r {
+			return snap
+		}
+		select {
+		case <-timer.C:
+			return snap
+		case <-snap.Changed():
+		}
+	}
+}
+
 // renumbered says, in the one line that an operator finds later, why containers
 // have other addresses, and what is left to do.
 func (l *loop) renumbered(former subnet.Subnet, s *subnet.KeeperStatus) {
 	owner := "nobody"
-	if holder, ok := l.holder(former); ok {
+	if holder, ok := l.holder(l.shown(s.Lease.Created), former); ok {
 		owner = holderOf(holder)
 	}
 	docker := "is not configured by us: restart what reads the subnet file"

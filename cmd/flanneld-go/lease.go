@@ -148,7 +148,7 @@ func (l *loop) outOfConflict(s *subnet.KeeperStatus) string {
 		return "flannelctl leases; it takes another subnet by itself as soon as one is free"
 	}
 	way := "systemctl restart " + l.opts.instance.Unit() + " takes another subnet"
-	if holder, ok := l.holder(s.Lease.Subnet); ok { // its key may be another than ours
+	if holder, ok := l.holder(l.snap, s.Lease.Subnet); ok { // its key may be another than ours
 		return way + fmt.Sprintf("; flannelctl release %s --yes gives this one back, if its holder is gone", holder.Subnet)
 	}
 	for _, b := range l.snap.Bad {

@@ -3,6 +3,7 @@ package native
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -135,12 +136,18 @@ func listen(t testing.TB, ns *kerneltest.Namespace, port int) *ear {
 	// the namespace that happens to ask first.
 	for _, network := range []string{"udp4", "udp6"} {
 		var conn *net.UDPConn
-		ns.Do(t, func() {
-			var err error
-			if conn, err = net.ListenUDP(network, &net.UDPAddr{Port: port}); err != nil {
-				t.Fatal(err)
+		var err error
+		// A program that another test starts has the sockets of this process, between
+		// its fork and its exec: also one that was closed a moment ago.
+		for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+			ns.Do(t, func() { conn, err = net.ListenUDP(network, &net.UDPAddr{Port: port}) })
+			if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(end) {
+				break
 			}
-		})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 		done := make(chan struct{})
 		go func() {
 			defer close(done)

@@ -92,6 +92,23 @@ func (c *crowd) catchUp(ctx context.Context, revision subnet.Revision) error {
 	})
 }
 
+// watched waits until etcd has a watch of everybody.
+func (c *crowd) watched(ctx context.Context) error {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		now, err := c.counts(ctx)
+		if err != nil || int(now.Streams) >= len(c.hosts) {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%g of %d hosts watch: %w", now.Streams, len(c.hosts), context.Cause(ctx))
+		}
+	}
+}
+
 // retries is how often etcd had no time for a request of the boot's.
 func (c *crowd) retries() int {
 	sum := 0

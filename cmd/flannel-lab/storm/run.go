@@ -257,6 +257,10 @@ func (r *run) away(ctx context.Context, title string, then func(context.Context)
 			return err
 		}
 		defer func() { p.Took = time.Since(began) }()
+		// A view does not say at once that its watch has ended.
+		if err := r.crowd.watched(ctx); err != nil {
+			return err
+		}
 		return r.crowd.catchUp(ctx, 0)
 	})
 }
