@@ -1,6 +1,7 @@
 package subnet_test
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"slices"
@@ -108,6 +109,49 @@ func TestKeeperAsksAnOlderLeaseOnce(t *testing.T) {
 		h.is(subnet.StateValid)
 		h.end(w)
 	})
+}
+
+// A request that hangs does not put that off by all the time that there is for it.
+func TestKeeperAsksAnOlderLeaseThoughALoadHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		acquire(t, data, clone("old", "198.18.0.9"))
+		ours := claim("me", "198.18.0.1").Attrs
+		ours.Owner, ours.Instance = "me", "me-1"
+		put(t, data, "10.5.7.0-24", ours, ttl)
+		w := watch(t, data, func(o *subnet.ViewOptions) { o.Node = "me" })
+		loads := &hangingLoads{}
+		h := start(t, data, func(o *subnet.KeeperOptions) {
+			o.Lease, _ = stored(t, o.Store, "10.5.7.0-24")
+			o.View, o.Identity = w.view, load(t, o.Store).Identity
+			loads.Store, o.Store = o.Store, loads
+			loads.hangs.Store(1)
+		})
+		after(5 * time.Second)
+		if l, _ := stored(t, data, home); l.Attrs.Challenge.Instance != "me-1" {
+			t.Errorf("not asked: %+v", l)
+		}
+		if left := loads.hangs.Load(); left >= 0 {
+			t.Errorf("%d loads more were to hang", left)
+		}
+		after(time.Minute)
+		h.want(subnet.StateValid, "10.5.7.0-24", "")
+		h.end(w)
+	})
+}
+
+// hangingLoads does not answer so many loads.
+type hangingLoads struct {
+	subnet.Store
+	hangs atomic.Int64
+}
+
+func (s *hangingLoads) Load(ctx context.Context) (subnet.World, error) {
+	if s.hangs.Add(-1) >= 0 {
+		<-ctx.Done()
+		return subnet.World{}, ctx.Err()
+	}
+	return s.Store.Load(ctx)
 }
 
 // One whose owner cannot be asked, since the store takes no writes, is asked later
