@@ -24,7 +24,7 @@ const inTables = `{"FirewallBackend": {"Driver": "nftables"}}`
 // dockerd makes procfs have one, which is years older or younger than any file.
 func (h *dockerHost) dockerd(pidFile string, young bool, flags ...string) {
 	h.t.Helper()
-	ticks := 0
+	var ticks int64
 	if young {
 		ticks = 100 * 60 * 60 * 24 * 365 * 100 // the bubble's clock is decades behind that of files
 	}
