@@ -19,7 +19,9 @@ import (
 // backend, and where packets would be dropped as forged by the firewall. What it means
 // besides (accepts of others' firewalls, the cache, addresses that two hosts publish) is
 // the next round's, which comes soon after, but not so often that rounds would be most of
-// what a host does while its peers change all the time.
+// what a host does while its peers change all the time. Rounds that are made for other
+// reasons leave the firewall to it. One change is followed at once, and those that come
+// right after it together.
 //
 //	snapshot --> peers alone? --yes--> backend, firewall --> a round soon
 //	                 '--no---------------------------------> a round now
