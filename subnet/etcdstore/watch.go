@@ -43,9 +43,9 @@ const crowd = 2500
 // itself shows that it lives.
 const busyTicks = 4
 
-// verifyWithin is how many times the DialTimeout a stream has at least until it is
-// verified. Whoever does not answer because it is gone does not answer gRPC either,
-// which notices that by itself; whoever does has much to do.
+// verifyWithin is how many times the DialTimeout a watch has at least until it is
+// verified for the first time. Whoever does not answer because it is gone does not answer
+// gRPC either, which notices that by itself; whoever does has much to do.
 const verifyWithin = 3
 
 // tickJitter is by what part of it a tick may be shorter.
@@ -79,7 +79,7 @@ func (s *Store) Watch(ctx context.Context, after subnet.Revision) iter.Seq2[subn
 				return
 			}
 			if w.verified {
-				w.since, w.verified, w.refusals = time.Now(), false, 0
+				w.since, w.verified, w.reopened, w.refusals = time.Now(), false, true, 0
 			}
 			if errors.Is(err, errTokenEnded) {
 				w.refusals++
@@ -123,6 +123,9 @@ type watch struct {
 	// since is when there was a verified stream for the last time, or the
 	// beginning: the DialTimeout to have another counts from there.
 	since time.Time
+	// reopened: there was a verified stream before. Who was away for long is to say so:
+	// what happened meanwhile is more than a watch can tell.
+	reopened bool
 	// refusals are streams since then that were refused for their token.
 	refusals int
 
@@ -155,7 +158,7 @@ func (w *watch) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(clientv3.WithRequireLeader(ctx))
 	defer cancel(nil)
 	// A stream has no deadline, but until it is verified there is one.
-	patience := time.AfterFunc(w.pace.patience(verifyWithin*w.opts.DialTimeout)-time.Since(w.since), func() {
+	patience := time.AfterFunc(w.patience()-time.Since(w.since), func() {
 		w.pace.missed(time.Since(w.since))
 		cancel(context.DeadlineExceeded)
 	})
@@ -197,6 +200,14 @@ func (w *watch) run(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// patience is how long it may take until a stream is verified.
+func (w *watch) patience() time.Duration {
+	if w.reopened {
+		return w.opts.DialTimeout
+	}
+	return w.pace.patience(verifyWithin * w.opts.DialTimeout)
 }
 
 // open asks for everything from w.at on. What happened at w.at itself is skipped
@@ -323,7 +334,7 @@ func (w *watch) prove(ctx context.Context, stream pb.Watch_WatchClient) error {
 
 // verify reads, linearizably, whether the store is the one that we follow.
 func (w *watch) verify(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, w.pace.patience(verifyWithin*w.opts.DialTimeout))
+	ctx, cancel := context.WithTimeout(ctx, w.patience())
 	defer cancel()
 	questions := []clientv3.Op{clientv3.OpGet(w.identityKey)}
 	if w.witness != nil {
