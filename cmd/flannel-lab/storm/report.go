@@ -114,7 +114,9 @@ func (r Report) crowd(b *strings.Builder) {
 		fmt.Fprintf(b, "| %s | %d | %s |%s %s | %s | %s | %s |\n", p.Title, p.Hosts, seconds(p.Took),
 			countCells(p.Counts, n), page.Number(p.Counts.Streams/n), page.Number(p.Peak), page.Number(minute), delay)
 	}
-	fmt.Fprintf(b, "\nMemory of that etcd: %s at most.\n", megabytes(r.Memory))
+	if r.Memory > 0 { // nobody looked otherwise
+		fmt.Fprintf(b, "\nMemory of that etcd: %s at most.\n", megabytes(r.Memory))
+	}
 }
 
 func seconds(d time.Duration) string { return page.Number(d.Seconds()) + " s" }
