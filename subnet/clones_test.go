@@ -111,14 +111,21 @@ func TestKeeperAsksAnOlderLeaseOnce(t *testing.T) {
 	})
 }
 
+// besideAnOlderLease is a store with a lease of ours, and an older one of this machine.
+func besideAnOlderLease(t *testing.T) *memstore.Store {
+	t.Helper()
+	data := newStore(config)
+	acquire(t, data, clone("old", "198.18.0.9"))
+	ours := claim("me", "198.18.0.1").Attrs
+	ours.Owner, ours.Instance = "me", "me-1"
+	put(t, data, "10.5.7.0-24", ours, ttl)
+	return data
+}
+
 // A request that hangs does not put that off by all the time that there is for it.
 func TestKeeperAsksAnOlderLeaseThoughALoadHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		data := newStore(config)
-		acquire(t, data, clone("old", "198.18.0.9"))
-		ours := claim("me", "198.18.0.1").Attrs
-		ours.Owner, ours.Instance = "me", "me-1"
-		put(t, data, "10.5.7.0-24", ours, ttl)
+		data := besideAnOlderLease(t)
 		w := watch(t, data, func(o *subnet.ViewOptions) { o.Node = "me" })
 		loads := &hangingLoads{}
 		h := start(t, data, func(o *subnet.KeeperOptions) {
@@ -158,11 +165,7 @@ func (s *hangingLoads) Load(ctx context.Context) (subnet.World, error) {
 // and later, however often the lease is renewed in between.
 func TestKeeperCannotAskAnOlderLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		data := newStore(config)
-		acquire(t, data, clone("old", "198.18.0.9"))
-		ours := claim("me", "198.18.0.1").Attrs
-		ours.Owner, ours.Instance = "me", "me-1"
-		put(t, data, "10.5.7.0-24", ours, ttl)
+		data := besideAnOlderLease(t)
 		w := watch(t, data, func(o *subnet.ViewOptions) { o.Node = "me" })
 		var full atomic.Bool
 		full.Store(true)

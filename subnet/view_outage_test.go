@@ -339,14 +339,21 @@ func TestViewSeeded(t *testing.T) {
 	})
 }
 
+// withoutB is a store that has lost a peer of the two that it had, and what it held before.
+func withoutB(t *testing.T) (*memstore.Store, subnet.World) {
+	t.Helper()
+	data := newStore(config)
+	put(t, data, "10.5.1.0-24", attrs("a", "198.18.0.2"), 0)
+	put(t, data, "10.5.2.0-24", attrs("b", "198.18.0.3"), 0)
+	world := load(t, data)
+	data.DeleteKey("10.5.2.0-24")
+	return data, world
+}
+
 // From the cache a view has peers to show before there is a store.
 func TestViewFromCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		data := newStore(config)
-		put(t, data, "10.5.1.0-24", attrs("a", "198.18.0.2"), 0)
-		put(t, data, "10.5.2.0-24", attrs("b", "198.18.0.3"), 0)
-		world := load(t, data)
-		data.DeleteKey("10.5.2.0-24")
+		data, world := withoutB(t)
 		w := watch(t, data, func(o *subnet.ViewOptions) {
 			o.World, o.Cached = world, true
 			o.Store.(*memstore.Store).SetUnavailable(errDown)
@@ -490,11 +497,7 @@ func TestViewFromCacheAfterSilence(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				data := newStore(config)
-				put(t, data, "10.5.1.0-24", attrs("a", "198.18.0.2"), 0)
-				put(t, data, "10.5.2.0-24", attrs("b", "198.18.0.3"), 0)
-				world := load(t, data)
-				data.DeleteKey("10.5.2.0-24")
+				data, world := withoutB(t)
 				w := watch(t, data, func(o *subnet.ViewOptions) {
 					o.World, o.Cached, o.Unheard, o.Holding = world, true, tt.unheard, tt.holding
 					o.Store.(*memstore.Store).SetUnavailable(errDown)
@@ -523,11 +526,7 @@ func TestViewFromCacheAfterSilence(t *testing.T) {
 // second time, and not before the cache was shown.
 func TestViewFromCacheAndWhatWasFound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		data := newStore(config)
-		put(t, data, "10.5.1.0-24", attrs("a", "198.18.0.2"), 0)
-		put(t, data, "10.5.2.0-24", attrs("b", "198.18.0.3"), 0)
-		world := load(t, data)
-		data.DeleteKey("10.5.2.0-24")
+		data, world := withoutB(t)
 		data.DeleteConfig()
 		found := load(t, data)
 		var first *subnet.Snapshot

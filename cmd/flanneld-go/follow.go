@@ -158,14 +158,13 @@ func (l *loop) follow(ctx context.Context) bool {
 // letGo forgets where peers were before they moved, once that does not count any more.
 // It reports false when that needs a round.
 func (l *loop) letGo(ctx context.Context) bool {
-	f, now := &l.path.follow, l.clock.Uptime()
-	if l.path.former.next(now+1) > now {
+	f, expired := &l.path.follow, l.path.former.expire(l.clock.Uptime())
+	if len(expired) == 0 {
 		return true
 	}
 	if f.snap == nil || f.snap != l.snap {
 		return false
 	}
-	expired := l.path.former.expire(now)
 	var held []subnet.Lease
 	for _, e := range expired {
 		at, found := findPeer(l.path.peers, e.Subnet)
