@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/flanneld-go/flanneld-go/subnet"
 	"github.com/flanneld-go/flanneld-go/subnet/memstore"
@@ -411,5 +412,51 @@ func TestAcquireIsStable(t *testing.T) {
 			t.Errorf("first %s, then %s", first.Subnet, again.Subnet)
 		}
 		s.Wipe()
+	})
+}
+
+// What was to be written first, and is not, ends an attempt: a host that went on would
+// have a lease that nobody has confirmed, or two.
+func TestAcquireWithoutAnswers(t *testing.T) {
+	for _, tt := range []struct {
+		name, config string
+		refused      []string
+	}{
+		{"its lease can be neither updated nor proven", config, []string{"Update", "Renew"}},
+		{"what does not fit cannot be released", `{"Network":"10.5.0.0/16","SubnetLen":26}`, []string{"Release"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			data := newStore(config)
+			c := claim("me", "198.18.0.1")
+			first := acquire(t, data, c)
+			data.OverwriteConfig(tt.config)
+			store := data.Open(memstore.Options{Before: func(method string) error {
+				if slices.Contains(tt.refused, method) {
+					return errDown
+				}
+				return nil
+			}})
+			c.Instance = "me-2"
+			if l, err := subnet.Acquire(t.Context(), store, load(t, store), c); !errors.Is(err, errDown) {
+				t.Errorf("Acquire = %s, %v, want %v", l.Subnet, err, errDown)
+			}
+			first.TTL = 0 // which a load does not tell
+			if diff := cmp.Diff([]subnet.Lease{first}, load(t, data).Leases, cmpopts.EquateComparable(subnet.Lease{})); diff != "" {
+				t.Errorf("what the store holds (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A reservation that was made for a node has no process that could answer a challenge.
+func TestReservationForANodeIsNotDisputed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		put(t, data, "10.5.9.0-24", subnet.Attrs{Owner: "me", PublicIP: addr4("198.18.0.9")}, 0)
+		began := time.Now()
+		l := acquire(t, data, claim("me", "198.18.0.1"))
+		if waited := time.Since(began); l.Subnet.Key() != "10.5.9.0-24" || waited > 0 {
+			t.Errorf("%s after %s, want the reservation at once", l.Subnet, waited)
+		}
 	})
 }

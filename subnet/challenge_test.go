@@ -283,6 +283,7 @@ func TestChallengeInterrupted(t *testing.T) {
 			load(t, s)
 			s.OverwriteConfig(config)
 		}, subnet.ErrStoreChanged},
+		{"an older snapshot restored", nil, subnet.ErrStoreChanged},
 		{"key deleted", func(s *memstore.Store, _ *subnet.Lease) { s.DeleteKey(home) }, nil},
 		{"key another's", func(s *memstore.Store, _ *subnet.Lease) { put(t, s, home, attrs("b", "198.18.0.9"), ttl) }, nil},
 		{"key flannel's of this host", func(s *memstore.Store, _ *subnet.Lease) { put(t, s, home, attrs("", "198.18.0.2"), ttl) }, nil},
@@ -291,6 +292,8 @@ func TestChallengeInterrupted(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				data := newStore(config)
 				old := acquire(t, data, clone("old", "198.18.0.1"))
+				backup := data.Snapshot()
+				put(t, data, "10.5.9.0-24", attrs("b", "198.18.0.9"), 0)
 				ours := data.Open(memstore.Options{})
 				results := make(chan acquired, 1)
 				w := load(t, ours)
@@ -303,7 +306,11 @@ func TestChallengeInterrupted(t *testing.T) {
 				if errors.Is(tt.want, errDown) {
 					other = ours
 				}
-				tt.do(other, &old)
+				if tt.do == nil {
+					data.Restore(backup)
+				} else {
+					tt.do(other, &old)
+				}
 				got := <-results
 				if !errors.Is(got.err, tt.want) {
 					t.Errorf("got %+v, %v, want %v", got.lease, got.err, tt.want)

@@ -305,3 +305,62 @@ func TestKeeperAfterItsReservation(t *testing.T) {
 		h.end()
 	})
 }
+
+// The store counts a lease's time from when it was asked, or later: the keeper, which
+// hears of it after the answer's way, from when it asked.
+func TestTimeCountsFromTheRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, newStore(config), func(o *subnet.KeeperOptions) {
+			o.Store = slowStore{o.Store, 2 * time.Second}
+			after(time.Second)
+		})
+		after(5 * time.Second)
+		s := h.keeper.Status()
+		if want := time.Second + ttl; s.State != subnet.StateValid || s.Expires != want {
+			t.Errorf("%s, the lease's time ends at %s, want %s", s.State, s.Expires, want)
+		}
+		after(19*time.Minute - 2*time.Second) // a third, jitter, and the way there
+		if n := h.requests["Renew"].Load(); n != 2 {
+			t.Errorf("%d renewals, want the second one 19 minutes after the first was sent", n)
+		}
+		h.end()
+	})
+}
+
+// A store that needs more than a second for an answer is no dead one when the lease's
+// time is over, either: it would never be heard again.
+func TestSlowStoreAfterTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, newStore(config), func(o *subnet.KeeperOptions) {
+			o.Store = slowStore{o.Store, 750 * time.Millisecond}
+		})
+		after(2 * time.Second)
+		h.want(subnet.StateValid, home, "")
+		h.clock.suspend(2 * ttl)
+		after(30 * time.Second)
+		h.want(subnet.StateValid, home, "")
+		h.end()
+	})
+}
+
+// How much time a lease has left that was taken over is not known: it is renewed at
+// once, whenever Acquire was called.
+func TestTakenOverIsRenewedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := newStore(config)
+		before := claim("me", "198.18.0.1")
+		before.Instance, before.TTL = "me-0", ttl
+		acquire(t, data, before)
+		after(ttl - time.Minute)
+		w := watch(t, data, nil)
+		h := start(t, data, func(o *subnet.KeeperOptions) {
+			o.View, o.Asked = w.view, o.Clock.Uptime()+time.Nanosecond
+		})
+		if n := h.requests["Renew"].Load(); n != 1 {
+			t.Errorf("%d renewals, want 1", n)
+		}
+		after(2 * time.Minute)
+		h.want(subnet.StateValid, home, "")
+		h.end(w)
+	})
+}

@@ -89,18 +89,24 @@ func (s *scanner) data() (RawJSON, bool) {
 		return "", true
 	}
 	from := s.rest
-	if !s.skip("{") {
+	if !s.object() {
 		return "", false
+	}
+	return RawJSON(from[:len(from)-len(s.rest)]), true
+}
+
+// object passes over one of strings and integers.
+func (s *scanner) object() bool {
+	if !s.skip("{") {
+		return false
 	}
 	for {
 		if _, ok := s.quoted(); !ok || !s.skip(":") || !s.scalar() {
-			return "", false
+			return false
 		}
-		if s.skip(",") {
-			continue
+		if !s.skip(",") {
+			return s.skip("}")
 		}
-		ok := s.skip("}")
-		return RawJSON(from[:len(from)-len(s.rest)]), ok
 	}
 }
 

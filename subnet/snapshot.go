@@ -457,7 +457,11 @@ func (p *projection) release(now time.Duration) bool {
 		}
 		p.keep(s, until)
 	}
-	return len(p.held) < len(old)
+	ended := len(p.held) < len(old)
+	if ended { // Of many in a row some end together.
+		p.due = max(p.due, now+releaseEvery)
+	}
+	return ended
 }
 
 // nextRelease is when to call release again; false: nothing is held.

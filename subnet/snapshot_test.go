@@ -159,3 +159,44 @@ func TestHeldLongAndBriefly(t *testing.T) {
 		t.Errorf("held until %s is %+v", s.Held, got)
 	}
 }
+
+// One deleted lease ends when its time has come. Of many some end together, none too early
+// and none more than releaseEvery late.
+func TestReleaseTogether(t *testing.T) {
+	config := Document{Text: "{}", Modified: 1}
+	const count, apart = 100, 10 * time.Millisecond
+	var leases []Lease
+	for n := range byte(count) {
+		leases = append(leases, Lease{Subnet: Subnet{IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, n}), 24)}, Created: 2, Modified: 2})
+	}
+	h := newHearing(time.Hour, 0)
+	h.heard(0)
+	p := newProjection("", defaultHold, h)
+	p.load(World{Identity: "one", Revision: 10, Config: config, Leases: leases}, 0)
+	for n, l := range leases {
+		p.apply(Batch{Revision: Revision(11 + n), Deleted: []string{l.Subnet.Key()}}, time.Duration(n)*apart)
+	}
+	ends, ended := 0, map[int]bool{}
+	for p.leases.len > 0 {
+		now, ok := p.nextRelease()
+		if !ok || ends == 0 && now != defaultHold {
+			t.Fatalf("%d leases are held, the next until %s, %t", p.leases.len, now, ok)
+		}
+		if !p.release(now) {
+			t.Fatalf("%d leases are held, and none ends at %s", p.leases.len, now)
+		}
+		ends++
+		for n, l := range leases {
+			if ended[n] || p.leases.get(l.Subnet) != nil {
+				continue
+			}
+			ended[n] = true
+			if late := now - defaultHold - time.Duration(n)*apart; late < 0 || late >= releaseEvery {
+				t.Errorf("lease %d ended %s late", n, late)
+			}
+		}
+	}
+	if most := int(count*apart/releaseEvery) + 1; ends > most {
+		t.Errorf("%d leases ended at %d times, want at most %d", count, ends, most)
+	}
+}

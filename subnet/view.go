@@ -16,6 +16,9 @@ const (
 	// defaultHold is how long a deleted lease stays in view: time enough for
 	// its owner to create it again (decision 6 of the design).
 	defaultHold = 2 * time.Second
+	// releaseEvery is the least time between two ends of holding: one in a row of many
+	// is no reason to wake everybody.
+	releaseEvery = 100 * time.Millisecond
 	// missedProgress is how often a store may fail to show progress. A longer
 	// silence is a dead connection.
 	missedProgress = 3

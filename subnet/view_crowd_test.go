@@ -245,3 +245,22 @@ func TestKeeperTrustsAFreshLease(t *testing.T) {
 		h.end(v)
 	})
 }
+
+// Silence is no outage after which a watch goes on: whatever the store lost meanwhile, its
+// revision may be past ours again. So hosts load at once then, however many they are.
+func TestViewLoadsAfterASilenceAmongMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		deaf := &deafStore{}
+		w := watch(t, crowdOf(t), func(o *subnet.ViewOptions) { deaf.Store = o.Store; o.Store = deaf })
+		before := w.loads()
+		for tries := 0; w.view.Snapshot().Synced && tries < 600; tries++ {
+			after(100 * time.Millisecond)
+		}
+		w.synced(false, "the watch made no progress for 30s")
+		after(time.Second)
+		if got := w.loads() - before; got != 1 {
+			t.Errorf("%d loads within a second, want 1", got)
+		}
+		w.finish()
+	})
+}

@@ -172,15 +172,20 @@ func setPassword(t *testing.T, client *clientv3.Client, word string) {
 	}
 }
 
+// tokenTTL is how long a token lives that is to end soon. A JWT says so in whole seconds
+// and lives up to one less: with 1 s it may have ended before it is used, and the next
+// one too.
+const tokenTTL = 2 * time.Second
+
 // Tokens that end, of each kind, are asked for again, by whichever call finds
 // them ended, and no watch ends with them.
 func TestExpiredTokens(t *testing.T) {
 	pki := writePKI(t)
-	jwt := "jwt,pub-key=" + pki.ServerCert + ",priv-key=" + pki.ServerKey + ",sign-method=ES256,ttl=1s"
+	jwt := fmt.Sprintf("jwt,pub-key=%s,priv-key=%s,sign-method=ES256,ttl=%s", pki.ServerCert, pki.ServerKey, tokenTTL)
 	for name, opts := range map[string]etcdtest.Options{
-		"simple":         {AuthTokenTTL: time.Second},
+		"simple":         {AuthTokenTTL: tokenTTL},
 		"jwt":            {AuthToken: jwt},
-		"debian, simple": {AuthTokenTTL: time.Second, Binary: debianEtcd},
+		"debian, simple": {AuthTokenTTL: tokenTTL, Binary: debianEtcd},
 		"debian, jwt":    {AuthToken: jwt, Binary: debianEtcd},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -199,12 +204,12 @@ func expiredTokens(t *testing.T, opts etcdtest.Options) {
 	access := Options{Endpoints: server.Endpoints(), Prefix: "/allowed", Username: "host", Password: password}
 	// Whoever uses a token less often than it lives meets an ended one each
 	// time. A server looks for those once a second.
-	const longer = 2200 * time.Millisecond
+	const longer = tokenTTL + 1200*time.Millisecond
 	s, watcher := open(t, access), open(t, access)
 	watcher.tick = longer
 	w := loaded(t, s)
 	results := follow(t, watcher, loaded(t, watcher).Revision)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for range 3 {
 		// Progress, which the watch yields after each proof.
@@ -251,7 +256,7 @@ func (forger) Authenticate(context.Context, *pb.AuthenticateRequest, ...grpc.Cal
 func TestTokensAreBounded(t *testing.T) {
 	server := startServer(t, etcdtest.Options{})
 	enableAuth(t, server)
-	s := open(t, Options{Endpoints: server.Endpoints(), Prefix: "/allowed", Username: "host", Password: password, DialTimeout: time.Second})
+	s := open(t, Options{Endpoints: server.Endpoints(), Prefix: "/allowed", Username: "host", Password: password})
 	s.tokens.auth = forger{}
 	const want = "one token after another is refused: invalid auth token"
 	if _, err := s.Load(t.Context()); !errors.Is(err, ErrAuth) || !strings.HasSuffix(err.Error(), want) {

@@ -19,6 +19,9 @@
 //     line for the operator: which endpoint, and why. The cause is what was
 //     seen on the wire, since gRPC's own errors do not tell it; where rights
 //     are missing, it names them, since etcd does not.
+//   - What etcd sends is read at once. Where little comes again and again, some of it
+//     together and up to 80 ms late, since each wake costs more than what it brings:
+//     see intake. Nothing is left out or comes in another order.
 //   - No secret is in any error, log or value that package fmt can print.
 //   - No write is repeated by itself. An error that is none of package
 //     subnet's sentinels leaves the outcome open: Load finds out.

@@ -58,12 +58,16 @@ func listen(t *testing.T, serve func(net.Conn)) string {
 // vacant is an address where nobody listens.
 func vacant(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	r, err := etcdtest.Reserve("127.0.0.1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r.Addr.String()
 }
 
 // guardedByCertificate is a server whose users have certificates.

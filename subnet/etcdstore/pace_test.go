@@ -27,11 +27,12 @@ func TestPace(t *testing.T) {
 		"quick again": {
 			[]call{{2 * time.Second, codes.OK}, fast, fast, fast, fast, fast, fast, fast, fast, fast, fast}, least, least,
 		},
-		"no answer in time":       {[]call{{5 * time.Second, codes.DeadlineExceeded}}, 10 * time.Second, 10 * time.Second},
-		"nor in twice that":       {[]call{{5 * time.Second, codes.DeadlineExceeded}, {10 * time.Second, codes.DeadlineExceeded}}, 20 * time.Second, 20 * time.Second},
-		"nobody was there":        {[]call{{20 * time.Second, codes.Unavailable}}, least, least},
-		"we did not want to know": {[]call{{20 * time.Second, codes.Canceled}}, least, least},
-		"it is bounded":           {[]call{{time.Hour, codes.OK}}, time.Minute, time.Minute},
+		"no answer in time":                      {[]call{{5 * time.Second, codes.DeadlineExceeded}}, 10 * time.Second, 10 * time.Second},
+		"nor in twice that":                      {[]call{{5 * time.Second, codes.DeadlineExceeded}, {10 * time.Second, codes.DeadlineExceeded}}, 20 * time.Second, 20 * time.Second},
+		"slower before than the one that missed": {[]call{{2 * time.Second, codes.OK}, {5 * time.Second, codes.DeadlineExceeded}}, 20 * time.Second, 20 * time.Second},
+		"nobody was there":                       {[]call{{20 * time.Second, codes.Unavailable}}, least, least},
+		"we did not want to know":                {[]call{{20 * time.Second, codes.Canceled}}, least, least},
+		"it is bounded":                          {[]call{{time.Hour, codes.OK}}, time.Minute, time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var p pace

@@ -34,6 +34,9 @@ const (
 	// tick is how often a watch proves that the store is the same and the
 	// stream alive, where nothing else shows it: see [subnet.ProgressWithin].
 	tick = 8 * time.Second
+	// window is how many bytes etcd may send ahead of what we have read: more than is
+	// under way on a fast link, and less than a page of leases, for which gRPC widens it.
+	window = 1 << 20
 )
 
 // Store is one connection to etcd. See [New].
@@ -174,6 +177,10 @@ func (s *Store) connect() (*clientv3.Client, error) {
 			grpc.WithChainUnaryInterceptor(s.intercept),
 			grpc.WithChainStreamInterceptor(s.interceptStream),
 			grpc.WithStatsHandler(&s.counters),
+			// Of a fixed size: to find one out gRPC would answer each message
+			// of a watch by a ping, which costs more than the message.
+			grpc.WithStaticStreamWindowSize(window),
+			grpc.WithStaticConnWindowSize(window),
 			grpc.WithConnectParams(grpc.ConnectParams{
 				Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxReconnect},
 				MinConnectTimeout: s.opts.DialTimeout,

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -115,7 +116,10 @@ func (w *wire) dial(ctx context.Context, addr string) (net.Conn, error) {
 		}
 		return nil, err
 	}
-	c := &wireConn{Conn: conn, wire: w, addr: addr, secure: w.secure.Load(), plain: true}
+	c := &wireConn{Conn: conn, wire: w, addr: addr, secure: w.secure.Load(), plain: true, resting: resting{closed: make(chan struct{})}}
+	if sock, ok := conn.(syscall.Conn); ok {
+		c.raw, _ = sock.SyscallConn() // one that was just opened has it
+	}
 	w.mu.Lock()
 	w.open[c] = true
 	w.mu.Unlock()
@@ -140,7 +144,10 @@ func (w *wire) abandon(local netip.Addr) {
 // Close forgets the connection.
 func (c *wireConn) Close() error {
 	c.wire.mu.Lock()
-	delete(c.wire.open, c)
+	if c.wire.open[c] {
+		delete(c.wire.open, c)
+		close(c.closed)
+	}
 	c.wire.mu.Unlock()
 	return c.Conn.Close()
 }
@@ -155,11 +162,17 @@ type wireConn struct {
 	// with TLS there is one above it, too.
 	secure, plain bool
 	answered      bool
+	// resting is that of a plain one.
+	resting
 }
 
 // Read watches for the first answer, and for the end.
 func (c *wireConn) Read(b []byte) (int, error) {
+	if c.plain {
+		c.rest()
+	}
 	n, err := c.Conn.Read(b)
+	c.read(n, len(b))
 	switch {
 	case c.plain && c.secure:
 	case n > 0 && !c.answered:

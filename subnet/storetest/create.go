@@ -93,9 +93,13 @@ func createConditions(e *env) {
 			return err
 		}
 	}, condition{"taken", put(flannel("192.0.2.9")), subnet.ErrTaken}, condition{"taken by an unreadable key", put("?"), subnet.ErrTaken})
-	s, _ := e.seeded()
+	s, w := e.seeded()
 	_, err := s.Create(e.ctx, host(1, key), long, subnet.World{})
 	e.is("Create with a World that nobody loaded", err, subnet.ErrStoreChanged)
+	// After a restore another config may have the revision of the one that was read.
+	w.Config.Text += " "
+	_, err = s.Create(e.ctx, host(1, key), long, w)
+	e.is("Create beside another config of that revision", err, subnet.ErrConfigChanged)
 }
 
 func createWithoutConfig(e *env) {

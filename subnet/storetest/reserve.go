@@ -113,6 +113,10 @@ func reserveConditions(e *env) {
 	l := e.create(s, host(1, key), long, w)
 	_, err := s.Reserve(e.ctx, l, subnet.World{})
 	e.is("Reserve with a World that nobody loaded", err, subnet.ErrStoreChanged)
+	restored := w
+	restored.Config.Text += " "
+	_, err = s.Reserve(e.ctx, l, restored)
+	e.is("Reserve beside another config of that revision", err, subnet.ErrConfigChanged)
 	// The store that the world was read from is compared, whoever read it.
 	e.put(KV{Path: layout.Identity, Value: "a third"})
 	other := e.load(e.store())

@@ -45,10 +45,6 @@ func (t *tail) String() string {
 	return string(t.kept)
 }
 
-// errExited is a child that ended by itself: because its port was taken, in all
-// likelihood.
-var errExited = errors.New("etcd exited")
-
 // child is a server in a process of its own.
 type child struct {
 	cmd *exec.Cmd
@@ -108,7 +104,7 @@ func (s *Server) await(ctx context.Context, c *child) error {
 		select {
 		case <-tick.C:
 		case <-c.exited:
-			return fmt.Errorf("%w: %s: %w", errExited, s.opts.Binary, c.err)
+			return fmt.Errorf("%s exited: %w", s.opts.Binary, c.err)
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os/exec"
 	"strings"
 	"testing"
@@ -22,15 +21,17 @@ func clusterOptions(t *testing.T, common Options) []Options {
 	var all []Options
 	var members []string
 	for i := range 3 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		r, err := Reserve("127.0.0.1")
 		if err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() {
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 		o := common
-		o.Name, o.Peer = fmt.Sprintf("e%d", i+1), "http://"+l.Addr().String()
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
+		o.Name, o.Peer = fmt.Sprintf("e%d", i+1), "http://"+r.Addr.String()
 		members = append(members, o.Name+"="+o.Peer)
 		all = append(all, o)
 	}

@@ -8,6 +8,9 @@
 //	              +--Rewind> the same with the data of an earlier moment
 //	              +--Close-> gone, and its folder if it was a temporary one
 //
+// Ports that were left open to it are its own from Start to Close, also while it is
+// down: see [Reserve].
+//
 // It never syncs its files to the disk, and is no place for data that matters.
 // The package does not depend on testing, and the daemon does not depend on it.
 package etcdtest

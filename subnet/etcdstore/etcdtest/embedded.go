@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net/url"
 	"sync"
+	"syscall"
+	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
@@ -46,7 +48,7 @@ func (s *Server) startEmbedded(ctx context.Context) (instance, error) {
 	cfg.AuthToken, cfg.AuthTokenTTL = s.opts.AuthToken, s.authTokenTTL()
 	cfg.BcryptCost = 4 // bcrypt.MinCost: passwords of tests are no secrets.
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(s.logger())
-	e, err := embed.StartEtcd(cfg)
+	e, err := startOnFreePorts(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -61,6 +63,28 @@ func (s *Server) startEmbedded(ctx context.Context) (instance, error) {
 		err = ctx.Err()
 	}
 	return nil, errors.Join(err, run.stop())
+}
+
+// takenFor is how long a port of a server that was stopped may be taken.
+const takenFor = 5 * time.Second
+
+// startOnFreePorts starts etcd, on ports that it may have had until now: a program that
+// somebody starts has all sockets of this process between its fork and its exec, also
+// those that were closed a moment ago, and a busy machine lets it wait there.
+func startOnFreePorts(ctx context.Context, cfg *embed.Config) (*embed.Etcd, error) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(takenFor); ; {
+		e, err := embed.StartEtcd(cfg)
+		if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(end) {
+			return e, err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 func (e *embedded) stop() error {

@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 )
 
@@ -29,8 +28,8 @@ const startTimeout = 2 * time.Minute
 // on a free port of 127.0.0.1.
 type Options struct {
 	// Listen is the URL for clients; "http://127.0.0.1:0" by default, and
-	// https when Cert is set. Port 0 is replaced by a free one, which stays the same over
-	// Restart and Wipe. Peers' port is on the same host.
+	// https when Cert is set. Port 0 is replaced by one that is reserved until Close:
+	// it stays the same over Restart and Wipe. Peers' port is on the same host.
 	Listen string
 	// Dir is the data folder: a temporary one by default, in memory if
 	// possible, removed by Close.
@@ -92,7 +91,9 @@ type Server struct {
 	temporary bool
 	client    url.URL
 	peer      url.URL
-	running   instance
+	// reserved are the ports that the caller left open.
+	reserved []*Reservation
+	running  instance
 }
 
 // Start starts a server and returns when it serves.
@@ -118,17 +119,10 @@ func Start(ctx context.Context, opts Options) (s *Server, err error) {
 			s = nil
 		}
 	}()
-	// A free port can be taken by another before etcd listens on it.
-	for range 5 {
-		if err = s.choosePorts(ctx, listen); err != nil {
-			return s, err
-		}
-		err = s.Restart(ctx)
-		if taken := errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, errExited); !taken || listen.Port() != "0" {
-			break
-		}
+	if err = s.choosePorts(listen); err != nil {
+		return s, err
 	}
-	return s, err
+	return s, s.Restart(ctx)
 }
 
 // fill puts the defaults of what need not be chosen.
@@ -159,8 +153,8 @@ func memory() string {
 	return shm
 }
 
-// choosePorts fills in the ports that the caller left open.
-func (s *Server) choosePorts(ctx context.Context, listen *url.URL) error {
+// choosePorts fills in the ports that the caller left open, and keeps them until Close.
+func (s *Server) choosePorts(listen *url.URL) error {
 	peer := &url.URL{Scheme: "http", Host: net.JoinHostPort(listen.Hostname(), "0")}
 	if s.opts.Peer != "" {
 		var err error
@@ -173,14 +167,12 @@ func (s *Server) choosePorts(ctx context.Context, listen *url.URL) error {
 		if u.Port() != "0" {
 			continue
 		}
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", u.Host)
+		r, err := Reserve(u.Hostname())
 		if err != nil {
-			return fmt.Errorf("start etcd: find a free port: %w", err)
+			return fmt.Errorf("start etcd: %w", err)
 		}
-		u.Host = l.Addr().String()
-		if err := l.Close(); err != nil {
-			return fmt.Errorf("start etcd: find a free port: %w", err)
-		}
+		s.reserved = append(s.reserved, r)
+		u.Host = r.Addr.String()
 	}
 	return nil
 }
@@ -271,10 +263,14 @@ func (s *Server) Rewind(ctx context.Context, f func() error) error {
 	return s.Restart(ctx)
 }
 
-// Close stops the server and removes its temporary folder. It may be called
-// again.
+// Close stops the server, gives its ports back and removes its temporary folder. It may
+// be called again.
 func (s *Server) Close() error {
 	err := s.Stop()
+	for _, r := range s.reserved {
+		err = errors.Join(err, r.Close())
+	}
+	s.reserved = nil
 	if s.temporary {
 		err = errors.Join(err, os.RemoveAll(s.opts.Dir))
 	}

@@ -3,6 +3,7 @@ package etcdtest
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"testing"
@@ -112,5 +113,26 @@ func TestStartFails(t *testing.T) {
 			t.Errorf("%s: started on %s", name, other.Endpoint())
 			other.Close()
 		}
+	}
+}
+
+// A program that is being started may have a port of a server that is stopped for a
+// moment: the server waits for it.
+func TestRestartWaitsForItsPort(t *testing.T) {
+	s, err := Start(t.Context(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	former, err := net.Listen("tcp", s.client.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(300*time.Millisecond, func() { former.Close() })
+	if err := s.Restart(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
