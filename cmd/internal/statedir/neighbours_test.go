@@ -18,7 +18,8 @@ func TestNeighbours(t *testing.T) {
 		at("state"):   {BackendType: "udp"},
 		at("state1"):  {BackendType: "vxlan"},
 		at("state3"):  {Sysctls: []firewall.SysctlChange{{Name: "net/ipv4/ip_forward", From: "0", To: "1"}}},
-		at("state12"): {BackendType: "udp"}, // nobody's
+		at("state4"):  {Ranges: []string{"10.7.0.0/16 by /24"}}, // it starts
+		at("state12"): {BackendType: "udp"},                     // nobody's
 		at("other"):   {BackendType: "udp"},
 	} {
 		if err := dir.SaveHost(h); err != nil {
@@ -44,16 +45,16 @@ func TestNeighbours(t *testing.T) {
 		return out
 	}
 	zero, one := seen{0, at("state"), true}, seen{1, at("state1"), true}
-	left, broken := seen{3, at("state3"), false}, seen{5, at("state5"), true}
+	left, starts, broken := seen{3, at("state3"), false}, seen{4, at("state4"), true}, seen{5, at("state5"), true}
 	for _, tt := range []struct {
 		name string
 		dir  Dir
 		own  uint8
 		want []seen
 	}{
-		{"of the first", at("state"), 0, []seen{one, left, broken}},
-		{"of the second", at("state1") + "/", 1, []seen{zero, left, broken}},
-		{"of one that was not here yet", at("state2"), 2, []seen{zero, one, left, broken}},
+		{"of the first", at("state"), 0, []seen{one, left, starts, broken}},
+		{"of the second", at("state1") + "/", 1, []seen{zero, left, starts, broken}},
+		{"of one that was not here yet", at("state2"), 2, []seen{zero, one, left, starts, broken}},
 		{"of a directory of another kind", at("other"), 2, nil},
 		{"of a directory alone", at("other"), 0, nil},
 	} {

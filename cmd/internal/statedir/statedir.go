@@ -10,7 +10,8 @@
 // # Contract
 //
 // Files are replaced whole and atomically; one that cannot be read is an error
-// that names it, never a guess. A missing file is the zero value.
+// that names it, never a guess. A missing file is the zero value. What is decided by the
+// files of several instances is decided with their lock.
 package statedir
 
 import (
@@ -71,7 +72,8 @@ type Host struct {
 	BackendType string         `json:"backend_type"`
 	Backend     subnet.RawJSON `json:"backend,omitempty"`
 	// Ranges are the networks and the lengths of their subnets, as text: what
-	// was applied for others lies elsewhere.
+	// was applied for others lies elsewhere. While a daemon starts, also those that it
+	// is about to use.
 	Ranges []string `json:"ranges,omitempty"`
 	// Sysctls are those that we set, in the order in which we did, each once:
 	// with the value that it had before.
@@ -98,7 +100,9 @@ type Neighbour struct {
 
 // Lives reports whether the instance needs what it changed on this host, as far as can be
 // told.
-func (n Neighbour) Lives() bool { return n.Err != nil || n.Host.BackendType != "" }
+func (n Neighbour) Lives() bool {
+	return n.Err != nil || n.Host.BackendType != "" || len(n.Host.Ranges) > 0
+}
 
 // Neighbours are the other instances, if d is that of own: their directories differ in
 // the number at the end.
@@ -189,20 +193,18 @@ func (c Cache) encode() ([]byte, error) {
 		return append(head, '\n'), err
 	}
 	const end, perPeer = "]}", 320 // as long as a peer of two families is
-	var b bytes.Buffer
-	b.Grow(len(head) + len(peers)*perPeer)
-	b.Write(bytes.TrimSuffix(head, []byte(end)))
-	each := json.NewEncoder(&b) // ends each with a newline
-	for i := range peers {
+	b := make([]byte, 0, len(head)+len(peers)*perPeer)
+	b = append(b, bytes.TrimSuffix(head, []byte(end))...)
+	for i, p := range peers {
 		if i > 0 {
-			b.WriteByte(',')
+			b = append(b, ',')
 		}
-		if err := each.Encode(peers[i]); err != nil {
+		if b, err = p.AppendJSON(b); err != nil {
 			return nil, err
 		}
+		b = append(b, '\n')
 	}
-	b.WriteString(end + "\n")
-	return b.Bytes(), nil
+	return append(b, end+"\n"...), nil
 }
 
 const hostName = "host.json"
