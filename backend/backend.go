@@ -43,8 +43,10 @@ type Desired struct {
 	// Uplink is what packets are sent by.
 	Uplink Uplink
 	// Also are addresses of ours beside Uplink's by which peers may send to us: while
-	// one uplink replaces another that is still there, some send to either.
-	Also subnet.ByFamily[netip.Addr]
+	// one uplink replaces another that is still there, some send to either. Where one
+	// followed another quickly, more than one still counts, but no more than MostFormer
+	// that we have left, and the one we are about to go to.
+	Also []netip.Addr
 	// Own is this host's lease.
 	Own subnet.Lease
 	// Peers are the other hosts' leases, sorted by subnet, all of them inside
@@ -52,9 +54,14 @@ type Desired struct {
 	// be kept.
 	Peers []*subnet.Lease
 	// Former are leases of Peers as they were a moment ago, with other addresses:
-	// what comes from those is theirs, too.
+	// what comes from those is theirs, too. Of one subnet there are MostFormer, the
+	// latest last; those before may be missed.
 	Former []subnet.Lease
 }
+
+// MostFormer is how many addresses that a host has left a moment ago count at most. One
+// that moves by itself moves no faster.
+const MostFormer = 4
 
 // Tunnel is what the firewall must know of a backend.
 type Tunnel struct {
@@ -146,13 +153,15 @@ type Descriptor struct {
 }
 
 // Heir is an ability of backends with a data path in user space: it goes on from
-// the descriptors of an earlier process, in which packets wait.
+// the descriptors of an earlier process, in which packets wait, or from the device that
+// one has left.
 type Heir interface {
 	Runner
 	// Inherit takes those of files, by their names, that are what this backend
 	// would open itself, makes the packet path see d's peers, and closes the
-	// rest. Nothing is created or deleted in the kernel. If the data path is
-	// whole, Run can be started before the first Apply; Apply opens what lacks.
+	// rest. Without files it opens what it needs, if its device is there as an earlier
+	// process left it; else it opens nothing. No device, address or route is created,
+	// changed or deleted. If the data path is whole, Run can be started before the first Apply; Apply opens what lacks.
 	// It may be called once, before Apply.
 	Inherit(ctx context.Context, d Desired, files []*os.File) Inheritance
 	// Descriptors are those that are open at present. Those that a later call

@@ -20,9 +20,9 @@
 //   - Attrs, MTU and Tunnel touch nothing and may be called before the first Apply.
 //   - The uplink is a part of [Desired], for it changes: an address by DHCP, an MTU,
 //     another interface. What peers must know and what containers may send follow
-//     from it (Attrs, MTU), and Apply takes the data path there. While two addresses
-//     of ours are in use, packets arrive at either (Also), and what a peer sends from
-//     the address that it had a moment ago is still its own (Former).
+//     from it (Attrs, MTU), and Apply takes the data path there. While several addresses
+//     of ours are in use, packets arrive at each (Also), and what a peer sends from
+//     an address that it had a moment ago is still its own (Former).
 //   - Apply takes the whole desired state, may be called again with the same
 //     one, keeps going past single failures and returns them joined. What
 //     concerns one peer is a [PeerError].

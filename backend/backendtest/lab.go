@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -247,30 +246,6 @@ func (l *Lab) ping(f subnet.Family, from, to *Host) {
 		out := ns.Run(l.t, "ping", args...)
 		if !strings.Contains(out, " 0% packet loss") {
 			l.t.Errorf("ping from %shost %d to container of host %d:\n%s", where, from.n, to.n, out)
-		}
-	}
-}
-
-// Flood pings every 5 ms from one host's container to another's, and returns a
-// function that stops it: no packet may be lost then.
-func (l *Lab) Flood(from, to int) (stop func()) {
-	l.t.Helper()
-	var out strings.Builder
-	cmd := exec.Command("ping", "-n", "-q", "-i", "0.005", "-W", "5", fmt.Sprintf("10.5.%d.2", l.Hosts[to].n))
-	cmd.Stdout, cmd.Stderr = &out, &out
-	l.Hosts[from].inside.Do(l.t, func() {
-		if err := cmd.Start(); err != nil {
-			l.t.Fatal(err)
-		}
-	})
-	return func() {
-		l.t.Helper()
-		// An interrupted ping prints its count and forgets the packet that
-		// is under way, so it is interrupted between two.
-		_ = cmd.Process.Signal(os.Interrupt)
-		_ = cmd.Wait() // 1 when packets were lost, which the count says too
-		if !strings.Contains(out.String(), " 0% packet loss") {
-			l.t.Errorf("ping from container of host %d to that of host %d:\n%s", from+1, to+1, out.String())
 		}
 	}
 }

@@ -1,8 +1,10 @@
 package uplink_test
 
 import (
+	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,6 +15,7 @@ import (
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
+	"github.com/flanneld-go/flanneld-go/backend/reconcile"
 	"github.com/flanneld-go/flanneld-go/backend/uplink"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -89,6 +92,74 @@ func TestChooseFailures(t *testing.T) {
 		"by --iface=NAME or --iface=ADDRESS"
 	if err == nil || err.Error() != want {
 		t.Errorf("Choose() error\n got %v\nwant %s", err, want)
+	}
+}
+
+// refusing is a host that answers only what it must be asked.
+type refusing struct {
+	kernel.Host
+	routes, ways error
+}
+
+func (r refusing) Routes() reconcile.Table[kernel.Route] {
+	return refusingRoutes{r.Host.Routes(), r.routes}
+}
+
+func (r refusing) RouteTo(ctx context.Context, dst netip.Addr) (kernel.Route, error) {
+	if r.ways != nil {
+		return kernel.Route{}, r.ways
+	}
+	return r.Host.RouteTo(ctx, dst)
+}
+
+type refusingRoutes struct {
+	reconcile.Table[kernel.Route]
+	err error
+}
+
+func (r refusingRoutes) List(ctx context.Context) ([]kernel.Route, error) {
+	if r.err != nil {
+		return nil, r.err
+	}
+	return r.Table.List(ctx)
+}
+
+// Nothing is asked of the kernel that the choice does not need: thousands of routes are
+// listed for a default route alone. What cannot be answered is no missing interface.
+func TestChooseAsksWhatItNeeds(t *testing.T) {
+	deaf := syscall.ENOBUFS
+	only6 := subnet.ByFamily[bool]{false, true}
+	for name, tc := range map[string]struct {
+		o            uplink.Options
+		routes, ways error
+		bare         bool
+		fails        bool
+	}{
+		"named":                         {o: uplink.Options{Ifaces: []string{"eth0"}}, routes: deaf, ways: deaf},
+		"by a way":                      {o: uplink.Options{CanReach: addr("192.0.2.7")}, routes: deaf},
+		"a way that is not told":        {o: uplink.Options{CanReach: addr("192.0.2.7")}, ways: deaf, fails: true},
+		"a default route":               {ways: deaf},
+		"another family's":              {o: uplink.Options{Families: only6}, ways: deaf},
+		"none":                          {routes: deaf, fails: true},
+		"a default route elsewhere":     {bare: true, ways: deaf, fails: true},
+		"named, without any that shows": {o: uplink.Options{Ifaces: []string{"eth0"}}, bare: true, ways: deaf},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := fake(t)
+			if tc.bare {
+				routes, err := f.Routes().List(t.Context())
+				if err == nil {
+					err = f.Routes().Delete(t.Context(), slices.Clone(routes))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, err := uplink.Choose(t.Context(), refusing{f, tc.routes, tc.ways}, tc.o)
+			if tc.fails != errors.Is(err, deaf) || !tc.fails && err != nil {
+				t.Errorf("Choose() error %v", err)
+			}
+		})
 	}
 }
 

@@ -3,6 +3,7 @@ package uplink_test
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -98,6 +99,25 @@ func TestSelect(t *testing.T) {
 			o:      uplink.Options{Families: both},
 			change: func(i *uplink.Inventory) { i.Defaults[subnet.IPv4] = kernel.Route{} },
 			link:   "eth0", v4: "198.18.0.1", v6: "fd00:198:18::1", segments: []string{"198.18.0.0/24", "fd00:198:18::/64"},
+		},
+		"address as IPv6 writes it": {
+			o:    uplink.Options{Ifaces: []string{"::ffff:198.18.0.77"}},
+			link: "eth0", v4: "198.18.0.77", v6: "fd00:198:18::1", segments: []string{"198.18.0.0/24", "fd00:198:18::/64"},
+		},
+		"link-local addresses beside": {
+			o: uplink.Options{Families: both},
+			change: func(i *uplink.Inventory) {
+				local := []kernel.Addr{{Link: 2, Prefix: netip.MustParsePrefix("169.254.7.7/16")}, {Link: 2, Prefix: netip.MustParsePrefix("fe80::7/64")}}
+				i.Addrs = append(local, i.Addrs...)
+			},
+			link: "eth0", v4: "198.18.0.1", v6: "fd00:198:18::1", segments: []string{"198.18.0.0/24", "fd00:198:18::/64"},
+		},
+		"segments in one another": {
+			o: uplink.Options{Ifaces: []string{"eth1"}},
+			change: func(i *uplink.Inventory) {
+				i.Addrs = append(i.Addrs, kernel.Addr{Link: 3, Prefix: netip.MustParsePrefix("198.19.0.1/24")}, kernel.Addr{Link: 3, Prefix: netip.MustParsePrefix("198.19.0.2/12")}, kernel.Addr{Link: 3, Prefix: netip.MustParsePrefix("198.18.0.3/16")}, kernel.Addr{Link: 3, Prefix: netip.MustParsePrefix("198.19.0.3/15")})
+			},
+			link: "eth1", v4: "198.19.5.1", segments: []string{"198.16.0.0/12", "198.18.0.0/15", "198.18.0.0/16", "198.19.0.0/16", "198.19.0.0/24"},
 		},
 		"no fallback from a name": {o: uplink.Options{Ifaces: []string{"eth9"}}, err: "--iface=eth9: no such interface"},
 		"address of nobody": {
@@ -275,4 +295,41 @@ func TestSelectedIsFit(t *testing.T) {
 			t.Fatalf("second Select() differs (-first +second): %v\n%s", err, diff)
 		}
 	})
+}
+
+// An uplink stays what it is while its interface changes; what it has lost is said, also
+// if another interface has that address now.
+func TestAgain(t *testing.T) {
+	up, err := uplink.Select(host(), uplink.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(link int, p string) kernel.Addr { return kernel.Addr{Link: link, Prefix: netip.MustParsePrefix(p)} }
+	for name, tc := range map[string]struct {
+		addrs    []kernel.Addr
+		missing  []netip.Addr
+		segments []netip.Prefix
+	}{
+		"all are there": {
+			[]kernel.Addr{at(9, "fd00:198:18::1/64"), at(9, "198.18.0.1/16")},
+			nil,
+			[]netip.Prefix{netip.MustParsePrefix("198.18.0.0/16"), netip.MustParsePrefix("fd00:198:18::/64")},
+		},
+		"one is elsewhere": {
+			[]kernel.Addr{at(2, "198.18.0.1/24"), at(9, "fd00:198:18::1/64"), at(9, "198.18.0.2/24")},
+			[]netip.Addr{addr("198.18.0.1")},
+			[]netip.Prefix{netip.MustParsePrefix("198.18.0.0/24"), netip.MustParsePrefix("fd00:198:18::/64")},
+		},
+		"none": {nil, []netip.Addr{addr("198.18.0.1"), addr("fd00:198:18::1")}, nil},
+	} {
+		want := up
+		want.Link, want.Segments = kernel.Link{Index: 9, Name: "wan0", MTU: 1400, Up: true}, tc.segments
+		now, missing := uplink.Again(up, want.Link, tc.addrs)
+		if diff := cmp.Diff(want, now, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+			t.Errorf("%s (-want +got)\n%s", name, diff)
+		}
+		if !slices.Equal(missing, tc.missing) {
+			t.Errorf("%s: missing %v, want %v", name, missing, tc.missing)
+		}
+	}
 }

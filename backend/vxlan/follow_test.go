@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"testing"
 
 	"pgregory.net/rapid"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
 	"github.com/flanneld-go/flanneld-go/backend/reconcile"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -181,6 +183,52 @@ func TestFollowOneHostWithTwoSubnets(t *testing.T) {
 		if diff := lines(state(t, want), state(t, h)); diff != "" {
 			t.Errorf("%d peers left (-want +got)\n%s", len(step.left), diff)
 		}
+	}
+}
+
+// A peer with our own MAC, which got nothing, gets all of it with another.
+func TestFollowPeerThatHadOurMAC(t *testing.T) {
+	h := newHost(t, v4only, "")
+	h.apply(h.desired("10.5.54.0-24"))
+	attrs, err := h.be.Attrs(h.uplink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	twin := peer3
+	twin.Attrs.BackendData = attrs.BackendData
+	f := h.be.(backend.Follower)
+	var peerErr *backend.PeerError
+	if err := f.Follow(t.Context(), backend.Change{New: []subnet.Lease{twin}}); !errors.As(err, &peerErr) {
+		t.Fatalf("a peer with our MAC: %v, want a failure of its own", err)
+	}
+	if err := f.Follow(t.Context(), backend.Change{Old: []subnet.Lease{twin}, New: []subnet.Lease{peer3}}); err != nil {
+		t.Fatal(err)
+	}
+	want := newHost(t, v4only, "")
+	want.apply(want.desired("10.5.54.0-24", peer3))
+	if diff := lines(state(t, want), state(t, h)); diff != "" {
+		t.Errorf("followed (-want +got)\n%s", diff)
+	}
+}
+
+// Where the last Apply did not get as far as the routes, or could not read them, nobody
+// knows what to go on from.
+func TestNothingIsFollowedBlindly(t *testing.T) {
+	for name, fails := range map[string]func(kerneltest.Op) bool{
+		"routes that cannot be read":      func(o kerneltest.Op) bool { return o.Verb == "list" && o.Kind == "route" },
+		"a device that cannot be created": func(o kerneltest.Op) bool { return o.Verb == "add" && o.Kind == "link" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, v4only, "")
+			h.OnOp(kerneltest.FailNth(1, syscall.ENOBUFS, fails))
+			if err := h.be.Apply(t.Context(), h.desired("10.5.54.0-24")); !errors.Is(err, syscall.ENOBUFS) {
+				t.Fatalf("Apply: %v, want %v", err, syscall.ENOBUFS)
+			}
+			h.OnOp(nil)
+			if err := h.be.(backend.Follower).Follow(t.Context(), backend.Change{New: []subnet.Lease{peer3}}); !errors.Is(err, backend.ErrNotFollowed) {
+				t.Errorf("followed: %v, want %v", err, backend.ErrNotFollowed)
+			}
+		})
 	}
 }
 
