@@ -2,7 +2,6 @@ package firewall
 
 import (
 	"net/netip"
-	"slices"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/firewall/firewalld"
@@ -51,9 +50,9 @@ type Desired struct {
 	// Uplink is the name of the interface by which packets of peers come in
 	// plainly; needed if Tunnel.Direct.
 	Uplink string
-	// AlsoUplink is another such interface, while one replaces the other; empty:
-	// there is none.
-	AlsoUplink string
+	// AlsoUplinks are other such interfaces, while one replaces another. One may be
+	// there twice, and Uplink among them.
+	AlsoUplinks []string
 	// Segments are the ranges of the uplink.
 	Segments []netip.Prefix
 	// Peers are all other hosts, in any order.
@@ -79,7 +78,7 @@ type Desired struct {
 func (d Desired) native(nat bool) native.Desired {
 	return native.Desired{
 		Networks: d.Networks, Own: d.Own, Tunnel: d.Tunnel,
-		Uplink: d.Uplink, AlsoUplink: d.AlsoUplink, Segments: d.Segments, Peers: d.Peers, AcceptMark: d.AcceptMark && d.ForwardRules,
+		Uplink: d.Uplink, AlsoUplinks: d.AlsoUplinks, Segments: d.Segments, Peers: d.Peers, AcceptMark: d.AcceptMark && d.ForwardRules,
 		NAT: nat, Masquerade: d.Masquerade, RandomFully: d.RandomFully,
 	}
 }
@@ -111,18 +110,7 @@ func (d Desired) addresses(f subnet.Family) []netip.Addr {
 }
 
 // interfaces are the ways by which packets of peers come in and go out.
-func (d Desired) interfaces() []string {
-	out := d.Tunnel.Devices[:len(d.Tunnel.Devices):len(d.Tunnel.Devices)]
-	if !d.Tunnel.Direct {
-		return out
-	}
-	for _, name := range []string{d.Uplink, d.AlsoUplink} {
-		if name != "" && !slices.Contains(out, name) {
-			out = append(out, name)
-		}
-	}
-	return out
-}
+func (d Desired) interfaces() []string { return d.native(false).Interfaces() }
 
 // place says where in a chain of others our jump stands, counted without our
 // own jumps.

@@ -34,6 +34,7 @@ func TestCompile(t *testing.T) {
 		{name: "vxlan-no-forward-rules", change: func(d *Desired) { d.ForwardRules = false }},
 		{name: "vxlan-no-peers", change: func(d *Desired) { d.Peers = nil }},
 		{name: "vxlan-direct-routing", change: func(d *Desired) { d.Tunnel.Direct = true }},
+		{name: "vxlan-moving", change: func(d *Desired) { d.Tunnel.Direct, d.AlsoUplinks = true, []string{"eth1", "eth0", "eth2", "eth1"} }},
 		{name: "udp", change: func(d *Desired) { d.Tunnel = backend.Tunnel{Devices: []string{"flannel0"}, Port: 8285} }},
 		{name: "host-gw", change: func(d *Desired) { d.Tunnel = backend.Tunnel{Direct: true} }},
 		{name: "alloc", change: func(d *Desired) { d.Tunnel = backend.Tunnel{} }},

@@ -99,7 +99,8 @@
 // the kernel itself whether they can differ from those that it read last: the
 // generation of nf_tables, which every transaction counts up, and the content of
 // legacy tables. A transaction of ours, after which the generation is the next one, has
-// changed what it says and nothing else. If rules cannot differ, Apply goes on from
+// changed what it says and nothing else: one that only fills chains is not read back. If
+// rules cannot differ, Apply goes on from
 // those. This does not hang on events: with all of them lost, a flush is mended by the
 // next Apply. Should the kernel be wrong, or a program read the same rules in another
 // way after an upgrade, every [native.ReadAnyway] the programs are run all the same.

@@ -287,6 +287,7 @@ func (f *fakeNative) Follow(context.Context, []native.Peer, []native.Peer) error
 }
 
 func (f *fakeNative) Passed(native.Step) {}
+func (f *fakeNative) Wrote() native.Step { return native.Step{} }
 
 func (f *fakeNative) Undisturbed() bool { return true }
 

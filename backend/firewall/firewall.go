@@ -50,6 +50,7 @@ type Native interface {
 	Apply(ctx context.Context, d native.Desired) error
 	Follow(ctx context.Context, gone, fresh []native.Peer) error
 	Passed(s native.Step)
+	Wrote() native.Step
 	Undisturbed() bool
 	Cleanup(ctx context.Context) error
 	Counters() (map[string]uint64, error)
@@ -159,17 +160,22 @@ func (f *Firewall) applyTools(ctx context.Context, d Desired, nativeNAT bool) er
 }
 
 func (f *Firewall) applyFamily(ctx context.Context, d Desired, family subnet.Family, does share) error {
+	// Of what most variants know the other form is not needed.
 	specs := map[bool][]tableSpec{}
-	for _, does.randomFully = range []bool{true, false} {
-		specs[does.randomFully] = f.owner.compile(d, family, does)
+	compiled := func(randomFully bool) []tableSpec {
+		if specs[randomFully] == nil {
+			does.randomFully = randomFully
+			specs[randomFully] = f.owner.compile(d, family, does)
+		}
+		return specs[randomFully]
 	}
-	wanted := slices.ContainsFunc(specs[false], func(t tableSpec) bool { return len(t.chains) > 0 })
+	wanted := slices.ContainsFunc(compiled(true), func(t tableSpec) bool { return len(t.chains) > 0 })
 	if !wanted && f.clean[family] {
 		return nil
 	}
 	f.clean[family] = false
 	err := f.converge(ctx, family, func(v Variant) intent {
-		return intent{owner: f.owner, specs: specs[v.RandomFully], own: d.Own[family], network: d.Networks[family]}
+		return intent{owner: f.owner, specs: compiled(v.RandomFully), own: d.Own[family], network: d.Networks[family]}
 	})
 	if wanted {
 		return err
@@ -187,9 +193,8 @@ type lacks struct{ tables, nat subnet.ByFamily[bool] }
 
 // applyNative does the part of our own table, and remembers what it cannot do.
 func (f *Firewall) applyNative(ctx context.Context, d Desired, nat bool) error {
-	before := f.generation(ctx)
 	err := f.native.Apply(ctx, d.native(nat))
-	f.passed(native.Step{From: before, To: f.generation(ctx)})
+	f.passed(f.native.Wrote())
 	var found lacks
 	var rest []error
 	for _, e := range parts(err) {
@@ -343,13 +348,18 @@ func (f *Firewall) write(ctx context.Context, c change) error {
 	before := f.generation(ctx)
 	err := f.tools.Restore(ctx, c.variant, c.script())
 	step := native.Step{From: before, To: f.generation(ctx)}
+	last := f.known[c.variant]
 	delete(f.known, c.variant)
 	if err != nil {
 		return fmt.Errorf("change table %s: %w", c.table, err)
 	}
-	// Our own table is as it was, and so are the other family's rules.
-	f.passed(step)
-	f.native.Passed(step)
+	if c.variant.NFT {
+		// Our own table is as it was, and so are the other family's rules. The legacy
+		// variant makes no transaction: one that came meanwhile is somebody else's.
+		f.passed(step)
+		f.native.Passed(step)
+		f.filled(c, last, step)
+	}
 	f.log.InfoContext(ctx, "firewall changed",
 		"variant", c.variant.Command, "table", c.table, "operations", len(c.lines))
 	if c.leftovers {

@@ -114,7 +114,7 @@ func TestFirewalld(t *testing.T) {
 func testFirewalld(t *testing.T, p path, backendName string) {
 	ma, mb, lan := pair(t, p)
 	a, b := wall(t, ma, p, backendName), wall(t, mb, p, backendName)
-	wantCall(t, "without us", a.container.call(t, "", b.contained()), "unreachable")
+	wantCall(t, "without us", a.container.calling("", b.contained()), unreachable)
 	for _, w := range []*walled{a, b} {
 		w.apply(t)
 		if backendName == "nftables" {
@@ -123,8 +123,8 @@ func testFirewalld(t *testing.T, p path, backendName string) {
 		}
 		w.apply(t)
 	}
-	wantCall(t, "container to container", a.container.call(t, "", b.contained()), a.contained())
-	wantCall(t, "container to container, back", b.container.call(t, "", a.contained()), b.contained())
+	wantCall(t, "container to container", a.container.calling("", b.contained()), a.contained())
+	wantCall(t, "container to container, back", b.container.calling("", a.contained()), b.contained())
 	testForgedBesideFirewalld(t, a, b, lan)
 
 	for _, w := range []*walled{a, b} {
@@ -133,7 +133,7 @@ func testFirewalld(t *testing.T, p path, backendName string) {
 			t.Errorf("firewalld after Cleanup (-want +got):\n%s", diff)
 		}
 	}
-	wantCall(t, "after Cleanup", a.container.call(t, "", b.contained()), "unreachable")
+	wantCall(t, "after Cleanup", a.container.calling("", b.contained()), unreachable)
 }
 
 // Cleanup leaves all as it was beside a firewalld, whose reloads take our marks of
@@ -219,12 +219,12 @@ func testForgedBesideFirewalld(t *testing.T, a, b *walled, lan *space) {
 	t.Helper()
 	outside := a.outside(t, lan)
 	lan.ip(t, "route add "+a.subnet()+" via "+a.public())
-	wantCall(t, "foreign source by the uplink", lan.call(t, outside, a.contained()), "unreachable")
+	wantCall(t, "foreign source by the uplink", lan.calling(outside, a.contained()), unreachable)
 	forge := func(what, source, reason string) {
 		t.Helper()
 		lan.ip(t, "addr add "+source+" dev lo nodad")
 		before := a.dropped(t, reason)
-		wantCall(t, what, lan.call(t, source, a.contained()), "unreachable")
+		wantCall(t, what, lan.calling(source, a.contained()), unreachable)
 		if a.dropped(t, reason) == before {
 			t.Errorf("%s: not counted as %s", what, reason)
 		}
@@ -292,15 +292,15 @@ func TestFirewalldBesideDocker(t *testing.T) {
 	settled := func(when string) {
 		t.Helper()
 		deadline := time.Now().Add(20 * time.Second)
-		got, seen := "", ""
+		got, seen, back := "", "", mb.container.calling("", a.contained())
 		for (got != want || seen != mb.contained()) && time.Now().Before(deadline) {
-			got, seen = ours(), mb.container.call(t, "", a.contained())
+			got, seen = ours(), back.brief(t)
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("our policies %s (-want +got):\n%s", when, diff)
 		}
-		wantCall(t, when, seen, mb.contained())
-		wantCall(t, "back, "+when, a.container.call(t, "", mb.contained()), a.contained())
+		wantCall(t, when, back, mb.contained())
+		wantCall(t, "back, "+when, a.container.calling("", mb.contained()), a.contained())
 	}
 	settled("before Docker")
 	// What dockerd 28.5 does when it starts.
@@ -346,7 +346,7 @@ func TestFirewalldManyPeers(t *testing.T) {
 	if rules := a.wall.Cmd(t, "--policy=flanneld-go-in", "--list-rich-rules"); strings.Count(rules, "\n") != 1 {
 		t.Errorf("the policy lists peers:\n%s", rules)
 	}
-	wantCall(t, "container to container", mb.container.call(t, "", a.contained()), mb.contained())
+	wantCall(t, "container to container", mb.container.calling("", a.contained()), mb.contained())
 	testStranger(t, a.machine, c, p.tunnel)
 	a.host.do(t, func() error { return a.b.f.Cleanup(t.Context()) })
 	if diff := cmp.Diff(strings.Split(a.before, "\n"), strings.Split(a.wall.Listing(t), "\n")); diff != "" {
@@ -388,7 +388,7 @@ func TestOutageOfFirewalld(t *testing.T) {
 		if longest > took+2*time.Second {
 			t.Errorf("%s: the longest outage is %v, want at most 2 s more than the %v that it took", name, longest, took)
 		}
-		wantCall(t, "after "+name, a.container.call(t, "", b.contained()), a.contained())
+		wantCall(t, "after "+name, a.container.calling("", b.contained()), a.contained())
 	}
 }
 
@@ -416,8 +416,8 @@ func testMasquerade(t *testing.T, p path) {
 	a.keep(t)
 	kept := func(when string) {
 		t.Helper()
-		wantCall(t, when, a.container.call(t, "", mb.contained()), a.contained())
-		wantCall(t, "to the outside, "+when, a.container.call(t, "", outside), a.public())
+		wantCall(t, when, a.container.calling("", mb.contained()), a.contained())
+		wantCall(t, "to the outside, "+when, a.container.calling("", outside), a.public())
 	}
 	kept("masqueraded by the zone")
 	for _, what := range []string{"--reload", "--complete-reload"} {
@@ -433,8 +433,8 @@ func testMasquerade(t *testing.T, p path) {
 				running = false
 			default:
 			}
-			if got := a.container.call(t, "", mb.contained()); got != "unreachable" {
-				wantCall(t, "during "+what, got, a.contained())
+			if got := a.container.calling("", mb.contained()).brief(t); got != unreachable && got != a.contained() {
+				t.Errorf("during %s: the callee saw %s, want %s", what, got, a.contained())
 			}
 		}
 		t.Logf("%d calls during %s", calls, what)
@@ -450,9 +450,9 @@ func TestFirewalldMasqueradeWithoutTable(t *testing.T) {
 	w := wall(t, ma, p, "nftables")
 	w.apply(t)
 	mb.apply(t)
-	wantCall(t, "without masquerade", w.container.call(t, "", mb.contained()), w.contained())
+	wantCall(t, "without masquerade", w.container.calling("", mb.contained()), w.contained())
 	w.wall.Cmd(t, "--add-masquerade")
-	if got := w.container.call(t, "", mb.contained()); got == w.contained() {
+	if got, _ := w.container.calling("", mb.contained()).made(t, patiently); got == w.contained() {
 		t.Errorf("the zone's masquerade does not rewrite sources: the warning is wrong")
 	}
 	w.host.do(t, func() error {
@@ -465,7 +465,7 @@ func TestFirewalldMasqueradeWithoutTable(t *testing.T) {
 	})
 	w.wall.Cmd(t, "--remove-masquerade")
 	w.apply(t)
-	wantCall(t, "without masquerade again", w.container.call(t, "", mb.contained()), w.contained())
+	wantCall(t, "without masquerade again", w.container.calling("", mb.contained()), w.contained())
 }
 
 // wallPaths are a tunnel and a plain path beside firewalld, in each family.

@@ -15,14 +15,11 @@ import (
 func (f *Firewall) Follow(ctx context.Context, gone, fresh []native.Peer) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	before := f.generation(ctx)
 	err := f.native.Follow(ctx, gone, fresh)
 	if err != nil && !errors.Is(err, native.ErrNotFollowed) {
 		err = fmt.Errorf("nftables: %w", err)
 	}
-	if err == nil {
-		f.passed(native.Step{From: before, To: f.generation(ctx)})
-	}
+	f.passed(f.native.Wrote())
 	return err
 }
 
@@ -38,7 +35,7 @@ func (f *Firewall) generation(ctx context.Context) native.Generation {
 }
 
 // passed says what is known of iptables' rules in nf_tables holds behind a step of ours
-// that left them as they were, too.
+// that left them as they were, too. A step that was told before says nothing new.
 func (f *Firewall) passed(s native.Step) {
 	for v, r := range f.known {
 		if v.NFT && s.Alone() && r.stamp.Generation == s.From {

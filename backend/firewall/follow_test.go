@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os/exec"
 	"testing"
 
 	"github.com/flanneld-go/flanneld-go/backend"
@@ -78,4 +79,60 @@ func TestOwnChangesDisturbNobody(t *testing.T) {
 	}
 	apply(d.Peers...)
 	undisturbed("followed, and applied")
+}
+
+// meddled is our own table, while whose Apply somebody else changes rules.
+type meddled struct {
+	Native
+	meddle func()
+}
+
+func (m *meddled) Apply(ctx context.Context, d native.Desired) error {
+	defer m.meddle()
+	return m.Native.Apply(ctx, d)
+}
+
+// What somebody else changed while our own table had nothing to change is not taken for
+// a step of ours.
+func TestOthersChangesAreNotOurs(t *testing.T) {
+	enterNamespace(t)
+	table := &meddled{native.New(native.Options{Log: quiet()}), func() {}}
+	f := New(Options{Log: quiet(), Native: table, Firewalld: noFirewalld{}})
+	d := vxlanDesired()
+	d.Peers = []native.Peer{member(1), member(2)}
+	for range 3 { // rules of our own table are read once more
+		if err := f.Apply(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rules := func() string {
+		t.Helper()
+		out, err := exec.Command("iptables-nft", "-w", "-S").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	want := rules()
+	table.meddle = func() {
+		table.meddle = func() {}
+		if out, err := exec.Command("iptables-nft", "-w", "-F", "FORWARD").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	if err := f.Apply(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	if rules() == want {
+		t.Fatal("nothing was flushed")
+	}
+	if f.Undisturbed(t.Context()) {
+		t.Error("what was flushed meanwhile disturbs nobody")
+	}
+	if err := f.Apply(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	if got := rules(); got != want {
+		t.Errorf("it was not mended:\n%s", got)
+	}
 }

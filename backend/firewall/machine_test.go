@@ -20,6 +20,8 @@ type machine struct {
 	n int
 	b *bench
 	d Desired
+	// unkeep ends keep.
+	unkeep func()
 }
 
 // overlays are the networks.

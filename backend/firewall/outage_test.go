@@ -9,11 +9,12 @@ import (
 	"os/exec"
 	"regexp"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 )
 
-// keep applies as the daemon's loop does: at every drift.
+// keep applies as the daemon's loop does, at every drift, until unkeep or the test's end.
 func (m *machine) keep(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -23,19 +24,20 @@ func (m *machine) keep(t *testing.T) {
 		drift := m.b.f.Drift(ctx)
 		close(watching)
 		for range drift {
-			if err := m.b.f.Apply(ctx, m.d); err != nil && ctx.Err() == nil {
+			if err := m.applied(ctx); err != nil && ctx.Err() == nil {
 				errs = errors.Join(errs, err)
 			}
 		}
 		return errs
 	})
 	<-watching
-	t.Cleanup(func() {
+	m.unkeep = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Errorf("Apply: %v", err)
 		}
 	})
+	t.Cleanup(m.unkeep)
 }
 
 const pingEvery = 5 * time.Millisecond

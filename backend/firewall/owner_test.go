@@ -12,7 +12,6 @@ func TestOwnersRules(t *testing.T) {
 	onPaths(t, paths("20.10", "28.5"), func(t *testing.T, p path) {
 		a, b, _ := pair(t, p)
 		b.apply(t)
-		call := func() string { return a.container.call(t, "", b.contained()) }
 		for _, c := range []struct {
 			name string
 			// do is what is done on both hosts before ours, and undo.
@@ -33,12 +32,12 @@ func TestOwnersRules(t *testing.T) {
 			{
 				"a block in DOCKER-USER",
 				"*filter\n-I DOCKER-USER 1 -d " + b.contained() + " -j DROP\nCOMMIT\n",
-				"*filter\n-D DOCKER-USER -d " + b.contained() + " -j DROP\nCOMMIT\n", "unreachable",
+				"*filter\n-D DOCKER-USER -d " + b.contained() + " -j DROP\nCOMMIT\n", unreachable,
 			},
 			{
 				"a block in raw before Docker's",
 				"*raw\n-I PREROUTING 1 -s " + a.contained() + " -d " + b.contained() + " -j DROP\nCOMMIT\n",
-				"*raw\n-D PREROUTING -s " + a.contained() + " -d " + b.contained() + " -j DROP\nCOMMIT\n", "unreachable",
+				"*raw\n-D PREROUTING -s " + a.contained() + " -d " + b.contained() + " -j DROP\nCOMMIT\n", unreachable,
 			},
 			{"nothing again", "", "", a.contained()},
 		} {
@@ -46,7 +45,7 @@ func TestOwnersRules(t *testing.T) {
 				m.others(t, c.do)
 				m.apply(t)
 			}
-			wantCall(t, c.name, call(), c.want)
+			wantCall(t, c.name, a.container.calling("", b.contained()), c.want)
 			for _, m := range []*machine{a, b} {
 				m.others(t, c.undo)
 			}
@@ -67,12 +66,12 @@ func TestNoInterContainerCommunication(t *testing.T) {
 		for _, m := range []*machine{a, b} {
 			m.apply(t)
 		}
-		wantCall(t, "icc", neighbour.call(t, "", a.contained()), "10.5.1.9")
+		wantCall(t, "icc", neighbour.calling("", a.contained()), "10.5.1.9")
 		a.others(t, "*filter\n-A DOCKER-FORWARD -i docker0 -o docker0 -j DROP\n-D DOCKER-FORWARD -i docker0 -j ACCEPT\n-A DOCKER-FORWARD -i docker0 ! -o docker0 -j ACCEPT\nCOMMIT\n")
 		a.apply(t)
-		wantCall(t, "no icc, same host", neighbour.call(t, "", a.contained()), "unreachable")
-		wantCall(t, "no icc, two hosts", neighbour.call(t, "", b.contained()), "10.5.1.9")
-		wantCall(t, "no icc, two hosts, back", b.container.call(t, "", a.contained()), b.contained())
+		wantCall(t, "no icc, same host", neighbour.calling("", a.contained()), unreachable)
+		wantCall(t, "no icc, two hosts", neighbour.calling("", b.contained()), "10.5.1.9")
+		wantCall(t, "no icc, two hosts, back", b.container.calling("", a.contained()), b.contained())
 	})
 }
 
@@ -91,13 +90,13 @@ func TestMasqueradeOfBoth(t *testing.T) {
 			}
 			a.d.Masquerade, a.d.RandomFully = c.ours, c.ours && p.tunnel.Direct
 			a.apply(t)
-			wantCall(t, name+": inside", a.container.call(t, "", b.contained()), a.contained())
-			wantCall(t, name+": inside, back", b.container.call(t, "", a.contained()), b.contained())
+			wantCall(t, name+": inside", a.container.calling("", b.contained()), a.contained())
+			wantCall(t, name+": inside, back", b.container.calling("", a.contained()), b.contained())
 			want := a.public()
 			if !c.docker && !c.ours {
-				want = "unreachable"
+				want = unreachable
 			}
-			wantCall(t, name+": outside", a.container.call(t, "", outside), want)
+			wantCall(t, name+": outside", a.container.calling("", outside), want)
 			if !c.docker {
 				a.others(t, "*nat\n-A "+docker)
 			}
@@ -118,11 +117,11 @@ func TestPublishedPorts(t *testing.T) {
 				"*filter\n-I DOCKER 1 -d %s ! -i docker0 -o docker0 %s -j ACCEPT\nCOMMIT\n", port, net.JoinHostPort(m.contained(), "7000"), m.contained(), port))
 			m.apply(t)
 		}
-		wantCall(t, "from the LAN", lan.call(t, "", b.public()), outside)
-		wantCall(t, "from another host", a.host.call(t, "", b.public()), a.public())
-		wantCall(t, "from another host's container", a.container.call(t, "", b.public()), a.public())
-		if got := b.host.call(t, "", b.public()); got == "unreachable" {
-			t.Error("from its own host: unreachable")
+		wantCall(t, "from the LAN", lan.calling("", b.public()), outside)
+		wantCall(t, "from another host", a.host.calling("", b.public()), a.public())
+		wantCall(t, "from another host's container", a.container.calling("", b.public()), a.public())
+		if got, why := b.host.calling("", b.public()).made(t, patiently); got == unreachable {
+			t.Errorf("from its own host: %v", why)
 		}
 		testHairpin(t, b)
 	})
@@ -158,9 +157,9 @@ func TestKernelSettings(t *testing.T) {
 			{"br_netfilter on", func() { set("net/bridge/bridge-nf-call-iptables", "1") }},
 		} {
 			c.do()
-			wantCall(t, c.name+": container to container", a.container.call(t, "", b.contained()), a.contained())
-			wantCall(t, c.name+": container to container, back", b.container.call(t, "", a.contained()), b.contained())
-			wantCall(t, c.name+": host to container", a.host.call(t, "", b.contained()), own)
+			wantCall(t, c.name+": container to container", a.container.calling("", b.contained()), a.contained())
+			wantCall(t, c.name+": container to container, back", b.container.calling("", a.contained()), b.contained())
+			wantCall(t, c.name+": host to container", a.host.calling("", b.contained()), own)
 		}
 	})
 }

@@ -40,6 +40,19 @@ func (f *Firewall) readOne(ctx context.Context, v Variant) (ruleset, error) {
 	return set, nil
 }
 
+// filled says what a variant holds behind a change of ours, which was alone: by what it
+// held last and by what was written, if that only fills chains. To read it again would
+// cost as much as to write it, and while peers come and go it is done all the time. When
+// the programs were run last does not change by it.
+func (f *Firewall) filled(c change, last reading, s native.Step) {
+	if !s.Alone() || last.stamp != (Stamp{Generation: s.From}) {
+		return
+	}
+	if set, known := c.after(last.set); known {
+		f.known[c.variant] = reading{Stamp{Generation: s.To}, set, last.at}
+	}
+}
+
 // Stamp implements Tools. It asks the kernel: nf_tables for its generation, which changes of others'
 // tables count up too, and the legacy variant for its tables.
 func (e *Exec) Stamp(_ context.Context, v Variant) (Stamp, error) {

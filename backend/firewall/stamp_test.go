@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -119,6 +120,77 @@ func testResyncs(t *testing.T, command string) {
 	}
 }
 
+// While peers come and go a change runs the program that writes it, and none to read what
+// is there already. What is known then is what the kernel has, and who undoes it is noticed.
+func TestFillsAreNotReadAgain(t *testing.T) {
+	t.Parallel()
+	enterNamespace(t)
+	const command = "iptables-nft"
+	if _, err := exec.LookPath(command); err != nil {
+		t.Skip("needs program: " + command)
+	}
+	tools, started := countStarts(t)
+	f := New(Options{Log: quiet(), Tools: tools, Firewalld: noFirewalld{}})
+	b := &bench{&Exec{}, Variant{Command: command, RandomFully: true}, f}
+	b.others(t, dockerWrites(t, "28.5", 3))
+	d := vxlanDesired()
+	b.apply(t, d)
+	b.apply(t, d)
+	for _, step := range []struct{ peers, programs int }{
+		{1, 1},
+		{leafSize, 1},
+		{3 * leafSize, 1},   // a tree of chains
+		{3*leafSize + 1, 1}, // some of them
+		{2, 2},              // chains are removed
+	} {
+		d.Peers = nil
+		for n := range step.peers {
+			var p native.Peer
+			p.Subnet[subnet.IPv4] = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, byte(n), 0}), 24)
+			p.PublicIP[subnet.IPv4] = netip.AddrFrom4([4]byte{198, 18, byte(n), byte(7 * n)})
+			d.Peers = append(d.Peers, p)
+		}
+		before := started.count(t)
+		b.apply(t, d)
+		if n := started.count(t) - before; n != step.programs {
+			t.Errorf("%d peers: %d programs, want %d", step.peers, n, step.programs)
+		}
+		fresh, err := parseSave(b.save(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for v, known := range f.known {
+			if v.Command != command {
+				continue
+			}
+			if diff := cmp.Diff(contents(fresh), contents(known.set)); diff != "" {
+				t.Errorf("%d peers: known wrongly (-kernel +known):\n%s", step.peers, diff)
+			}
+		}
+	}
+	want := b.save(t)
+	b.run(t, command, "-F", "FLANNELD-GO-INPUT")
+	b.apply(t, d)
+	if diff := cmp.Diff(want, b.save(t)); diff != "" {
+		t.Errorf("a flush was not mended (-want +got):\n%s", diff)
+	}
+}
+
+// contents are the rules of each chain.
+func contents(set ruleset) map[string][]string {
+	out := map[string][]string{}
+	for _, t := range set {
+		for _, c := range t.chains {
+			rules := []string{}
+			for _, l := range c.rules {
+				rules = append(rules, fmt.Sprintf("%+v", l.rule))
+			}
+			out[t.name+" "+c.name+" "+c.policy] = rules
+		}
+	}
+	return out
+}
+
 // docker20v6 is what Docker writes for IPv6, as far as it matters here.
 const docker20v6 = `*filter
 :DOCKER-USER - [0:0]
@@ -176,4 +248,52 @@ func TestReadsWhenNeeded(t *testing.T) {
 			}
 		}
 	})
+}
+
+// besideLegacy has somebody else change nf_tables while the legacy variant is written.
+type besideLegacy struct {
+	*Exec
+	meanwhile func()
+}
+
+func (m *besideLegacy) Restore(ctx context.Context, v Variant, script string) error {
+	if m.meanwhile != nil && !v.NFT {
+		m.meanwhile()
+	}
+	return m.Exec.Restore(ctx, v, script)
+}
+
+// The legacy variant makes no transaction of nf_tables: the one that comes while it is
+// written is not ours, though it is the only one.
+func TestTransactionBesideLegacyIsSomebodyElses(t *testing.T) {
+	t.Parallel()
+	enterNamespace(t)
+	tools := &besideLegacy{Exec: &Exec{}}
+	f := New(Options{Log: quiet(), Tools: tools, Firewalld: noFirewalld{}})
+	b := &bench{tools.Exec, Variant{Command: "iptables-legacy", RandomFully: true}, f}
+	b.others(t, dockerWrites(t, "28.5", 3))
+	for range 3 {
+		b.apply(t, vxlanDesired())
+	}
+	if !f.Undisturbed(t.Context()) {
+		t.Fatal("disturbed before anybody did anything: this test proves nothing")
+	}
+	run := func(name string, args ...string) {
+		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+			t.Errorf("%s %q: %v\n%s", name, args, err, out)
+		}
+	}
+	times := 0
+	tools.meanwhile = func() {
+		times++
+		run("nft", "delete", "table", "ip", "flanneld-go")
+	}
+	run("iptables-legacy", "-F", "FORWARD")
+	b.apply(t, vxlanDesired())
+	if times != 1 {
+		t.Fatalf("the legacy variant was written %d times, want once", times)
+	}
+	if f.Undisturbed(t.Context()) {
+		run("nft", "list", "table", "ip", "flanneld-go")
+	}
 }

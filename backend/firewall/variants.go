@@ -44,6 +44,27 @@ func (c change) script() string {
 	return "*" + c.table + "\n" + strings.Join(c.lines, "\n") + "\nCOMMIT\n"
 }
 
+// after is what set holds when c is done, if c does no more than to make and fill chains
+// whole: then its script reads like what is saved. Set is not changed.
+func (c change) after(set ruleset) (out ruleset, known bool) {
+	written, err := parseSave(c.script())
+	at := slices.IndexFunc(set, func(t *table) bool { return t.name == c.table })
+	if err != nil || at < 0 || c.unmake || len(c.orphans) > 0 {
+		return nil, false
+	}
+	is := &table{name: c.table, chains: slices.Clone(set[at].chains)}
+	for _, w := range written[0].chains {
+		if i := slices.IndexFunc(is.chains, func(h *chain) bool { return h.name == w.name }); i >= 0 {
+			is.chains[i] = w
+			continue
+		}
+		is.chains = append(is.chains, w)
+	}
+	out = slices.Clone(set)
+	out[at] = is
+	return out, true
+}
+
 // planAll compares one family's variants with what is wanted. states has the
 // variant that the plain name means first, and at least one.
 func planAll(states []state, want func(Variant) intent) []change {

@@ -222,7 +222,7 @@ func (c *compiler) postrouting() {
 func (c *compiler) translations(d *draft) {
 	from, to := source(c.f), destination(c.f)
 	overlay, own := c.Networks[c.f], c.Own[c.f]
-	for _, name := range c.interfaces() {
+	for _, name := range c.Interfaces() {
 		when := []match{leavesBy(name), from.notIn(overlay), to.in(overlay)}
 		if !c.Masquerade {
 			// Others' packets (of the LAN, of other bridges) are translated
@@ -239,21 +239,6 @@ func (c *compiler) translations(d *draft) {
 		d.say("masquerade to the outside", []expr.Any{&expr.Masq{FullyRandom: c.RandomFully}},
 			from.in(own), to.notIn(multicast(c.f)))
 	}
-}
-
-// interfaces are the ways into the overlay.
-func (c *compiler) interfaces() []string {
-	out := slices.Clone(c.Tunnel.Devices)
-	if c.Tunnel.Direct {
-		out = append(out, c.uplinks()...)
-	}
-	return out
-}
-
-// uplinks are the interfaces that lead to the peers.
-func (c *compiler) uplinks() []string {
-	names := []string{c.Uplink, c.AlsoUplink}
-	return slices.Compact(slices.DeleteFunc(names, func(name string) bool { return name == "" }))
 }
 
 // multicast is 224.0.0.0/4 (RFC 5771) or ff00::/8 (RFC 4291).

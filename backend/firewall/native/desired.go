@@ -2,6 +2,7 @@ package native
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
@@ -46,9 +47,9 @@ type Desired struct {
 	// Uplink is the name of the interface that leads to the peers. Without it
 	// packets that come by it are not looked at.
 	Uplink string
-	// AlsoUplink is another such interface, while one replaces the other; empty:
-	// there is none.
-	AlsoUplink string
+	// AlsoUplinks are other such interfaces, while one replaces another. One may be
+	// there twice, and Uplink among them.
+	AlsoUplinks []string
 	// Segments are the ranges of the uplink. Where one overlaps the network,
 	// addresses of the network are at home on the uplink too.
 	Segments []netip.Prefix
@@ -67,6 +68,26 @@ type Desired struct {
 	// RandomFully: choose source ports at random
 	// (not --ip-masq-fully-random-disable).
 	RandomFully bool
+}
+
+// Interfaces are the ways by which packets of peers come in and go out.
+func (d Desired) Interfaces() []string {
+	out := slices.Clone(d.Tunnel.Devices)
+	if d.Tunnel.Direct {
+		out = append(out, d.uplinks()...)
+	}
+	return out
+}
+
+// uplinks are the interfaces that lead to the peers.
+func (d Desired) uplinks() []string {
+	var names []string
+	for _, name := range append([]string{d.Uplink}, d.AlsoUplinks...) {
+		if name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // Peer is another host.

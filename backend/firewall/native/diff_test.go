@@ -235,3 +235,22 @@ func many(n int) Desired {
 	}
 	return d
 }
+
+// Each way by which peers send is looked at, once: a name twice in a set is refused.
+func TestUplinks(t *testing.T) {
+	for _, tc := range []struct {
+		uplink string
+		also   []string
+		want   []string
+	}{
+		{"", nil, nil},
+		{"eth0", nil, []string{"eth0"}},
+		{"eth0", []string{"eth1", "", "eth0", "eth2", "eth1"}, []string{"eth0", "eth1", "eth2"}},
+		{"", []string{"eth1"}, []string{"eth1"}},
+	} {
+		c := compiler{Desired: Desired{Uplink: tc.uplink, AlsoUplinks: tc.also, Tunnel: backend.Tunnel{Direct: true}}}
+		if diff := cmp.Diff(tc.want, c.Interfaces()); diff != "" {
+			t.Errorf("%q and %q (-want +got):\n%s", tc.uplink, tc.also, diff)
+		}
+	}
+}

@@ -22,13 +22,16 @@ var ErrNotFollowed = errors.New("change cannot be followed alone")
 func (t *Table) Follow(ctx context.Context, gone, fresh []Peer) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	d := t.last.want
 	now, err := t.door.generation()
 	if err != nil || now != t.last.generation || !t.last.sorted {
 		return ErrNotFollowed
 	}
-	gone, fresh = withMACs(d.Peers, gone), withMACs(d.Peers, fresh)
-	beside := others(d.Peers, gone, fresh)
+	held := t.last.peers
+	gone, fresh = withMACs(held, gone), withMACs(held, fresh)
+	if !contains(held, gone) {
+		return ErrNotFollowed // Who gets back what goes would be taken to be there.
+	}
+	beside := others(held, gone, fresh)
 	var changes subnet.ByFamily[change]
 	for _, f := range subnet.Families() {
 		changes[f], err = t.exchange(f, slices.Concat(gone, beside), slices.Concat(fresh, beside))
@@ -41,14 +44,13 @@ func (t *Table) Follow(ctx context.Context, gone, fresh []Peer) error {
 			t.last = settled{}
 			return err
 		}
-		to, err := t.door.generation()
-		if err != nil || !(Step{now, to}).Alone() {
-			t.last = settled{}
-			return nil //nolint:nilerr // it is written; who else wrote is not known
+		if !t.wroteAlone(now) {
+			t.last = settled{} // who else wrote is not known
+			return nil
 		}
-		t.last.generation = to
+		t.last.generation = t.wrote.To
 	}
-	t.last.want.Peers = splice(d.Peers, gone, fresh)
+	t.last.peers = splice(held, gone, fresh)
 	t.log.DebugContext(ctx, "nftables followed peers", "gone", len(gone), "new", len(fresh))
 	return nil
 }
@@ -61,6 +63,14 @@ func (t *Table) Passed(s Step) {
 	if s.Alone() && t.last.generation == s.From {
 		t.last.generation = s.To
 	}
+}
+
+// Wrote is the last transaction of ours, if nobody else's came before it was known to
+// be done: all that it did not touch is as it was.
+func (t *Table) Wrote() Step {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.wrote
 }
 
 // Undisturbed reports whether the kernel says that nothing has changed since all was
@@ -120,7 +130,7 @@ func (t *Table) setsOf(f subnet.Family, peers []Peer) []set {
 }
 
 // withMACs returns peers with the MACs that known, sorted, has for the same addresses.
-func withMACs(known, peers []Peer) []Peer {
+func withMACs(known []*Peer, peers []Peer) []Peer {
 	out := slices.Clone(peers)
 	for i := range out {
 		p := &out[i]
@@ -137,8 +147,8 @@ func withMACs(known, peers []Peer) []Peer {
 }
 
 // withSubnet are those of peers, sorted, that have a subnet.
-func withSubnet(peers []Peer, s subnet.Subnet) []Peer {
-	first, _ := slices.BinarySearchFunc(peers, s, func(p Peer, s subnet.Subnet) int { return p.Subnet.Compare(s) })
+func withSubnet(peers []*Peer, s subnet.Subnet) []*Peer {
+	first := place(peers, s)
 	end := first
 	for end < len(peers) && peers[end].Subnet == s {
 		end++
@@ -146,9 +156,15 @@ func withSubnet(peers []Peer, s subnet.Subnet) []Peer {
 	return peers[first:end]
 }
 
+// place is where in peers, sorted, those with a subnet begin.
+func place(peers []*Peer, s subnet.Subnet) int {
+	at, _ := slices.BinarySearchFunc(peers, s, func(p *Peer, s subnet.Subnet) int { return p.Subnet.Compare(s) })
+	return at
+}
+
 // others are those of peers, sorted, that stay, and have a key in common with one that
 // goes or comes: the subnet, or a MAC. Without MACs only the former are looked for.
-func others(peers, gone, fresh []Peer) []Peer {
+func others(peers []*Peer, gone, fresh []Peer) []Peer {
 	macs := subnet.ByFamily[map[kernel.MAC]bool]{{}, {}}
 	var found []Peer
 	stays := func(p Peer) bool { return !slices.Contains(gone, p) }
@@ -162,8 +178,8 @@ func others(peers, gone, fresh []Peer) []Peer {
 		if !seen[p.Subnet] {
 			seen[p.Subnet] = true
 			for _, o := range withSubnet(peers, p.Subnet) {
-				if stays(o) {
-					found = append(found, o)
+				if stays(*o) {
+					found = append(found, *o)
 				}
 			}
 		}
@@ -171,28 +187,48 @@ func others(peers, gone, fresh []Peer) []Peer {
 	if len(macs[0])+len(macs[1]) == 0 {
 		return found
 	}
-	for i := range peers {
-		if p := &peers[i]; (macs[0][p.MAC[0]] || macs[1][p.MAC[1]]) && !seen[p.Subnet] {
+	for _, p := range peers {
+		if (macs[0][p.MAC[0]] || macs[1][p.MAC[1]]) && !seen[p.Subnet] {
 			found = append(found, *p)
 		}
 	}
 	return found
 }
 
+// contains reports whether peers, sorted, has all of some, as often as they are there.
+func contains(peers []*Peer, some []Peer) bool {
+	count := make(map[Peer]int, len(some))
+	for _, p := range some {
+		count[p]++
+	}
+	for p, n := range count {
+		for _, o := range withSubnet(peers, p.Subnet) {
+			if *o == p {
+				n--
+			}
+		}
+		if n > 0 {
+			return false
+		}
+	}
+	return true
+}
+
 func comparePeers(a, b Peer) int { return a.Subnet.Compare(b.Subnet) }
 
 // splice makes peers, which are sorted, what they are without gone and with fresh: of two
-// with one subnet the fresh one is the first. It writes into peers.
-func splice(peers, gone, fresh []Peer) []Peer {
+// with one subnet the fresh one is the first. It writes into peers, not into what they
+// point to.
+func splice(peers []*Peer, gone, fresh []Peer) []*Peer {
 	for _, p := range gone {
-		first, _ := slices.BinarySearchFunc(peers, p, comparePeers)
-		if at := slices.Index(withSubnet(peers, p.Subnet), p); at >= 0 {
-			peers = slices.Delete(peers, first+at, first+at+1)
+		is := func(o *Peer) bool { return *o == p }
+		if at := slices.IndexFunc(withSubnet(peers, p.Subnet), is); at >= 0 {
+			at += place(peers, p.Subnet)
+			peers = slices.Delete(peers, at, at+1)
 		}
 	}
 	for _, p := range fresh {
-		i, _ := slices.BinarySearchFunc(peers, p, comparePeers)
-		peers = slices.Insert(peers, i, p)
+		peers = slices.Insert(peers, place(peers, p.Subnet), &p)
 	}
 	return peers
 }

@@ -90,23 +90,27 @@ func TestNotFollowed(t *testing.T) {
 	d := many(3)
 	longer := many(9).Peers[8]
 	longer.Subnet[subnet.IPv4] = netip.MustParsePrefix("10.9.9.0/25")
+	absent := many(9).Peers[7]
 	for _, tc := range []struct {
 		name  string
 		harm  func()
 		fresh Peer
+		gone  []Peer
 	}{
-		{"nothing was applied", func() {}, many(9).Peers[8]},
+		{"nothing was applied", func() {}, many(9).Peers[8], nil},
 		{"somebody's table", func() {
 			h.apply(t, d)
 			h.apply(t, d)
 			h.Run(t, "nft", "add", "table", "ip", "other")
-		}, many(9).Peers[8]},
-		{"another length", func() { h.apply(t, d) }, longer},
+		}, many(9).Peers[8], nil},
+		{"another length", func() { h.apply(t, d) }, longer, nil},
+		{"one who is not there", func() { h.apply(t, d) }, absent, []Peer{absent}},
+		{"one who is there once goes twice", func() { h.apply(t, d) }, absent, []Peer{d.Peers[1], d.Peers[1]}},
 	} {
 		tc.harm()
 		written := *h.written
 		var err error
-		h.Do(t, func() { err = h.t.Follow(t.Context(), nil, []Peer{tc.fresh}) })
+		h.Do(t, func() { err = h.t.Follow(t.Context(), tc.gone, []Peer{tc.fresh}) })
 		if !errors.Is(err, ErrNotFollowed) || *h.written != written {
 			t.Errorf("%s: %v, %d transactions", tc.name, err, *h.written-written)
 		}
@@ -305,8 +309,12 @@ func TestFollowIsApply(t *testing.T) {
 							rt.Fatalf("%v: keys (-want +got):\n%s", f, diff)
 						}
 					}
-					if len(without(d.Peers, table.last.want.Peers)) > 0 || len(d.Peers) != len(table.last.want.Peers) {
-						rt.Fatalf("peers %v, want %v", table.last.want.Peers, d.Peers)
+					var held []Peer
+					for _, p := range table.last.peers {
+						held = append(held, *p)
+					}
+					if len(without(d.Peers, held)) > 0 || len(d.Peers) != len(held) {
+						rt.Fatalf("peers %v, want %v", held, d.Peers)
 					}
 				}
 			})

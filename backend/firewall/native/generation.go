@@ -54,40 +54,26 @@ func CurrentGeneration() (g Generation, err error) {
 	return g, err
 }
 
-// exchange asks on a socket of its own: as often as this is asked, a connection that
-// the runtime polls would cost several times as much.
-func exchange() ([]byte, error) {
-	fd, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_RAW|syscall.SOCK_CLOEXEC, syscall.NETLINK_NETFILTER)
+// exchange asks, and returns the kernel's answer.
+func exchange() ([]netlink.Message, error) {
+	s, err := openSocket()
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = syscall.Close(fd) }() // nothing was written
-	wait := syscall.NsecToTimeval(answerWithin.Nanoseconds())
-	if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &wait); err != nil {
+	defer s.close()
+	header := netlink.Header{Length: syscall.NLMSG_HDRLEN + nfgenmsg, Type: msgGetGeneration, Flags: netlink.Request}
+	if err := s.send(netlink.Message{Header: header, Data: make([]byte, nfgenmsg)}); err != nil {
 		return nil, err
 	}
-	ask := make([]byte, syscall.NLMSG_HDRLEN+nfgenmsg)
-	binary.NativeEndian.PutUint32(ask, uint32(len(ask))) //nolint:gosec // 20
-	binary.NativeEndian.PutUint16(ask[4:], msgGetGeneration)
-	binary.NativeEndian.PutUint16(ask[6:], syscall.NLM_F_REQUEST)
-	if err := syscall.Sendto(fd, ask, 0, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK}); err != nil {
-		return nil, err
-	}
-	answer := make([]byte, 512) // it takes some 60: a number, and two that name the asker
-	n, _, err := syscall.Recvfrom(fd, answer, 0)
-	return answer[:max(n, 0)], err
+	return s.receive()
 }
 
 // nfgenmsg is the length of the header that nfnetlink has behind netlink's.
 const nfgenmsg = 4
 
 // generationID finds the number in the kernel's answer. It is never zero.
-func generationID(answer []byte) (uint32, error) {
-	messages, err := syscall.ParseNetlinkMessage(answer)
-	if err != nil {
-		return 0, err
-	}
-	for _, m := range messages {
+func generationID(answer []netlink.Message) (uint32, error) {
+	for _, m := range answer {
 		if m.Header.Type != msgNewGeneration || len(m.Data) < nfgenmsg {
 			continue
 		}

@@ -28,7 +28,7 @@ func (c *compiler) marks() {
 		return
 	}
 	d := c.draft(chainMark, hook{kind: nftables.ChainTypeFilter, number: *nftables.ChainHookPrerouting, priority: priorityMangle})
-	for _, name := range c.interfaces() {
+	for _, name := range c.Interfaces() {
 		d.say("in from the overlay", marked(AcceptMark, AcceptMask),
 			comesBy(name), source(c.f).in(c.Networks[c.f]), destination(c.f).in(c.Own[c.f]))
 	}

@@ -80,6 +80,7 @@ func TestReadsWhenNeeded(t *testing.T) {
 // Whatever differs in a wish counts, and what is remembered is a copy.
 func TestDesiredEqual(t *testing.T) {
 	base := dual()
+	base.AlsoUplinks = []string{"eth1", "eth2"}
 	for name, changed := range variations(reflect.ValueOf(&base).Elem(), "") {
 		old := settle(Generation{1, 1}, base, subnet.ByFamily[[]string]{})
 		if !old.still(Generation{1, 1}, base) {

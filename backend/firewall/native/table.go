@@ -37,6 +37,8 @@ type Table struct {
 	lost lacks
 	// last is the last round that found nothing to do.
 	last settled
+	// wrote is the last transaction of ours, if it was alone.
+	wrote Step
 }
 
 // New returns a Table that has not acted yet.
@@ -122,18 +124,30 @@ func (t *Table) once(ctx context.Context, d Desired) error {
 	if err := t.door.write(changes); err != nil {
 		return err
 	}
+	alone := unknown == nil && t.wroteAlone(generation)
 	level := slog.LevelInfo
 	if !slices.ContainsFunc(changes[:], change.structural) {
 		level = slog.LevelDebug // peers, and more often their MACs, come and go
 		// Keys are listed as they were told; rules may not be, so that those are
 		// read again.
 		t.last = settled{}
-		if now, err := t.door.generation(); unknown == nil && err == nil && (Step{generation, now}).Alone() {
-			t.last = settle(now, d, names)
+		if alone {
+			t.last = settle(t.wrote.To, d, names)
 		}
 	}
 	t.log.Log(ctx, level, "nftables changed", "table", t.name, "operations", operations)
 	return nil
+}
+
+// wroteAlone notes a transaction of ours that was just written, and reports whether
+// it was the only one since a generation.
+func (t *Table) wroteAlone(since Generation) bool {
+	t.wrote = Step{}
+	now, err := t.door.generation()
+	if s := (Step{since, now}); err == nil && s.Alone() {
+		t.wrote = s
+	}
+	return t.wrote != Step{}
 }
 
 // look probes what a refused transaction may have lacked.

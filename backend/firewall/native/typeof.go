@@ -3,7 +3,6 @@ package native
 import (
 	"encoding/binary"
 	"fmt"
-	"syscall"
 	"time"
 
 	"github.com/google/nftables"
@@ -75,7 +74,7 @@ const (
 
 // describer gives sets their typeof on the way to the kernel.
 type describer struct {
-	conn *netlink.Conn
+	*socket
 	// typeof is of new sets; nil: they have none.
 	typeof map[setID][]byte
 }
@@ -91,24 +90,23 @@ type setID struct {
 // of them stay one transaction, is the dialer that it has for tests.
 func (*netlinkDoor) dialDescribing(typeof map[setID][]byte) (conn *nftables.Conn, done func(), err error) {
 	d := &describer{typeof: typeof}
-	if d.conn, err = netlink.Dial(syscall.NETLINK_NETFILTER, nil); err != nil {
+	if d.socket, err = openSocket(); err != nil {
 		return nil, nil, fmt.Errorf("open nfnetlink: %w", err)
 	}
-	done = func() { _ = d.conn.Close() } // the kernel has answered by then
-	if err = prepare(d.conn); err == nil {
+	if err = d.widen(); err == nil {
 		conn, err = nftables.New(nftables.WithTestDial(d.exchange))
 	}
 	if err != nil {
-		done()
+		d.close()
 		return nil, nil, fmt.Errorf("open nfnetlink: %w", err)
 	}
-	return conn, done, nil
+	return conn, d.close, nil
 }
 
 // exchange sends messages, or receives where there are none.
 func (d *describer) exchange(messages []netlink.Message) ([]netlink.Message, error) {
 	if len(messages) == 0 {
-		return d.conn.Receive()
+		return d.receive()
 	}
 	for i, m := range messages {
 		if m.Header.Type != msgNewSet {
@@ -121,8 +119,7 @@ func (d *describer) exchange(messages []netlink.Message) ([]netlink.Message, err
 		messages[i].Data = data
 		messages[i].Header.Length += uint32(len(data) - len(m.Data)) //nolint:gosec // some bytes more
 	}
-	_, err := d.conn.SendMessages(messages)
-	return nil, err
+	return nil, d.send(messages...)
 }
 
 // describe adds the typeof to a message that makes a set, if it has one.
