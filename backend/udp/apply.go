@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"unique"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
@@ -58,12 +59,12 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 func (b *Backend) openSockets(ctx context.Context, d backend.Desired) error {
 	f := outer(d.Uplink)
 	have := b.outlets.load().sets
-	sets := make([]*outletSet, 0, 2)
-	for i, addr := range [...]netip.Addr{d.Uplink.Addr[f], d.Also[f]} {
-		if !addr.IsValid() || i > 0 && addr == d.Uplink.Addr[f] {
+	sets := make([]*outletSet, 0, 1+len(d.Also))
+	for i, addr := range append([]netip.Addr{d.Uplink.Addr[f]}, d.Also...) {
+		at := netip.AddrPortFrom(addr, b.port)
+		if !addr.IsValid() || subnet.FamilyOf(addr) != f || slices.ContainsFunc(sets, func(s *outletSet) bool { return s.at == at }) {
 			continue
 		}
-		at := netip.AddrPortFrom(addr, b.port)
 		if n := slices.IndexFunc(have, func(s *outletSet) bool { return s.at == at }); n >= 0 {
 			sets = append(sets, have[n])
 			continue
@@ -82,15 +83,22 @@ func (b *Backend) openSockets(ctx context.Context, d backend.Desired) error {
 	if err := b.outlets.put(sets...); err != nil {
 		return err
 	}
-	if b.raw == nil {
-		raw, err := openRaw(ctx, b.params.Families())
-		if err != nil {
-			b.log.Warn("undeliverable packets are not answered with icmp errors, which needs CAP_NET_RAW", "error", err)
-		}
-		b.raw = raw
-		b.answers.setOut(raw)
-	}
+	b.openAnswers(ctx)
 	return nil
+}
+
+// openAnswers opens the way out for answers to what cannot be delivered, once. It must
+// be there before the first packet is read.
+func (b *Backend) openAnswers(ctx context.Context) {
+	if b.raw != nil {
+		return
+	}
+	raw, err := openRaw(ctx, b.params.Families())
+	if err != nil {
+		b.log.Warn("undeliverable packets are not answered with icmp errors, which needs CAP_NET_RAW", "error", err)
+	}
+	b.raw = raw
+	b.answers.setOut(raw)
 }
 
 // openSet opens all sockets at an address.
@@ -108,15 +116,10 @@ func (b *Backend) openMore(ctx context.Context, at netip.Addr) [][]Sender {
 	if b.fixed {
 		return nil
 	}
-	var more [][]Sender
-	for range b.queues {
-		senders, err := openSenders(ctx, at, max(1, sourcesMost/b.queues), b.socketOptions())
-		if err != nil {
-			err = errors.Join(err, closeSenders(slices.Concat(more...)))
-			b.log.Warn("sending from our own port only", "error", err)
-			return nil
-		}
-		more = append(more, senders)
+	more, err := openSenders(ctx, at, sourcesMost, b.socketOptions())
+	if err != nil {
+		b.log.Warn("sending from our own port only", "error", err)
+		return nil
 	}
 	return more
 }
@@ -292,7 +295,9 @@ func (b *Backend) project(d backend.Desired) (p projection) {
 			errs = append(errs, backend.NewPeerError(lease, outer(d.Uplink), err))
 			continue
 		}
-		to.former = former[lease.Subnet]
+		if addrs, moved := former[lease.Subnet]; moved {
+			to.former = unique.Make(addrs)
+		}
 		for _, prefix := range lease.Subnet {
 			if prefix.IsValid() {
 				p.peers = append(p.peers, peer{prefix: prefix.Masked(), endpoint: to})
@@ -307,12 +312,14 @@ func (b *Backend) project(d backend.Desired) (p projection) {
 }
 
 // former are the addresses that peers had a moment ago.
-func (b *Backend) former(d backend.Desired) map[subnet.Subnet]netip.Addr {
-	addrs := make(map[subnet.Subnet]netip.Addr, len(d.Former))
+func (b *Backend) former(d backend.Desired) map[subnet.Subnet]formers {
+	all := make(map[subnet.Subnet]formers, len(d.Former))
 	for i := range d.Former {
-		addrs[d.Former[i].Subnet] = d.Former[i].Attrs.PublicIP[outer(d.Uplink)].Unmap()
+		addrs := all[d.Former[i].Subnet]
+		addrs.add(d.Former[i].Attrs.PublicIP[outer(d.Uplink)].Unmap())
+		all[d.Former[i].Subnet] = addrs
 	}
-	return addrs
+	return all
 }
 
 // endpoint returns where a peer receives datagrams.

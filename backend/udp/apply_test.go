@@ -522,3 +522,54 @@ func TestCleanup(t *testing.T) {
 		}
 	})
 }
+
+// Packets are received at each address of ours that counts, and sent from the uplink's.
+// What is open stays open until its address is left for good.
+func TestReceivesAtAll(t *testing.T) {
+	h := newHost(t)
+	at := func(n byte) netip.Addr {
+		if n == 0 {
+			return netip.MustParseAddr("192.0.2.1") // nobody's here
+		}
+		return netip.AddrFrom4([4]byte{127, 0, 0, n})
+	}
+	open := map[netip.Addr]*outletSet{}
+	for _, step := range []struct {
+		name   string
+		uplink byte
+		also   []byte
+		want   []byte // in this order
+	}{
+		{"one", 1, nil, []byte{1}},
+		{"about to move", 1, []byte{2}, []byte{1, 2}},
+		{"moved", 2, []byte{1}, []byte{2, 1}},
+		{"about to move again", 2, []byte{3, 1}, []byte{2, 3, 1}},
+		{"moved three times", 4, []byte{1, 2, 3}, []byte{4, 1, 2, 3}},
+		{"moved back", 2, []byte{1, 2, 3, 4}, []byte{2, 1, 3, 4}},
+		{"the first is left", 2, []byte{3, 4}, []byte{2, 3, 4}},
+		{"one is gone", 2, []byte{0, 4}, []byte{2, 4}},
+		{"all are left", 2, nil, []byte{2}},
+	} {
+		d := h.desired()
+		d.Uplink = testUplink(at(step.uplink).String())
+		d.Also = []netip.Addr{netip.IPv6Loopback()} // a family that packets do not go by
+		for _, n := range step.also {
+			d.Also = append(d.Also, at(n))
+		}
+		if err := h.Apply(t.Context(), d); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		var got []byte
+		next := map[netip.Addr]*outletSet{}
+		for _, set := range h.outlets.load().sets {
+			a := set.at.Addr()
+			got, next[a] = append(got, a.As4()[3]), set
+			if before := open[a]; before != nil && before != set {
+				t.Errorf("%s: the sockets at %s are others", step.name, a)
+			}
+		}
+		if open = next; !slices.Equal(got, step.want) {
+			t.Errorf("%s: open at %v, want %v", step.name, got, step.want)
+		}
+	}
+}

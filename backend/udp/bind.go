@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -64,28 +65,42 @@ func openSockets(ctx context.Context, at netip.AddrPort, o socketOptions) (_ []C
 	return conns, nil
 }
 
-// openSenders binds n sockets at to any ports, to send from and never to read.
-// The kernel takes ports that nobody has and leaves out those of
-// ip_local_reserved_ports.
-func openSenders(ctx context.Context, at netip.Addr, n int, o socketOptions) (_ []Sender, err error) {
-	o.Queues = 1 // at each port
-	var senders []Sender
+// openSenders binds sockets at to n ports that nobody has, one for each queue at each
+// port, to send from and never to read. They are by queue: each can send from every
+// port. Ports of ip_local_reserved_ports are left out by the kernel.
+func openSenders(ctx context.Context, at netip.Addr, n int, o socketOptions) (_ [][]Sender, err error) {
+	senders := make([][]Sender, o.Queues)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, closeSenders(senders))
+			err = errors.Join(err, closeSenders(slices.Concat(senders...)))
 		}
 	}()
 	for range n {
-		s, err := openSocket(ctx, netip.AddrPortFrom(at, 0), deafen)
-		if err != nil {
-			return nil, err
-		}
-		senders = append(senders, s)
-		if err := s.prepare(o); err != nil {
-			return nil, err
+		var port uint16 // of the kernel's choice, and then the same
+		for q := range senders {
+			s, err := openSocket(ctx, netip.AddrPortFrom(at, port), func(fd int) error {
+				if port == 0 {
+					return deafen(fd)
+				}
+				return errors.Join(deafen(fd), share(fd))
+			})
+			if err != nil {
+				return nil, err
+			}
+			senders[q] = append(senders[q], s)
+			if err := s.prepare(o); err != nil {
+				return nil, err
+			}
+			port = s.port()
 		}
 	}
 	return senders, nil
+}
+
+// port is the one that the socket is bound to.
+func (s *socket) port() uint16 {
+	at, _ := s.conn.LocalAddr().(*net.UDPAddr) // as openSocket has made sure
+	return at.AddrPort().Port()
 }
 
 func closeSenders(senders []Sender) error {

@@ -30,7 +30,10 @@
 //   - The device has several queues, and each a socket: one path of two goroutines,
 //     which shares nothing with the others but what it reads, and sockets of its
 //     own to send from. The kernel keeps what comes from one port on one socket,
-//     and a flow on one queue.
+//     and sends a flow to the queue by which its last answer was written. All queues
+//     have the same ports, so that a flow has one whatever its queue is: it changes
+//     queues at most once, with its first answer, and two hosts do not make each
+//     other change them for ever.
 //   - What a call costs is shared: the device hands over packets of up to 64 KiB
 //     that we cut (TSO, USO), a message sends up to 64 datagrams (UDP_SEGMENT), an
 //     arrival brings as many (UDP_GRO), and we join those for the device. The
@@ -83,6 +86,15 @@
 //     are the kernel's: sending, down to the receiver's socket, is 30 of 100, from
 //     the device up to the container's socket 26, the two reads 25, mostly copies.
 //     Sums are 4, looking again 4. What vxlan does not have is these copies.
+//   - Of many peers the cache holds a part only, and a small packet waited twice for
+//     memory, for the cell and the endpoint of its peer. A batch is looked up as a whole
+//     now, so that these reads overlap. What 10,000 peers cost the way out, kernel
+//     included and each frame to any of them, in one run on a busy machine
+//     (BenchmarkPeers): frames of 64 KiB 0.6 %, with an endpoint each 0.7, with an
+//     address each 1.5; small packets, each sent alone, 2 %, with an endpoint each 7,
+//     IPv6 within as much, with an address each 18, of which 11 are the kernel's alone.
+//     One TCP stream among them loses nothing that can be told from the machine's
+//     own changes (BenchmarkStreamAmongPeers).
 //   - One ping in a hundred takes milliseconds with all backends: a thread that
 //     does nothing but read the clock, at the highest priority, misses up to 6 ms
 //     of it on this machine.

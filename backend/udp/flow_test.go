@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 // withPorts is f with a transport header that begins with ports.
@@ -146,18 +150,46 @@ func TestFlowsKeepTheirSocket(t *testing.T) {
 	})
 }
 
-// TestSendersAreDeaf: what comes to their ports is not kept.
-func TestSendersAreDeaf(t *testing.T) {
-	senders, err := openSenders(t.Context(), netip.MustParseAddr("127.0.0.1"), 2, socketOptions{Level: new(socketLevel)})
+// someSenders are those of so many queues, from so many ports.
+func someSenders(t *testing.T, queues, ports int) [][]Sender {
+	t.Helper()
+	senders, err := openSenders(t.Context(), netip.MustParseAddr("127.0.0.1"), ports, socketOptions{Queues: queues, Level: new(socketLevel)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		if err := closeSenders(senders); err != nil {
+	t.Cleanup(func() {
+		if err := closeSenders(slices.Concat(senders...)); err != nil {
 			t.Error(err)
 		}
-	}()
-	s := senders[0].(*socket)
+	})
+	return senders
+}
+
+// TestSendersOfAllQueuesHaveTheSamePorts: by what queue a packet leaves does not show in
+// its port, or two hosts could make each other change a flow's queue with each answer:
+// the device sends a flow to the queue that its last answer came by, the peer's kernel
+// chooses that by the port, and the other way round.
+func TestSendersOfAllQueuesHaveTheSamePorts(t *testing.T) {
+	ports := make([][]uint16, 3)
+	for q, senders := range someSenders(t, 3, 4) {
+		for _, s := range senders {
+			ports[q] = append(ports[q], s.(*socket).port())
+		}
+	}
+	if distinct := slices.Compact(slices.Sorted(slices.Values(ports[0]))); len(distinct) != 4 {
+		t.Errorf("ports of a queue: %v, want 4", ports[0])
+	}
+	for _, of := range ports[1:] {
+		if diff := cmp.Diff(ports[0], of); diff != "" {
+			t.Errorf("ports of two queues (-one +other):\n%s", diff)
+		}
+	}
+}
+
+// TestSendersAreDeaf: what comes to their ports is not kept.
+func TestSendersAreDeaf(t *testing.T) {
+	senders := someSenders(t, 1, 2)
+	s := senders[0][0].(*socket)
 	from, err := net.DialUDP("udp4", nil, s.conn.LocalAddr().(*net.UDPAddr))
 	if err != nil {
 		t.Fatal(err)
@@ -217,4 +249,77 @@ func sendFlows(t *testing.T, from *machine, n int) {
 			}
 		}
 	})
+}
+
+// TestFlowsKeepTheirQueue: whatever comes back of a flow, its packets reach either host
+// by one queue.
+func TestFlowsKeepTheirQueue(t *testing.T) {
+	m := twoMachines(t)
+	m[0].options, m[1].options = `{"Queues":4}`, `{"Queues":4}`
+	join(t, m)
+	used := func(own *machine) (packets []uint64) {
+		for i := range own.traffic {
+			packets = append(packets, own.traffic[i].in.snapshot().Packets[Forwarded])
+		}
+		return packets
+	}
+	const each = 10
+	for flow := range uint64(24) {
+		before := [2][]uint64{used(m[0]), used(m[1])}
+		echo(t, m[0], m[1], each)
+		for i, own := range m {
+			// What was delivered is counted a moment later: the next flow must not be
+			// taken for this one.
+			await(t, "what came is counted", func() bool { return own.Stats().In.Packets[Forwarded] >= (flow+1)*each })
+			queues := 0
+			for q, n := range used(own) {
+				if n > before[i][q] {
+					queues++
+				}
+			}
+			if queues != 1 {
+				t.Errorf("flow %d came to host %d by %d queues, want 1", flow, own.n, queues)
+			}
+		}
+	}
+}
+
+// echo sends the other machine so many datagrams, each when the last one is back.
+func echo(t *testing.T, from, to *machine, count int) {
+	t.Helper()
+	var server, client *net.UDPConn
+	var err error
+	to.ns.do(t, func() {
+		server, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.inner(subnet.IPv4), 0)))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	at, _ := server.LocalAddr().(*net.UDPAddr)
+	from.ns.do(t, func() { client, err = net.DialUDP("udp", nil, at) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	deadline := time.Now().Add(10 * time.Second)
+	if err := errors.Join(server.SetDeadline(deadline), client.SetDeadline(deadline)); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 8)
+	for range count {
+		if _, err := client.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		_, who, err := server.ReadFromUDPAddrPort(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := server.WriteToUDPAddrPort(b, who); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Read(b); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

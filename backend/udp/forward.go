@@ -87,6 +87,9 @@ type sender struct {
 	*path
 	frames *Frames
 	packer *packer
+	// queries are about the destinations of the present batch; sum: see answerAll.
+	queries [framesMost]query
+	sum     uint32
 	// by are the sockets, and count what became, of the present batch.
 	by    []Sender
 	count Direction
@@ -126,20 +129,23 @@ func (s *sender) forward() {
 	if o := s.outlets.load().out(s.queue); o != nil {
 		s.by = o.senders
 	}
+	for i, f := range s.frames.List {
+		s.queries[i].read(f.Data)
+	}
+	s.sum += w.table.answerAll(s.queries[:len(s.frames.List)], destination)
 	for i := range s.frames.List {
-		f := &s.frames.List[i]
+		f, q := &s.frames.List[i], &s.queries[i]
 		cut, err := offload.Plan(f.Header, f.Data)
 		if err != nil {
 			s.count.drop(Malformed, 1)
 			continue
 		}
-		to, h, v := w.outbound(f.Data, cut.WireSize(), mtu)
-		if v != Forwarded {
+		if v := q.outbound(f.Data, cut.WireSize(), mtu); v != Forwarded {
 			s.count.drop(v, cut.Count)
-			s.answers.tell(f.Data, h, v, mtu, w.own[h.family])
+			s.answers.tell(f.Data, q.header, v, mtu, w.own[q.family])
 			continue
 		}
-		s.packer.add(i, to, s.source(to, f.Data, h), cut)
+		s.packer.add(i, q.peer, s.source(q.peer, f.Data, q.header), cut)
 	}
 	s.packer.pack(s.frames.List)
 	s.out.add(&s.count)
@@ -247,6 +253,9 @@ type receiver struct {
 	to     Writer
 	merger *offload.Merger
 	count  Direction // of the present batch
+	// queries are about the sources of the present batch; sum: see answerAll.
+	queries [arrivalsMost]query
+	sum     uint32
 }
 
 func newReceiver(p *path) *receiver {
@@ -259,25 +268,30 @@ func (r *receiver) forward(batch []Arrival) {
 	w, mtu := r.world.Load(), int(r.mtu.Load())
 	for i := range batch {
 		a := &batch[i]
+		r.queries[i].read(a.Data[:min(a.Size, len(a.Data))])
+	}
+	r.sum += w.table.answerAll(r.queries[:len(batch)], source)
+	for i := range batch {
+		a, q := &batch[i], &r.queries[i]
 		for left := a.Data; ; {
 			b := left[:min(a.Size, len(left))]
-			left = left[len(b):]
-			r.decide(w, b, a.From.Addr(), mtu)
-			if len(left) == 0 {
+			r.decide(w, b, q, a.From.Addr(), mtu)
+			if left = left[len(b):]; len(left) == 0 {
 				break
 			}
+			q.read(left[:min(a.Size, len(left))])
+			w.table.answer(q, source)
 		}
 	}
 	r.deliver()
 	r.in.add(&r.count)
 }
 
-// decide adds b to what is delivered, if it may pass.
-func (r *receiver) decide(w *world, b []byte, from netip.Addr, mtu int) {
-	h, v := w.inbound(b, from)
-	if v != Forwarded {
+// decide adds b, about which q is, to what is delivered, if it may pass.
+func (r *receiver) decide(w *world, b []byte, q *query, from netip.Addr, mtu int) {
+	if v := q.inbound(b, from); v != Forwarded {
 		r.count.drop(v, 1)
-		r.answers.tell(b, h, v, mtu, w.own[h.family])
+		r.answers.tell(b, q.header, v, mtu, w.own[q.family])
 		return
 	}
 	if !r.merger.Add(b) {

@@ -72,13 +72,18 @@ func parseHeirloom(name string) (heirloom, error) {
 
 // Inherit implements [backend.Heir]. Of the device's queues, and of the sockets, it
 // takes all that there must be, or none: those that lack would get no packets, and
-// those that are too many would not be read.
+// those that are too many would not be read. Without any it attaches to the device that
+// an earlier process left, and opens the sockets anew.
 func (b *Backend) Inherit(ctx context.Context, d backend.Desired, files []*os.File) backend.Inheritance {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.project(d) // the first Apply says which peers do not fit
 	b.setPeers(p.peers, p.own)
+	if len(files) == 0 {
+		return backend.Inheritance{Whole: b.reattach(ctx, d)}
+	}
 	b.follow(files)
+	b.openAnswers(ctx)
 	var in backend.Inheritance
 	at := netip.AddrPortFrom(d.Uplink.Addr[outer(d.Uplink)], b.port)
 	b.mtu.Store(int64(b.MTU(d.Uplink)))
@@ -98,6 +103,32 @@ func (b *Backend) Inherit(ctx context.Context, d backend.Desired, files []*os.Fi
 	}
 	in.Whole, in.Refused = b.tunnel != nil && b.outlets.load().open(), refused
 	return in
+}
+
+// reattach reports whether all is open, and else closes what it has opened: the first
+// Apply, which would do the same and more, says what is wrong. The device must be one to
+// which nothing is lacking, for here nothing is created in the kernel.
+func (b *Backend) reattach(ctx context.Context, d backend.Desired) bool {
+	link, err := b.params.Kernel.LinkByName(ctx, b.device)
+	ours := err == nil && link.Alias == b.params.Instance.Alias() && link.Tun.Persist
+	if !ours || !link.Up || b.queues > 1 && !link.Tun.MultiQueue || b.check(d.Uplink) != nil {
+		return false
+	}
+	// As in Apply, the sockets come first.
+	err = b.openSockets(ctx, d)
+	if err == nil {
+		b.mtu.Store(int64(b.MTU(d.Uplink)))
+		b.tunnel, err = b.attach(ctx)
+	}
+	if err != nil {
+		b.tunnel = nil
+		if err := b.closeAll(); err != nil {
+			b.log.Warn("closing what is of no use failed", "error", err)
+		}
+		return false
+	}
+	b.devices.put(b.tunnel.queues()...)
+	return true
 }
 
 // follow takes over the number of queues from files where nobody said how many there

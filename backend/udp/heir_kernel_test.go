@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 // keep duplicates what is open, as a service manager does.
@@ -149,7 +150,7 @@ func TestKernelRestartUnnoticed(t *testing.T) {
 				}
 			}
 			out := <-pinged
-			noPingLost := strings.Contains(out, ", 0% packet loss") // ping sends more where answers are late
+			noPingLost := answered(out, 100)
 			if kept && (lost != 0 || !noPingLost) {
 				t.Errorf("%d of %d packets are lost, want none; ping:\n%s", lost, 2*streamLength, out)
 			}
@@ -158,6 +159,17 @@ func TestKernelRestartUnnoticed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// answered reports whether the first n of more pings were answered. Ping ends when it has
+// as many answers as it was told to wait for, whatever is under way then.
+func answered(out string, n int) bool {
+	for i := range n {
+		if !strings.Contains(out, fmt.Sprintf(" icmp_seq=%d ", i+1)) {
+			return false
+		}
+	}
+	return true
 }
 
 // restart is another process's start.
@@ -178,6 +190,9 @@ func (m *machine) restart(t *testing.T, files []*os.File, kept bool, other *mach
 	}
 	m.start(t)
 	<-time.After(50 * time.Millisecond) // etcd is asked
+	if out := m.container.ping("-c 1 -w 5 10.5.99.9"); !strings.Contains(out, "Destination Net Unreachable") {
+		t.Errorf("before Apply, a subnet of nobody's:\n%s", out)
+	}
 	before := m.Descriptors()
 	m.mustApply(t, other)
 	if after := m.Descriptors(); !slices.Equal(before, after) {
@@ -291,6 +306,16 @@ func TestKernelRefusesHeirlooms(t *testing.T) {
 			refused: append(both(socket0, queue0, "there is one already"), "stored: does not fit: not a name of ours"),
 		},
 		{
+			name: "another instance's, and another port's, come first",
+			spoil: func(t *testing.T, _ *machine, files []*os.File) []*os.File {
+				return append([]*os.File{null(t, "udp.tun.0.flannel1"), null(t, "udp.socket.0.9000.198.18.0.1")}, files...)
+			},
+			refused: []string{
+				"udp.tun.0.flannel1: does not fit: wanted are device flannel0 and sockets at 198.18.0.1:8285",
+				"udp.socket.0.9000.198.18.0.1: does not fit: wanted are device flannel0 and sockets at 198.18.0.1:8285",
+			},
+		},
+		{
 			name: "no socket and no device",
 			spoil: func(t *testing.T, _ *machine, files []*os.File) []*os.File {
 				return append(drop(drop(files, socket1), queue1), null(t, socket1), null(t, queue1))
@@ -353,6 +378,7 @@ func TestKernelInheritsQueues(t *testing.T) {
 		{name: "more cores", options: "{}", before: 2, cores: 4, queues: 2, whole: true},
 		{name: "more than one core", options: "{}", before: 1, cores: 3, queues: 1, whole: true},
 		{name: "one queue is missing", options: "{}", before: 3, cores: 3, drop: queue1, queues: 3},
+		{name: "one queue is missing, fewer cores", options: "{}", before: 3, cores: 2, drop: queue1, queues: 2},
 		{name: "one socket is missing", options: "{}", before: 3, cores: 2, drop: socket1, queues: 3},
 		{name: "the number is set", options: `{"Queues":2}`, before: 2, cores: 4, queues: 2, whole: true},
 	}
@@ -388,6 +414,34 @@ func TestKernelInheritsQueues(t *testing.T) {
 			mustPing(t, b.container, "10.5.1.2")
 		})
 	}
+}
+
+// Who has no offloads takes the queues of one that had, and turns theirs off; sockets
+// that join datagrams cannot be told not to, and are opened anew.
+func TestKernelInheritsWithoutOffloads(t *testing.T) {
+	a, b := joined(t)
+	if tso, _ := a.tunnel.offloads(); !tso {
+		t.Fatal("the first process has no offloads: the test proves nothing")
+	}
+	files := a.keep(t)
+	a.stop(t)
+	a.options = `{"Queues":2,"Offload":"off"}`
+	a.boot(t)
+	in := a.inherit(t, files, b)
+	var refused []string
+	for _, err := range in.Refused {
+		refused = append(refused, err.Error())
+	}
+	if diff := cmp.Diff(both(socket0, socket1, "it joins datagrams, and Offload is off"), refused); diff != "" || in.Whole {
+		t.Errorf("whole: %t; refused (-want +got):\n%s", in.Whole, diff)
+	}
+	if tso, uso := a.tunnel.offloads(); tso || uso {
+		t.Errorf("the queues have tso %t, uso %t", tso, uso)
+	}
+	a.mustApply(t, b)
+	a.start(t)
+	echoStream(t, a, b, subnet.IPv4)
+	echoStream(t, b, a, subnet.IPv4)
 }
 
 // null is no descriptor of ours under a name.

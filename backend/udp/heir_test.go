@@ -2,12 +2,16 @@ package udp
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 func TestHeirloomNames(t *testing.T) {
@@ -49,4 +53,77 @@ func FuzzHeirloomName(f *testing.F) {
 			t.Errorf("%q: systemd refuses a colon", name)
 		}
 	})
+}
+
+// TestReattach: without descriptors an heir goes on from the device alone, if nothing is
+// lacking to that, and the next Apply finds all that it wants. Else it opens nothing.
+func TestReattach(t *testing.T) {
+	left := kernel.Link{
+		Name: device, Type: linkType, Alias: kernel.Instance(0).Alias(), MTU: 1472, TxQueueLen: queueLen, Up: true,
+		Tun: kernel.Tun{Persist: true, MultiQueue: true},
+	}
+	with := func(change func(l *kernel.Link)) *kernel.Link {
+		l := left
+		change(&l)
+		return &l
+	}
+	for name, tc := range map[string]struct {
+		link *kernel.Link
+		busy bool // the port
+		low  bool // the uplink's MTU
+		want bool
+	}{
+		"as it was left":        {link: &left, want: true},
+		"no device":             {},
+		"of somebody else":      {link: with(func(l *kernel.Link) { l.Alias = "" })},
+		"of another kind":       {link: with(func(l *kernel.Link) { l.Type = "bridge" })},
+		"down":                  {link: with(func(l *kernel.Link) { l.Up = false })},
+		"ends with its holder":  {link: with(func(l *kernel.Link) { l.Tun.Persist = false })},
+		"of one queue":          {link: with(func(l *kernel.Link) { l.Tun.MultiQueue = false })},
+		"held":                  {link: with(func(l *kernel.Link) { l.Tun.Queues = 1 })},
+		"the port is taken":     {link: &left, busy: true},
+		"uplink carries little": {link: &left, low: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			d := h.desired()
+			if tc.link != nil {
+				up := tc.link.Up
+				link := h.fake.Plug(*tc.link)
+				if err := h.fake.SetLink(t.Context(), link.Index, kernel.LinkChange{Up: &up}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tc.busy {
+				taken, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(d.Uplink.Addr[subnet.IPv4], h.port)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer taken.Close()
+			}
+			if tc.low {
+				d.Uplink.Link.MTU = 500
+			}
+			h.fake.ResetOps()
+			in := h.Inherit(t.Context(), d, nil)
+			open := h.tunnel != nil && h.outlets.load().open() && h.devices.get(1) != nil
+			nothing := h.tunnel == nil && h.raw == nil && !h.outlets.load().open() && h.devices.get(0) == nil
+			if in.Whole != tc.want || open != tc.want || nothing == tc.want || in.Refused != nil {
+				t.Errorf("%+v, all open: %v, nothing: %v", in, open, nothing)
+			}
+			if ops := h.ops(); len(ops) > 0 {
+				t.Errorf("did %v in the kernel", ops)
+			}
+			if !tc.want {
+				return
+			}
+			if to := h.known()[netip.MustParsePrefix("10.5.2.0/24")]; !to.to.IsValid() || h.mtu.Load() != 1472 {
+				t.Errorf("knows %v, MTU %d", h.known(), h.mtu.Load())
+			}
+			was := h.outlets.load()
+			if err := h.Apply(t.Context(), d); err != nil || h.outlets.load() != was || len(h.opened) != 1 {
+				t.Errorf("apply: %v; other sockets: %v, devices opened: %d", err, h.outlets.load() != was, len(h.opened))
+			}
+		})
+	}
 }

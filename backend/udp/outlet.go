@@ -43,7 +43,7 @@ func (s *outletSet) close() error {
 }
 
 // outlets holds the sockets that are open. Apply puts others when the uplink is
-// another; for a while both may be there, and both are read:
+// another; for a while both may be there, or more, and all are read:
 //
 //	Apply   --put(A)-----put(B, A)------------put(B)-->
 //	sends            A | B

@@ -2,6 +2,7 @@ package udp
 
 import (
 	"slices"
+	"unsafe"
 
 	"github.com/flanneld-go/flanneld-go/backend/udp/offload"
 )
@@ -22,6 +23,9 @@ type packer struct {
 
 	chains []chain
 	links  [framesMost]link
+	// places find the chain of a receiver and source: numbers from 1 on, looked at from
+	// a hash on until there is the chain or 0.
+	places [1 << placesBits]uint8
 
 	messages []Message
 	parts    [][]byte
@@ -44,6 +48,7 @@ type link struct {
 }
 
 const (
+	placesBits   = 7 // twice as many places as there may be frames
 	messagesMost = 64
 	partsMost    = 512
 	headsSize    = 2 * maxSegments * offload.MaxHead
@@ -62,14 +67,16 @@ func newPacker(send func([]Message)) *packer {
 // add puts frame number i on the chain of its receiver and source.
 func (p *packer) add(i int, to *endpoint, source int, cut offload.Cut) {
 	p.links[i] = link{cut: cut}
-	for n := len(p.chains) - 1; n >= 0; n-- { // the last is the likeliest
-		if c := &p.chains[n]; c.to == to && c.source == source {
+	at := (uint64(uintptr(unsafe.Pointer(to))) + uint64(source)) * golden >> (64 - placesBits)
+	for ; p.places[at] != 0; at = (at + 1) % uint64(len(p.places)) {
+		if c := &p.chains[p.places[at]-1]; c.to == to && c.source == source {
 			p.links[c.last].next = i
 			c.last = i
 			return
 		}
 	}
 	p.chains = append(p.chains, chain{to: to, source: source, first: i, last: i})
+	p.places[at] = uint8(len(p.chains)) //nolint:gosec // at most framesMost
 }
 
 // pack sends what was added, and forgets it.
@@ -86,7 +93,7 @@ func (p *packer) pack(frames []Frame) {
 		}
 	}
 	p.flush()
-	p.chains = p.chains[:0]
+	p.chains, p.places = p.chains[:0], [len(p.places)]uint8{}
 }
 
 // cut puts the wire packets of one frame into messages.

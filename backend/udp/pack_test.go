@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
@@ -158,5 +159,89 @@ func TestPackerFillsMessages(t *testing.T) {
 	p.pack(frames.List)
 	if diff := cmp.Diff([]int{44, 44, 2}, sizes); diff != "" {
 		t.Errorf("packets of messages (-want +got):\n%s", diff)
+	}
+}
+
+// TestPackerKeepsChainsApart: as many receivers and ports of ours as a batch has frames,
+// in any order and time after time. With many ports of few receivers, a receiver's chains
+// meet while they are looked for.
+func TestPackerKeepsChainsApart(t *testing.T) {
+	type chain struct {
+		to     netip.AddrPort
+		source int
+	}
+	var got []chain
+	p := newPacker(func(messages []Message) {
+		for _, m := range messages {
+			got = append(got, chain{m.To, m.Source})
+		}
+	})
+	receivers := make([]endpoint, 50*framesMost)
+	for i := range receivers {
+		receivers[i].to = netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 8285)
+	}
+	for round := range 200 {
+		got = got[:0]
+		var want []chain
+		at := round * 7 % 40 * framesMost
+		sources := [...]int{4, 1 + sourcesMost}[round%2]
+		frames := newFrames()
+		for i := range framesMost {
+			if !frames.put(offload.Header{}, out("10.5.2.9", byte(i)).packet()) {
+				t.Fatal("no room")
+			}
+			cut, err := offload.Plan(frames.List[i].Header, frames.List[i].Data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := (5*i + round) % framesMost
+			to, source := &receivers[at+n/sources*(1+round%31)], n%sources
+			want = append(want, chain{to.to, source})
+			p.add(i, to, source, cut)
+		}
+		p.pack(frames.List)
+		slices.SortStableFunc(want, func(a, b chain) int { return a.source - b.source })
+		if !slices.Equal(got, want) {
+			t.Fatalf("round %d: sent to %v, want %v", round, got, want)
+		}
+	}
+}
+
+// TestPackerTellsPortsApart: where a chain is looked for stand chains of its receiver from
+// another port. All receivers begin at one place, and 13 ports further is a few places on.
+func TestPackerTellsPortsApart(t *testing.T) {
+	home := func(e *endpoint) uint64 { return uint64(uintptr(unsafe.Pointer(e))) * golden >> (64 - placesBits) }
+	all := make([]endpoint, 4000)
+	var receivers []*endpoint
+	for i := range all {
+		if e := &all[i]; home(e) == home(&all[0]) && len(receivers) < 10 {
+			e.to = netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 8285)
+			receivers = append(receivers, e)
+		}
+	}
+	got := map[string]int{}
+	p := newPacker(func(messages []Message) {
+		for _, m := range messages {
+			got[fmt.Sprint(m.To, m.Source)] += m.Packets
+		}
+	})
+	frames, want, n := newFrames(), map[string]int{}, 0
+	for _, source := range []int{0, 13} {
+		for _, to := range receivers {
+			if !frames.put(offload.Header{}, out("10.5.2.9", byte(n)).packet()) {
+				t.Fatal("no room")
+			}
+			cut, err := offload.Plan(frames.List[n].Header, frames.List[n].Data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.add(n, to, source, cut)
+			want[fmt.Sprint(to.to, source)]++
+			n++
+		}
+	}
+	p.pack(frames.List)
+	if diff := cmp.Diff(want, got); diff != "" || len(receivers) != 10 {
+		t.Errorf("to %d receivers (-want +got):\n%s", len(receivers), diff)
 	}
 }

@@ -122,7 +122,8 @@ func FuzzPacketPath(f *testing.F) {
 	f.Add(flow{src: "fd05::1", dst: "fd05:1::2", hops: 9, proto: protoFragment, payload: make([]byte, 16)}.packet())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		before := slices.Clone(b)
-		_, h, out := w.outbound(b, len(b), 1472)
+		q := w.about(b, destination)
+		h, out := q.header, q.outbound(b, len(b), 1472)
 		if out != Malformed {
 			flowHash(b, h)
 		}
@@ -135,7 +136,7 @@ func FuzzPacketPath(f *testing.F) {
 			}
 		}
 		c := slices.Clone(before)
-		_, in := w.inbound(c, netip.MustParseAddr("198.18.0.2"))
+		in := w.about(c, source).inbound(c, netip.MustParseAddr("198.18.0.2"))
 		if (in == Malformed) != (out == Malformed) {
 			t.Errorf("outbound says %v, inbound %v", out, in)
 		}

@@ -5,7 +5,9 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+	"unique"
 
+	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -13,12 +15,31 @@ import (
 // lease: two packets have one receiver if their endpoints are the same pointer.
 type endpoint struct {
 	to netip.AddrPort
-	// former is where it sent from until a moment ago; invalid: as now.
-	former netip.Addr
+	// former is where it sent from until a moment ago; zero: nowhere else.
+	former unique.Handle[formers]
 	// vary: what goes there may come from any of our ports.
 	vary bool
 	// direct: the peer also takes packets that come without the tunnel.
 	direct bool
+}
+
+// formers are addresses that a peer has left a moment ago; those that are not valid mean
+// nothing.
+type formers [backend.MostFormer]netip.Addr
+
+// add puts a behind the others, in the place of the first if there are enough.
+func (f *formers) add(a netip.Addr) {
+	copy(f[:], f[1:])
+	f[len(f)-1] = a
+}
+
+// left reports whether the peer has sent from a until a moment ago.
+func (e *endpoint) left(a netip.Addr) bool {
+	if e.former == (unique.Handle[formers]{}) {
+		return false
+	}
+	list := e.former.Value()
+	return slices.Contains(list[:], a)
 }
 
 // peer says where the packets for one prefix go.
@@ -268,6 +289,22 @@ func (t *table) lookup(f subnet.Family, a address) *endpoint {
 		return nil
 	}
 	return &t.endpoints[n-1]
+}
+
+// home reads the cells at which a lookup of a begins.
+func (t *table) home(f subnet.Family, a address) (sum uint32) {
+	if f == subnet.IPv4 {
+		for i := range t.ipv4 {
+			l := &t.ipv4[i]
+			sum += l.cells[hash4(a.ipv4()&l.mask)>>l.shift].peer
+		}
+		return sum
+	}
+	for i := range t.ipv6 {
+		l := &t.ipv6[i]
+		sum += l.cells[hash6(a.and(l.mask))>>l.shift].peer
+	}
+	return sum
 }
 
 // peers are all in t.

@@ -330,7 +330,7 @@ func BenchmarkOutbound(b *testing.B) {
 			packet := flow{src: "10.5.1.2", dst: "10.0.2.9", hops: 255}.packet()
 			for b.Loop() {
 				packet[8] = 255
-				if _, _, v := w.outbound(packet, len(packet), 1472); v != Forwarded {
+				if v := w.about(packet, destination).outbound(packet, len(packet), 1472); v != Forwarded {
 					b.Fatal(v)
 				}
 			}

@@ -259,6 +259,10 @@ func (b *Backend) Run(ctx context.Context) error {
 func (b *Backend) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.closeAll()
+}
+
+func (b *Backend) closeAll() error {
 	var errs []error
 	if b.tunnel != nil {
 		b.devices.put()
