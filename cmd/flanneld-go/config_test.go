@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -25,6 +26,7 @@ func judging(t *testing.T) (*loop, *bytes.Buffer) {
 		opts:  options{etcd: cli.Etcd{Endpoints: []string{"http://a:1", "http://b:2"}, Prefix: "/net"}},
 		log:   slog.New(slog.NewTextHandler(&log, nil)),
 		clock: clock,
+		dir:   statedir.Dir(t.TempDir()),
 		board: status.NewBoard(clock.Now, status.Status{}),
 	}
 	return newLoop(d, nil, nil), &log

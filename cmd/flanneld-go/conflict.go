@@ -106,11 +106,8 @@ func (l *loop) withdraw(ctx context.Context, why error) error {
 // those whose containers must not be touched, and a Docker that starts later finds
 // no subnet in its file.
 func (l *loop) takeDown(ctx context.Context) error {
-	if l.path.stop != nil {
-		l.path.stop()
-		l.path.stop = nil
-	}
-	l.path.applied, l.path.steady = false, false
+	l.endDataPath()
+	l.path.applied, l.path.steady, l.path.follow.filtered = false, false, filter{}
 	errs := []error{l.backend.Cleanup(ctx), l.withdrawFiles(), l.dropDockerNetwork(ctx)}
 	l.keepDescriptors(ctx, l.backend)
 	for _, err := range joined(l.firewall.Cleanup(ctx)) {

@@ -110,6 +110,12 @@ func initialStatus(opts options, node subnet.NodeID) status.Status {
 
 // run works until ctx ends, which is no error, or something fails for good.
 func (d *daemon) run(ctx context.Context) (err error) {
+	var l *loop
+	defer func() {
+		if l != nil {
+			l.endDataPath() // last of all: packets pass until then
+		}
+	}()
 	defer func() { err = errors.Join(err, d.store.Close()) }()
 	ls, err := listen(d.opts)
 	if err != nil {
@@ -128,8 +134,8 @@ func (d *daemon) run(ctx context.Context) (err error) {
 
 	d.inherited = append(d.inherited, d.notify.Kept()...)
 	group, ctx := errgroup.WithContext(ctx)
-	l := newLoop(d, host, group)
-	group.Go(func() error { return ls.serve(ctx, health{d.board, l.beat.last, d.clock.Now}, newRegistry(d.board)) })
+	l = newLoop(d, host, group)
+	group.Go(func() error { return ls.serve(ctx, health{d.board, l.beat.last, d.clock.Uptime}, newRegistry(d.board)) })
 	group.Go(func() error { return d.announce(ctx, l.beat) })
 	group.Go(func() error { return l.run(ctx) })
 	err = group.Wait()
@@ -163,8 +169,8 @@ func (d *daemon) announce(ctx context.Context, beat *heartbeat) error {
 		defer ticker.Stop()
 		watchdog = ticker.C
 	}
-	h := health{d.board, beat.last, d.clock.Now}
-	said := ""
+	h := health{d.board, beat.last, d.clock.Uptime}
+	said, hangs := "", false
 	for told := false; ; {
 		select {
 		case <-ctx.Done():
@@ -182,9 +188,13 @@ func (d *daemon) announce(ctx context.Context, beat *heartbeat) error {
 			}
 		case <-watchdog:
 			// A loop that hangs gets no pings: systemd restarts us.
-			if h.alive() == nil {
+			err := h.alive()
+			if err == nil {
 				d.complain(d.notify.Ping())
+			} else if !hangs {
+				d.log.Error("the service manager is told nothing any more, so that it restarts this process", "error", err)
 			}
+			hangs = err != nil
 		case <-d.board.Changed():
 			s := d.board.Glance()
 			if s.Ready && !told {

@@ -153,7 +153,7 @@ func TestDataPathFails(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		f := &flaky{}
-		h.group.Go(func() error { return h.loop.runDataPath(ctx, f) })
+		go h.loop.runDataPath(ctx, f)
 		h.eventually(resync, "not ready", func() bool { return !h.board.Snapshot().Ready })
 		time.Sleep(time.Minute)
 		if h.log.count("msg=problem component=data_path") != 1 || h.log.count("msg=recovered component=data_path") != 0 {

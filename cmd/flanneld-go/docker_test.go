@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"os"
@@ -127,6 +128,33 @@ func inDockerBubble(t *testing.T, version string, play func(h *dockerHost)) {
 		h.kernel.Plug(kernel.Link{Name: dockerBridge, Type: "bridge", MTU: 1500}, netip.MustParsePrefix("172.17.0.1/16"))
 		play(h)
 	})
+}
+
+// A Docker that systemd would start for whoever connects to its socket is not asked: the
+// answer would take as long as its start, which at a boot comes after ours.
+func TestDockerThatSleepsIsLeftAlone(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		units *fakeUnits
+		asked bool
+	}{
+		{"it has not been started", &fakeUnits{}, false},
+		{"it has failed", &fakeUnits{failed: true}, false},
+		{"it is being started", &fakeUnits{state: "activating"}, false},
+		{"it runs", &fakeUnits{active: true}, true},
+		{"it reads its settings again", &fakeUnits{state: "reloading"}, true},
+		{"nobody knows", &fakeUnits{unknown: true}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			engine := dockerdtest.New(t)
+			l := newLoop(&daemon{clock: bubbleClock{time.Now()}, opts: options{dockerSocket: engine.Socket()}, log: slog.New(slog.DiscardHandler), units: tt.units}, nil, nil)
+			l.lookAtDocker(t.Context())
+			// The engine answers whoever asks.
+			if l.docker.seen.up != tt.asked {
+				t.Errorf("asked: %t, want %t", l.docker.seen.up, tt.asked)
+			}
+		})
+	}
 }
 
 // obey is a dockerd that starts by its file.
@@ -278,7 +306,7 @@ func TestLiveRestoreIsSaid(t *testing.T) {
 		if h.log.count("live-restore") == 0 || h.log.count("docker config needs a look") != 1 {
 			t.Errorf("the log does not say once what live-restore means:\n%s", h.log.buf.String())
 		}
-		mux := health{h.board, time.Now, time.Now}.mux()
+		mux := health{h.board, atRest, atRest}.mux()
 		if code, body := get(t, mux, "/readyz"); code != http.StatusOK || body != "ok\ndocker: docker0 has not "+h.own()+", this host's subnet\n" {
 			t.Errorf("readiness %d %q", code, body)
 		}

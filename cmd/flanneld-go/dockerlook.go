@@ -89,7 +89,10 @@ func (l *loop) lookAtDocker(ctx context.Context) {
 	if process, err := dockerd.Running(l.places.pidFile, l.places.proc); err == nil {
 		s.given, s.process = process.Given, process
 	}
-	engine, err := l.dockerClient().Ask(ctx)
+	engine, err := dockerd.Engine{}, dockerd.ErrDown
+	if !l.dockerAsleep(ctx) {
+		engine, err = l.dockerClient().Ask(ctx)
+	}
 	if err != nil {
 		if s.up || s.capabilities.Version == (dockerd.Version{}) {
 			l.lookAtStopped(ctx)
@@ -109,6 +112,17 @@ func (l *loop) lookAtDocker(ctx context.Context) {
 	if s.networks, err = l.dockerClient().Networks(ctx); err != nil {
 		l.log.Debug("docker networks cannot be listed", "error", err)
 	}
+}
+
+// dockerAsleep reports that systemd has Docker's socket, and Docker is not there to
+// answer: whoever connects waits until it is, and has it started. At a boot it waits for
+// us to be ready in turn.
+func (l *loop) dockerAsleep(ctx context.Context) bool {
+	if s := &l.docker.seen; s.up && s.process.PID != 0 {
+		return false
+	}
+	unit, err := l.units.Outcome(ctx)
+	return err == nil && unit.Loaded && unit.State != "active" && unit.State != "reloading"
 }
 
 // findRootless returns the process id of a dockerd that a user runs; 0: none.

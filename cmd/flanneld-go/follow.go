@@ -34,12 +34,22 @@ const (
 	// simpler then.
 	followedAtOnce = 1024
 	// roundSoon is how soon after a change a round is made, and roundShare of what
-	// share of the time rounds may take that only changes ask for.
-	roundSoon  = 20 * time.Millisecond
-	roundShare = 50
+	// share of the time rounds may take that only changes ask for. Until there is a
+	// round, a firewall that drops lets nobody in who is new or has moved. So that many
+	// who boot together do not wait for the share, the pauses between rounds grow to
+	// it: the first after a quiet time is roundPause, and each is twice the one before.
+	// RoundLatest is what they may come to: one round that a busy machine held up must
+	// not make them long.
+	roundSoon   = 20 * time.Millisecond
+	roundPause  = 400 * time.Millisecond
+	roundShare  = 50
+	roundLatest = 10 * time.Second
 	// followEvery is the least time between two changes that are followed. The first
-	// goes out at once, and what comes meanwhile is one change.
-	followEvery = 40 * time.Millisecond
+	// goes out at once, and what comes meanwhile is one change. One that comes not much
+	// later is one of many in a row, of which etcdstore reads some together: after
+	// followSoon the others are there, too.
+	followEvery = 25 * time.Millisecond
+	followSoon  = 2 * time.Millisecond
 )
 
 // followState is what following goes on from.
@@ -52,27 +62,64 @@ type followState struct {
 	checked time.Duration
 	// public counts the leases that publish an address.
 	public map[netip.Addr]int
+	// ranges6 are the peers' subnets, where the network has two families.
+	ranges6 ranges6
 	// due is when the round after a change is to be made; 0: there was none.
 	due time.Duration
-	// rest is the uptime until which changes are gathered.
-	rest time.Duration
-	// ended is when the last round was over, and took how long it had taken.
-	ended, took time.Duration
-	// filtered: all of the firewall was as it should be after the last round.
-	// Postponed: this round left to the next what a change means for it.
-	filtered, postponed bool
+	// followed is when the last change was, and rest until when others are gathered
+	// that have come since; 0: none has.
+	followed, rest time.Duration
+	// next is the uptime before which there is no other round of a change, and paid
+	// that at which those of the past have had no more than their share.
+	next, paid time.Duration
+	// filtered is what all of the firewall is as it should be for.
+	filtered filter
+	// postponed: this round left to the next what a change means for the firewall.
+	postponed bool
+}
+
+// filter is what the firewall drops by. Without a snapshot it is not known.
+type filter struct {
+	snap   *subnet.Snapshot
+	own    subnet.Subnet
+	uplink backend.Uplink
+}
+
+// is reports whether the firewall drops by what the loop has now.
+func (f filter) is(l *loop) bool {
+	return f.snap != nil && (f.snap == l.snap || alike(f.snap, l.snap) && len(l.snap.Differences(f.snap)) == 0) &&
+		f.own == l.lease.own.Subnet && reflect.DeepEqual(f.uplink, l.uplink)
 }
 
 // end says that what is in the kernel is not known any more.
 func (f *followState) end() { f.snap = nil }
 
 // rounded notes a round. One that was made for another reason, before a change's is due,
-// is none for the change.
+// is none for the change, and while no change waits for one it costs them nothing.
 func (f *followState) rounded(began, ended time.Duration) {
-	if !f.postponed {
-		f.ended, f.took, f.due = ended, ended-began, 0
+	if !f.postponed && f.due != 0 {
+		share := min(roundShare*(ended-began), roundLatest)
+		f.paid = max(f.paid, began) + share
+		f.next, f.due = ended+roundsRest(ended-began, share, f.paid-ended), 0
 	}
 	f.postponed = false
+}
+
+// roundsRest is the pause after a round that took so long and stands for a share of the
+// time, where the rounds until now are ahead of their share by so much.
+func roundsRest(took, share, ahead time.Duration) time.Duration {
+	pause := max(roundPause, took)
+	for ahead -= share; ahead > 0 && pause < share; ahead -= share {
+		pause *= 2
+	}
+	return min(pause, share)
+}
+
+// ask asks for the round of a change, if none is asked for.
+func (f *followState) ask(now time.Duration) {
+	if f.due == 0 {
+		f.due = max(now+roundSoon, f.next)
+	}
 }
 
 // until is the earlier of at and the round that a change asks for.
@@ -83,6 +130,17 @@ func (f *followState) until(at time.Duration) time.Duration {
 	return min(at, f.due)
 }
 
+// gather reports whether news is to wait for more, until rest. What has waited is not.
+func (f *followState) gather(now time.Duration) bool {
+	waited := f.rest != 0
+	f.rest = 0
+	if waited || f.followed == 0 || now >= f.followed+2*followEvery {
+		return false
+	}
+	f.rest = max(f.followed+followEvery, now+followSoon)
+	return true
+}
+
 // beginToFollow notes that the kernel is as the snapshot wants it.
 func (l *loop) beginToFollow() {
 	f := &l.path.follow
@@ -90,6 +148,9 @@ func (l *loop) beginToFollow() {
 	f.public = make(map[netip.Addr]int, l.snap.Len())
 	for lease := range l.snap.Leases() {
 		f.count(lease, 1)
+	}
+	if f.ranges6 = (ranges6{}); len(l.families()) > 1 {
+		f.ranges6 = rangesOf(l.path.peers)
 	}
 }
 
@@ -115,10 +176,11 @@ func (l *loop) stillApplied() bool {
 }
 
 // stillFiltered reports whether the firewall needs nothing but what changes mean for it
-// whose round is not due yet.
+// whose round is not due yet. What this round itself found to be new, and did not
+// follow, the firewall has not been told.
 func (l *loop) stillFiltered(ctx context.Context) bool {
 	f := &l.path.follow
-	return f.filtered && l.stillApplied() && l.clock.Uptime() < f.due && l.firewall.Undisturbed(ctx)
+	return f.filtered.is(l) && l.stillApplied() && l.clock.Uptime() < f.due && l.firewall.Undisturbed(ctx)
 }
 
 // follow brings the data path in line with the latest snapshot. It reports false when
@@ -141,24 +203,36 @@ func (l *loop) follow(ctx context.Context) bool {
 	}
 	l.path.former.take(away, l.clock.Uptime())
 	gone := slices.DeleteFunc(slices.Clone(c.Old), func(o subnet.Lease) bool { return slices.Contains(away, o) })
-	l.path.peers = replacePeers(l.path.peers, c)
-	f.rest = l.clock.Uptime() + followEvery
+	l.replacePeers(c)
 	f.snap, l.snap, l.path.steady = next, next, true
+	l.path.judged = next // there were no clashes, and none came
 	l.showPeers()
 	l.board.Update(func(s *status.Status) { s.Etcd.Revision = int64(next.Revision) })
-	if !l.followFirewall(ctx, gone, c.New) {
-		return false
+	if len(all) > 0 {
+		f.followed = l.clock.Uptime()
+		if !l.followFirewall(ctx, gone, c.New) {
+			return false
+		}
+		f.ask(l.clock.Uptime())
 	}
-	if f.due == 0 && len(all) > 0 {
-		f.due = max(l.clock.Uptime()+roundSoon, f.ended+roundShare*f.took)
+	if f.filtered.snap != nil {
+		f.filtered.snap = next
 	}
 	return true
+}
+
+// catchUp takes the latest snapshot for a round. If only peers have changed they are
+// followed: while they do all the time, each round would compare all of the kernel.
+func (l *loop) catchUp(ctx context.Context) {
+	if next := l.view.Snapshot(); next == l.snap || !l.follow(ctx) {
+		l.snap = l.view.Snapshot()
+	}
 }
 
 // letGo forgets where peers were before they moved, once that does not count any more.
 // It reports false when that needs a round.
 func (l *loop) letGo(ctx context.Context) bool {
-	f, expired := &l.path.follow, l.path.former.expire(l.clock.Uptime())
+	f, expired := &l.path.follow, expire(&l.path.former, l.clock.Uptime())
 	if len(expired) == 0 {
 		return true
 	}
@@ -199,19 +273,19 @@ func (l *loop) followPath(ctx context.Context, c backend.Change) bool {
 func (l *loop) followFirewall(ctx context.Context, gone, fresh []subnet.Lease) bool {
 	err := l.firewall.Follow(ctx, nativePeers(gone), nativePeers(fresh))
 	if err == nil {
-		l.beat.set(l.clock.Now())
+		l.beat.set(l.clock.Uptime())
 		return true
 	}
 	if !errors.Is(err, native.ErrNotFollowed) {
 		l.log.DebugContext(ctx, "firewall does not follow", "error", err)
 	}
-	l.path.follow.due = max(1, l.clock.Uptime())
+	l.path.follow.filtered, l.path.follow.due = filter{}, max(1, l.clock.Uptime())
 	return false
 }
 
 // moving reports whether this host has another uplink besides, for a while.
 func (l *loop) moving() bool {
-	return l.move.also(l.clock.Uptime()).Link.Index != 0
+	return len(l.move.also(l.clock.Uptime())) > 0
 }
 
 // alike reports whether two snapshots can differ in nothing but leases.
@@ -260,26 +334,6 @@ func (l *loop) changeOf(all []subnet.Difference) (c backend.Change, ok bool) {
 		}
 	}
 	return c, !l.overlaps(c)
-}
-
-// overlaps reports whether a new peer's subnet overlaps that of another peer. In order
-// of their subnets only neighbours can, in the first of their families.
-func (l *loop) overlaps(c backend.Change) bool {
-	for i, p := range c.New {
-		at, found := findPeer(l.path.peers, p.Subnet)
-		if found {
-			continue // It is in the place of itself.
-		}
-		near := l.path.peers[max(0, at-1):min(at+1, len(l.path.peers))]
-		if len(l.families()) > 1 {
-			near = l.path.peers
-		}
-		if slices.ContainsFunc(near, func(o *subnet.Lease) bool { return o.Subnet.Overlaps(p.Subnet) }) ||
-			slices.ContainsFunc(c.New[:i], func(o subnet.Lease) bool { return o.Subnet.Overlaps(p.Subnet) }) {
-			return true
-		}
-	}
-	return false
 }
 
 func findPeer(peers []*subnet.Lease, s subnet.Subnet) (at int, found bool) {

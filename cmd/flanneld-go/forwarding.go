@@ -62,9 +62,7 @@ func (l *loop) entries(ctx context.Context) ([]string, error) {
 	names := slices.Clone(tunnel.Devices)
 	if tunnel.Direct {
 		names = append(names, l.uplink.Link.Name)
-		if also := l.move.also(l.clock.Uptime()); also.Link.Index != 0 {
-			names = append(names, also.Link.Name)
-		}
+		names = append(names, interfaces(l.move.also(l.clock.Uptime()))...)
 	}
 	addrs, err := l.host.Addrs(0).List(ctx)
 	if err != nil {

@@ -128,6 +128,7 @@ type noTable struct{ firewall.Native }
 func (noTable) Apply(context.Context, native.Desired) error { return &native.ErrUnsupported{} }
 func (noTable) Cleanup(context.Context) error               { return nil }
 func (noTable) Passed(native.Step)                          {}
+func (noTable) Wrote() native.Step                          { return native.Step{} }
 func (noTable) Undisturbed() bool                           { return false }
 func (noTable) Follow(context.Context, []native.Peer, []native.Peer) error {
 	return native.ErrNotFollowed
@@ -263,6 +264,7 @@ func (h *testHost) end() error {
 	patience.Stop()
 	h.cancel()
 	h.loop.depart(context.WithoutCancel(h.t.Context()), err)
+	h.loop.endDataPath()
 	return err
 }
 

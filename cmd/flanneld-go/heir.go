@@ -32,42 +32,46 @@ type heirState struct {
 
 // resume goes on forwarding from the descriptors that the service manager kept, by
 // what the cache says of config, lease and peers, before etcd is asked: packets wait
-// in them. Nothing is created or deleted in the kernel, and nothing is said of the
-// lease, until the rounds come to that.
+// in them. Where none were kept it goes on from the device alone. No device, address or
+// route is created or deleted, and nothing is said of the lease, until the rounds come
+// to that.
 func (l *loop) resume(ctx context.Context) {
-	if len(l.inherited) == 0 {
-		return
-	}
-	for _, f := range l.inherited {
+	files, twice := l.inherited, map[string]bool{}
+	for _, f := range files {
+		_, twice[f.Name()] = l.heir.kept[f.Name()]
 		l.heir.kept[f.Name()] = nil
 	}
 	in, err := l.inherit(ctx)
 	if err != nil {
 		in.Refused = append(in.Refused, err)
-		for _, f := range l.inherited {
+		for _, f := range files {
 			in.Refused = append(in.Refused, f.Close())
 		}
 	}
 	l.inherited = nil
-	if err := errors.Join(in.Refused...); err != nil {
+	if err := errors.Join(in.Refused...); err != nil && len(files) > 0 {
 		l.log.Warn("descriptors of the former process are not used", "error", err)
 	}
 	if in.Whole {
 		l.startDataPath(ctx, l.heir.backend)
 		l.log.Info("forwarding goes on from the former process", "subnet", l.cache.Own.Subnet, "peers", len(l.cache.Peers))
 	}
-	if l.heir.backend == nil {
-		l.keepDescriptors(ctx, nil)
-		return
+	if l.heir.backend != nil && len(files) > 0 {
+		for _, d := range l.heir.backend.Descriptors() {
+			// Of two under one name we have one, and the other, which is still kept,
+			// would go on taking packets. So that name is dropped, and kept anew.
+			if !twice[d.Name] {
+				l.heir.kept[d.Name] = d.Conn
+			}
+		}
 	}
-	for _, d := range l.heir.backend.Descriptors() {
-		l.heir.kept[d.Name] = d.Conn
+	if l.heir.backend != nil || len(files) > 0 {
+		l.keepDescriptors(ctx, l.heir.backend)
 	}
-	l.keepDescriptors(ctx, l.heir.backend)
 }
 
-// inherit gives the descriptors to a backend by the cache. With an error they are
-// the caller's still.
+// inherit gives the descriptors to a backend by the cache, or lets it go on without.
+// With an error they are the caller's still.
 func (l *loop) inherit(ctx context.Context) (in backend.Inheritance, _ error) {
 	if !l.cachedLease() {
 		return in, errors.New("the cache holds no lease of this host's")
@@ -79,10 +83,6 @@ func (l *loop) inherit(ctx context.Context) (in backend.Inheritance, _ error) {
 	if !l.appliedLast(cfg) {
 		return in, errors.New("the backend applied last is not that of the cache")
 	}
-	up, err := l.chooseUplink(ctx, cfg)
-	if err != nil {
-		return in, err
-	}
 	b, err := l.newBackend(cfg)
 	if err != nil {
 		return in, err
@@ -91,13 +91,19 @@ func (l *loop) inherit(ctx context.Context) (in backend.Inheritance, _ error) {
 	if !ok {
 		return in, fmt.Errorf("backend %s forwards in the kernel", cfg.BackendType)
 	}
+	up, err := l.chooseUplink(ctx, cfg)
+	if err != nil {
+		return in, err
+	}
 	attrs, err := b.Attrs(up)
 	if err != nil {
 		return in, err
 	}
 	peers, _ := selectPeers(cfg, self{l.node, attrs.PublicIP, l.cache.Own.Subnet}, subnet.Each(l.cache.World().Leases))
 	in = heir.Inherit(ctx, backend.Desired{Config: cfg, Uplink: up, Own: l.cache.Own, Peers: peers}, l.inherited)
-	l.heir.backend, l.heir.config = heir, cfg
+	if in.Whole || len(l.inherited) > 0 { // else nothing is open
+		l.heir.backend, l.heir.config = heir, cfg
+	}
 	return in, nil
 }
 
@@ -113,10 +119,7 @@ func (l *loop) heirOf(ctx context.Context, cfg *subnet.Config) (backend.Backend,
 	}
 	l.log.Info("config is another than that of the former process, its descriptors are let go")
 	l.heir.backend = nil
-	if l.path.stop != nil {
-		l.path.stop()
-		l.path.stop = nil
-	}
+	l.endDataPath()
 	err := h.Close()
 	l.keepDescriptors(ctx, nil)
 	return nil, err
@@ -144,7 +147,9 @@ func (l *loop) keepDescriptors(ctx context.Context, b any) {
 		errs = append(errs, l.dropDescriptors(ctx, drop))
 	}
 	for _, name := range slices.Sorted(maps.Keys(want)) {
-		if l.heir.kept[name] == want[name] {
+		// One whose name could not be dropped comes when it is: the manager would keep
+		// both, and we know of one name only what it keeps last.
+		if _, there := l.heir.kept[name]; there {
 			continue
 		}
 		err := l.notify.Keep(name, want[name])

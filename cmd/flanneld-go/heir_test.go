@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/firewall"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/subnet"
@@ -27,10 +28,20 @@ import (
 type manager struct {
 	t    *testing.T
 	conn *net.UnixConn
+	// silent: it keeps what comes with a request.
+	silent bool
 }
 
 // newManager listens where the process is told to.
 func newManager(t *testing.T) *manager {
+	t.Helper()
+	m := &manager{t: t, conn: listenForNotes(t)}
+	t.Cleanup(func() { m.conn.Close() })
+	return m
+}
+
+// listenForNotes opens the socket for notifications, and tells the process of it.
+func listenForNotes(t *testing.T) *net.UnixConn {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -38,28 +49,31 @@ func newManager(t *testing.T) *manager {
 		t.Fatal(err)
 	}
 	t.Setenv("NOTIFY_SOCKET", path)
-	m := &manager{t, conn}
-	t.Cleanup(func() { conn.Close() })
-	return m
+	return conn
 }
+
+// over is sent behind all that the manager is told.
+const over = "over"
 
 // during returns what the manager is asked to keep and to drop while do runs. What
 // comes with a request is closed, which is the answer to a barrier.
 func (m *manager) during(do func()) []string {
 	m.t.Helper()
-	if err := m.conn.SetReadDeadline(time.Time{}); err != nil {
-		m.t.Fatal(err)
-	}
-	asked := make(chan []string)
+	asked := make(chan []string, 1)
 	go func() {
 		var list []string
 		for text, control := make([]byte, 4096), make([]byte, 256); ; {
 			n, c, _, _, err := m.conn.ReadMsgUnix(text, control)
-			if err != nil {
+			if err != nil || string(text[:n]) == over {
 				asked <- list
 				return
 			}
-			closeAll(control[:c])
+			if m.silent {
+				held := slices.Clone(control[:c])
+				m.t.Cleanup(func() { closeAll(held) })
+			} else {
+				closeAll(control[:c])
+			}
 			line := strings.ReplaceAll(string(text[:n]), "\n", " ")
 			if line != "BARRIER=1" {
 				list = append(list, line)
@@ -67,9 +81,8 @@ func (m *manager) during(do func()) []string {
 		}
 	}()
 	do()
-	// What was sent was sent before do returned, so it is read before the deadline
-	// is looked at.
-	if err := m.conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+	// What was sent was sent before do returned, so it is read before this.
+	if _, err := m.conn.WriteToUnix([]byte(over), m.conn.LocalAddr().(*net.UnixAddr)); err != nil {
 		m.t.Fatal(err)
 	}
 	return <-asked
@@ -163,8 +176,10 @@ func TestKeepDescriptors(t *testing.T) {
 		{"all are closed", nil, []string{drop("socket")}},
 		{"still", nil, nil},
 	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel() // the end of a process does not keep it from this
 	for _, s := range steps {
-		got := m.during(func() { l.keepDescriptors(t.Context(), &fakeHeir{open: s.open}) })
+		got := m.during(func() { l.keepDescriptors(ended, &fakeHeir{open: s.open}) })
 		if diff := cmp.Diff(s.want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", s.name, diff)
 		}
@@ -174,6 +189,44 @@ func TestKeepDescriptors(t *testing.T) {
 	}
 	if log.buf.Len() != 0 {
 		t.Errorf("logged %s", log.buf.String())
+	}
+}
+
+// applyingHeir opens another descriptor with each Apply, and tells the manager when.
+type applyingHeir struct {
+	*fakeHeir
+	notify interface{ Status(text string) error }
+	next   backend.Descriptor
+}
+
+func (a *applyingHeir) Apply(context.Context, backend.Desired) error {
+	a.open = []backend.Descriptor{a.next}
+	return a.notify.Status("apply")
+}
+
+func (a *applyingHeir) Cleanup(context.Context) error { return a.Close() }
+
+// What is closed is dropped before an Apply, in whose way it may be; what that opens is
+// kept after it; and who takes all down keeps nothing.
+func TestApplyMindsDescriptors(t *testing.T) {
+	m := newManager(t)
+	l, _ := heirLoop(t)
+	l.host, _ = (&testHost{t: t}).newKernel("198.18.0.1/24")
+	l.firewall = firewall.New(firewall.Options{Log: l.log, Tools: noTools{}, Native: noTable{}})
+	l.config.current, l.snap = testConfig(t, networkConfig), &subnet.Snapshot{}
+	l.backend = &applyingHeir{&fakeHeir{}, l.notify, descriptor(t, "new")}
+	l.heir.kept["old"] = nil
+	asked := m.during(func() {
+		if err := l.apply(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	if diff := cmp.Diff([]string{drop("old"), "STATUS=apply", keep("new")}, asked); diff != "" {
+		t.Errorf("asked for (-want +got):\n%s", diff)
+	}
+	asked = m.during(func() { _ = l.takeDown(t.Context()) }) // of the rest there is nothing
+	if diff := cmp.Diff([]string{drop("new")}, asked); diff != "" {
+		t.Errorf("taken down: asked for (-want +got):\n%s", diff)
 	}
 }
 
@@ -191,6 +244,25 @@ func TestKeepDescriptorsFails(t *testing.T) {
 	m := newManager(t)
 	if diff := cmp.Diff([]string{keep("tun")}, m.during(func() { l.keepDescriptors(t.Context(), h) })); diff != "" {
 		t.Errorf("asked for (-want +got):\n%s", diff)
+	}
+}
+
+// Under a name of which nobody knows whether it is dropped nothing is kept: the manager
+// would have two, and we know of one.
+func TestKeepWaitsForDrop(t *testing.T) {
+	l, _ := heirLoop(t)
+	m := newManager(t)
+	h := &fakeHeir{open: []backend.Descriptor{descriptor(t, "tun")}}
+	l.heir.kept["tun"] = descriptor(t, "tun").Conn
+	m.silent = true
+	asked := m.during(func() { l.keepDescriptors(t.Context(), h) })
+	if diff := cmp.Diff([]string{drop("tun")}, asked); diff != "" {
+		t.Errorf("asked for without an answer (-want +got):\n%s", diff)
+	}
+	m.silent = false
+	asked = m.during(func() { l.keepDescriptors(t.Context(), h) })
+	if diff := cmp.Diff([]string{drop("tun"), keep("tun")}, asked); diff != "" {
+		t.Errorf("asked for then (-want +got):\n%s", diff)
 	}
 }
 
@@ -238,8 +310,8 @@ func TestHeirOf(t *testing.T) {
 			if log.count("its descriptors are let go") != 1 {
 				t.Errorf("logged %s", log.buf.String())
 			}
-			if b, err := l.heirOf(t.Context(), parse(tt.config)); b != nil || err != nil {
-				t.Errorf("the next: %v, %v", b, err)
+			if b, err := l.heirOf(t.Context(), parse(tt.config)); b != nil || err != nil || h.closed != 1 {
+				t.Errorf("the next: %v, %v, closed %d", b, err, h.closed)
 			}
 		})
 	}

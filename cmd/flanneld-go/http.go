@@ -26,13 +26,12 @@ const aliveFor = 90 * time.Second
 // health answers for the process; it reads the board only.
 type health struct {
 	board *status.Board
-	// beat is when the loop last finished a round.
-	beat func() time.Time
-	now  func() time.Time
+	// beat is the uptime at which the loop last finished a round, now the present one.
+	beat, now func() time.Duration
 }
 
 func (h health) alive() error {
-	if age := h.now().Sub(h.beat()); age > aliveFor {
+	if age := h.now() - h.beat(); age > aliveFor {
 		return fmt.Errorf("the loop has not finished a round for %s", age.Round(time.Second))
 	}
 	return nil

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 	"github.com/flanneld-go/flanneld-go/subnet"
@@ -23,6 +26,42 @@ func (l *loop) rival(cfg *subnet.Config) error {
 				ours, theirs, other.Instance, other.Dir),
 				"--etcd-prefix of another network; or, if that instance is not to come back, flannelctl cleanup --instance=%d --state-dir=%s --yes", other.Instance, other.Dir)
 		}
+	}
+	return nil
+}
+
+// takeNetworkWithin is how long a start waits for another instance's, which takes
+// moments, or for its cleanup.
+const takeNetworkWithin = 5 * time.Second
+
+// takeNetwork writes down, before anything is done by the config, which networks this
+// instance is in. Of two that start at the same moment one finds what the other wrote,
+// and has no config then. What was applied by an earlier one stays written beside it,
+// until takeBackend has removed that.
+func (l *loop) takeNetwork(ctx context.Context) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, takeNetworkWithin)
+	defer cancel()
+	if err := l.dir.MakeFolder(); err != nil {
+		// Nobody can write anything there, which is a problem when we do.
+		l.log.DebugContext(ctx, "state cannot be locked", "error", err)
+	}
+	unlock, err := l.dir.Lock(ctx)
+	if err == nil {
+		defer unlock()
+		err = l.rival(l.config.current)
+	}
+	if err != nil {
+		l.config.current = nil
+		return err
+	}
+	intent := l.saved
+	for _, r := range ranges(l.config.current) {
+		if !slices.Contains(intent.Ranges, r) {
+			intent.Ranges = append(slices.Clip(intent.Ranges), r)
+		}
+	}
+	if len(intent.Ranges) > len(l.saved.Ranges) {
+		l.unsaved = l.dir.SaveHost(intent) != nil
 	}
 	return nil
 }

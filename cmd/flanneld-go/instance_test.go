@@ -1,10 +1,13 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -55,6 +58,39 @@ func TestNetworkOfAnotherInstance(t *testing.T) {
 				t.Errorf("refusal (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// Of two that start at the same moment, where no instance has ever been, one has the
+// network.
+func TestInstancesStartTogether(t *testing.T) {
+	cfg, err := catalog.Parse(networkConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		root := filepath.Join(t.TempDir(), "not", "there")
+		var took, refused atomic.Int32
+		var both sync.WaitGroup
+		for i := range 2 {
+			opts, err := parseOptions([]string{fmt.Sprintf("--instance=%d", i), "--state-dir=" + filepath.Join(root, "state") + []string{"", "1"}[i]}, cli.EnvOf(nil), io.Discard)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := &loop{daemon: &daemon{opts: opts, dir: statedir.Dir(opts.stateDir), log: slog.New(slog.DiscardHandler)}}
+			l.config.current = cfg
+			both.Go(func() {
+				if err := l.takeNetwork(t.Context()); err != nil {
+					refused.Add(1)
+					return
+				}
+				took.Add(1)
+			})
+		}
+		both.Wait()
+		if took.Load() != 1 || refused.Load() != 1 {
+			t.Fatalf("%d of two instances have the network, and %d have not, want one each", took.Load(), refused.Load())
+		}
 	}
 }
 

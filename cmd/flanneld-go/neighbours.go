@@ -112,7 +112,7 @@ func (l *loop) sift(in <-chan kernel.Event, out chan<- kernel.Event) {
 // with the MACs that the kernel knows them by. Without those it judges less.
 func (l *loop) firewallPeers(ctx context.Context) ([]native.Peer, error) {
 	macs, err := l.peerMACs(ctx)
-	peers := make([]native.Peer, 0, len(l.path.peers))
+	peers := make([]native.Peer, 0, len(l.path.peers)+len(l.path.former))
 	for p := range l.senders() {
 		peer := native.Peer{Subnet: p.Subnet, PublicIP: p.Attrs.PublicIP}
 		for f, a := range p.Attrs.PublicIP {

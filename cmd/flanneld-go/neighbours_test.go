@@ -38,6 +38,7 @@ func (t *toldTable) Apply(_ context.Context, d native.Desired) error {
 func (*toldTable) Cleanup(context.Context) error { return nil }
 
 func (*toldTable) Passed(native.Step) {}
+func (*toldTable) Wrote() native.Step { return native.Step{} }
 func (*toldTable) Undisturbed() bool  { return true }
 
 func (*toldTable) Follow(context.Context, []native.Peer, []native.Peer) error {

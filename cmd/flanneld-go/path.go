@@ -36,8 +36,9 @@ type pathState struct {
 	follow followState
 	// bad are the keys that are no leases.
 	bad []subnet.BadKey
-	// clashes are the addresses that several owners publish.
+	// clashes are the addresses that several owners publish in judged.
 	clashes []clash
+	judged  *subnet.Snapshot
 	// stop ends the data path in user space and waits for it; nil: it does
 	// not run.
 	stop func()
@@ -70,7 +71,7 @@ func (l *loop) apply(ctx context.Context) error {
 	l.keepDescriptors(ctx, l.backend)
 	l.path.heard = kernel.Topic(l.heard.Swap(0)) //nolint:gosec // it was one
 	err := l.backend.Apply(ctx, backend.Desired{
-		Config: l.config.current, Uplink: l.uplink, Also: l.move.also(now).Addr,
+		Config: l.config.current, Uplink: l.uplink, Also: ownAddrs(l.move.also(now)),
 		Own: l.lease.own, Peers: l.path.peers, Former: l.path.former.leases(now),
 	})
 	l.keepDescriptors(ctx, l.backend)
@@ -232,33 +233,42 @@ func joined(err error) []error {
 	return multi.Unwrap()
 }
 
-// startDataPath starts b's data path in user space, if it does not run.
+// startDataPath starts b's data path in user space, if it does not run. It outlives ctx,
+// until endDataPath: what else a process does at its end costs no packet.
 func (l *loop) startDataPath(ctx context.Context, b any) {
 	runner, ok := b.(backend.Runner)
 	if !ok || l.path.stop != nil {
 		return
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan struct{})
 	l.path.stop = func() {
 		cancel()
 		<-ended
 	}
-	l.group.Go(func() error {
+	go func() {
 		defer close(ended)
-		return l.runDataPath(ctx, runner)
-	})
+		l.runDataPath(ctx, runner)
+	}()
+}
+
+// endDataPath ends the data path in user space, if it runs, and waits for that.
+func (l *loop) endDataPath() {
+	if l.path.stop != nil {
+		l.path.stop()
+		l.path.stop = nil
+	}
 }
 
 // runDataPath runs it again, ever later, when it fails.
-func (l *loop) runDataPath(ctx context.Context, runner backend.Runner) error {
+func (l *loop) runDataPath(ctx context.Context, runner backend.Runner) {
 	s := stage{component: status.ComponentDataPath, weight: gating}
 	for pause := retryMin; ; pause = min(2*pause, retryMax) {
 		began := l.clock.Uptime()
 		l.path.since.Store(max(1, int64(began)))
 		err := runner.Run(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return
 		}
 		if err == nil {
 			err = errors.New("data path ended")
@@ -270,7 +280,7 @@ func (l *loop) runDataPath(ctx context.Context, runner backend.Runner) error {
 			pause = retryMin
 		}
 		if !l.sleep(ctx, pause) {
-			return nil
+			return
 		}
 	}
 }
@@ -322,12 +332,12 @@ func (l *loop) applyFirewall(ctx context.Context) error {
 		l.countDropped(ctx)
 		return nil
 	}
-	f.filtered = false
+	f.filtered = filter{}
 	d := firewall.Desired{
 		Own:          l.lease.own.Subnet,
 		Tunnel:       l.backend.Tunnel(),
 		Uplink:       l.uplink.Link.Name,
-		AlsoUplink:   l.move.also(l.clock.Uptime()).Link.Name,
+		AlsoUplinks:  interfaces(l.move.also(l.clock.Uptime())),
 		Segments:     l.uplink.Segments,
 		Masquerade:   l.opts.ipMasq,
 		RandomFully:  !l.opts.noFullyRandom,
@@ -354,7 +364,9 @@ func (l *loop) applyFirewall(ctx context.Context) error {
 		return cause
 	}
 	l.countDropped(ctx)
-	f.filtered = err == nil && unread == nil
+	if err == nil && unread == nil {
+		f.filtered = filter{l.snap, l.lease.own.Subnet, l.uplink}
+	}
 	return errors.Join(err, unread)
 }
 

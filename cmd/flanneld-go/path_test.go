@@ -30,7 +30,7 @@ func (f *forwarder) Cleanup(context.Context) error {
 }
 
 // A data path in user space is ended before its device is deleted, which it
-// would otherwise report as a failure, and can be started again.
+// would otherwise report as a failure, and can be started again. It outlives all else.
 func TestTakeDownEndsTheDataPath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t)
@@ -62,9 +62,18 @@ func TestTakeDownEndsTheDataPath(t *testing.T) {
 		if cleanups != 2 {
 			t.Errorf("%d cleanups, want 2", cleanups)
 		}
+		l.startDataPath(ctx, l.backend)
 		cancel()
 		if err := l.group.Wait(); err != nil && !errors.Is(err, io.EOF) {
 			t.Error(err)
+		}
+		synctest.Wait()
+		if len(f.running) != 1 {
+			t.Error("ended with its context: what the process does then costs packets")
+		}
+		l.endDataPath()
+		if len(f.running) != 0 || l.path.stop != nil {
+			t.Error("runs after its end")
 		}
 	})
 }

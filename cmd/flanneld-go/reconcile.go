@@ -83,15 +83,16 @@ type loop struct {
 	heir       heirState
 }
 
-// heartbeat is when the loop last finished a round.
+// heartbeat is the uptime at which the loop last finished a round: a clock that is set
+// back must not hide that it hangs.
 type heartbeat struct{ nanos atomic.Int64 }
 
-func (h *heartbeat) set(t time.Time) { h.nanos.Store(t.UnixNano()) }
-func (h *heartbeat) last() time.Time { return time.Unix(0, h.nanos.Load()) }
+func (h *heartbeat) set(uptime time.Duration) { h.nanos.Store(int64(uptime)) }
+func (h *heartbeat) last() time.Duration      { return time.Duration(h.nanos.Load()) }
 
 func newLoop(d *daemon, host kernel.Host, group *errgroup.Group) *loop {
 	l := &loop{daemon: d, host: host, group: group, beat: &heartbeat{}, retry: retryMin, heir: heirState{kept: map[string]syscall.RawConn{}}}
-	l.beat.set(d.clock.Now())
+	l.beat.set(d.clock.Uptime())
 	return l
 }
 
@@ -150,7 +151,7 @@ func (l *loop) run(ctx context.Context) error {
 			return err
 		}
 		l.runView(ctx, 0) // There may be no lease to wait for.
-		l.beat.set(l.clock.Now())
+		l.beat.set(l.clock.Uptime())
 		l.makePeace()
 		l.idle(ctx, w, l.untilMove(l.untilCache(l.inGrace(l.pause(complete)))))
 		if ctx.Err() != nil {
@@ -182,7 +183,7 @@ func (l *loop) idle(ctx context.Context, w *wakes, pause time.Duration) {
 		select {
 		case <-ctx.Done():
 		case <-news:
-			again = l.follow(ctx)
+			again = l.path.follow.gather(l.clock.Uptime()) || l.follow(ctx)
 			l.retry = retryMin
 		case <-l.lease.changed():
 			l.retry = retryMin

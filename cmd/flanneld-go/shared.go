@@ -39,7 +39,10 @@ func (c clash) of(node subnet.NodeID, belong bool) []subnet.Lease {
 
 // findClashes looks for addresses with several owners, and shows them.
 func (l *loop) findClashes() {
-	l.path.clashes = clashes(l.snap.Leases())
+	if l.path.judged == l.snap {
+		return
+	}
+	l.path.clashes, l.path.judged = clashes(l.snap.Leases()), l.snap
 	var shown []status.SharedAddress
 	for _, c := range l.path.clashes {
 		a := status.SharedAddress{PublicIP: c.addr.String()}

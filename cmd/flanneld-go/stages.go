@@ -38,7 +38,8 @@ func (l *loop) followStore(ctx context.Context) error {
 		l.firstLoad = l.startView(ctx)
 		l.snap = l.firstSnap
 	} else {
-		if l.snap = l.view.Snapshot(); l.snap != l.firstSnap {
+		l.catchUp(ctx)
+		if l.snap != l.firstSnap {
 			l.firstSnap = nil // it would keep leases that are long gone
 		}
 	}
@@ -135,7 +136,7 @@ func (l *loop) formerWorld(ctx context.Context, doc subnet.Document) subnet.Worl
 
 // takeConfig judges the latest config document once. The first valid one comes
 // into force; later ones may change what a running host can change.
-func (l *loop) takeConfig(context.Context) error {
+func (l *loop) takeConfig(ctx context.Context) error {
 	if l.snap.Config == l.config.seen && l.config.current != nil {
 		return l.complainOnly(l.config.verdict)
 	}
@@ -147,6 +148,9 @@ func (l *loop) takeConfig(context.Context) error {
 	}
 	l.config.seen = l.snap.Config
 	l.config.verdict = l.judge(l.snap.Config)
+	if l.config.verdict == nil && l.lease.keeper == nil {
+		l.config.verdict = l.takeNetwork(ctx)
+	}
 	if l.config.current == nil {
 		return l.config.verdict
 	}

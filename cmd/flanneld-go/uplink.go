@@ -54,9 +54,8 @@ type moveState struct {
 	// addresses; etcd since the uptime told, if that is not 0.
 	opened, announced bool
 	told              time.Duration
-	// former is the uplink before, which still counts until the uptime lingers.
-	former  backend.Uplink
-	lingers time.Duration
+	// former are those that were left a moment ago and still count.
+	former formerUplinks
 	// moves are those of late; another choice was made last at the uptime swayed.
 	moves  int
 	swayed time.Duration
@@ -77,13 +76,9 @@ func (l *loop) takeUplink(ctx context.Context) error {
 	}
 	l.move.wake = 0
 	now := l.clock.Uptime()
-	switch left := l.move.lingers - now; {
-	case l.move.lingers == 0:
-	case left > 0:
-		l.move.wakeIn(left)
-	default:
-		l.move.lingers = 0
-		l.abandon(l.uplink) // before that address goes, too
+	l.abandon(l.uplink, expire(&l.move.former, now)) // before such an address goes, too
+	if len(l.move.former) > 0 {
+		l.move.wakeIn(l.move.former[0].until - now)
 	}
 	trouble := l.lookAtUplink(ctx)
 	if weigh(vital, trouble) == minor {
@@ -160,15 +155,18 @@ func (m *moveState) wakeIn(d time.Duration) {
 	}
 }
 
-// also is the uplink by which packets may arrive beside the present one; zero: none.
-func (m *moveState) also(now time.Duration) backend.Uplink {
-	switch {
-	case m.opened:
-		return m.next
-	case now < m.lingers:
-		return m.former
+// also are the uplinks by which packets may arrive beside the present one.
+func (m *moveState) also(now time.Duration) []backend.Uplink {
+	var list []backend.Uplink
+	if m.opened {
+		list = append(list, m.next)
 	}
-	return backend.Uplink{}
+	for _, f := range m.former {
+		if now < f.until && (!m.opened || !sameWay(f.what, m.next)) {
+			list = append(list, f.what)
+		}
+	}
+	return list
 }
 
 // untilMove shortens a pause so that it does not outlast what a move of ours waits for.
@@ -247,14 +245,12 @@ func (l *loop) adoptUplink(ctx context.Context, up backend.Uplink, attrs subnet.
 	m, now, former := &l.move, l.clock.Uptime(), l.uplink
 	m.goTo(backend.Uplink{}, now)
 	m.announced = false
-	if both {
-		m.lingers = now + moveLinger
-		m.wakeIn(moveLinger)
+	gone := []backend.Uplink{former}
+	if m.former.forget(up); both {
+		gone = m.former.add(former, now+moveLinger)
+		m.wakeIn(m.former[0].until - now)
 	}
-	m.former = former
-	if !both {
-		l.abandon(up) // else we wait for answers that go there
-	}
+	l.abandon(up, gone) // else we wait for answers that go there
 	m.moves++
 	l.attrs = attrs
 	if l.lease.keeper != nil {
@@ -272,10 +268,15 @@ func (l *loop) takeBack() {
 	}
 }
 
-// abandon ends what we say to etcd from the former uplink's addresses.
-func (l *loop) abandon(up backend.Uplink) {
-	for f, a := range l.move.former.Addr {
-		if a.IsValid() && a != up.Addr[f] {
+// abandon ends what we say to etcd from addresses of uplinks that are gone: those that
+// neither up has, which is the present one now, nor any that still counts.
+func (l *loop) abandon(up backend.Uplink, gone []backend.Uplink) {
+	if len(gone) == 0 {
+		return
+	}
+	kept := append(ownAddrs(l.move.also(l.clock.Uptime())), up.Addr[:]...)
+	for _, a := range ownAddrs(gone) {
+		if !slices.Contains(kept, a) {
 			l.store.Abandon(a)
 		}
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/subnet"
@@ -210,6 +212,149 @@ func TestFormerAddressIsLeft(t *testing.T) {
 	})
 }
 
+// Moves in a row: each address counts for moveLinger after it was left, also while the
+// next move is under way, and one that is in use again for longer.
+func TestMovesInARow(t *testing.T) {
+	table := &toldTable{}
+	following(t, vxlanConfig, func(h *testHost) { h.table = table }, func(t *testing.T, h *testHost) {
+		links := []kernel.Link{h.eth0}
+		for i := 1; i < 3; i++ {
+			links = append(links, h.kernel.Plug(kernel.Link{Name: fmt.Sprintf("eth%d", i), MTU: 1500}, netip.MustParsePrefix(fmt.Sprintf("198.18.%d.1/24", i))))
+		}
+		var left [3]time.Time
+		at := 0
+		open := func(what string, want ...string) {
+			t.Helper()
+			synctest.Wait()
+			table.mu.Lock()
+			defer table.mu.Unlock()
+			if got := slices.Sorted(slices.Values(table.last.AlsoUplinks)); !slices.Equal(got, want) {
+				t.Errorf("%s: %v are open beside %s, want %v", what, got, links[at].Name, want)
+			}
+		}
+		moveTo := func(i int, meanwhile ...string) {
+			t.Helper()
+			about := h.log.count("msg=\"uplink is about to change\"")
+			h.defaultRoute(links[at].Index, false, fmt.Sprintf("198.18.%d.254", at), 0)
+			h.defaultRoute(links[i].Index, true, fmt.Sprintf("198.18.%d.254", i), 0)
+			h.eventually(5*time.Second, "the announcement", func() bool { return h.log.count("msg=\"uplink is about to change\"") > about })
+			time.Sleep(moveSpread / 2)
+			open("meanwhile", meanwhile...)
+			h.eventually(5*time.Second, "the move", func() bool { return h.local() == fmt.Sprintf("198.18.%d.1", i) })
+			left[at], at = time.Now(), i
+		}
+		moveTo(1, "eth1")
+		open("once", "eth0")
+		moveTo(0, "eth0")
+		open("back", "eth1")
+		moveTo(2, "eth1", "eth2")
+		open("three times", "eth0", "eth1")
+		if gone := h.gone.list(); len(gone) != 0 {
+			t.Errorf("connections from %v are ended", gone)
+		}
+		for _, next := range []struct {
+			link         int
+			before, then []string
+		}{{1, []string{"eth0", "eth1"}, []string{"eth0"}}, {0, []string{"eth0"}, nil}} {
+			time.Sleep(time.Until(left[next.link].Add(moveLinger - 200*time.Millisecond)))
+			open("before the time", next.before...)
+			time.Sleep(400 * time.Millisecond)
+			open("after the time", next.then...)
+		}
+		want := []netip.Addr{netip.MustParseAddr("198.18.1.1"), netip.MustParseAddr("198.18.0.1")}
+		if got := h.gone.list(); !slices.Equal(got, want) {
+			t.Errorf("connections from %v are ended, want %v", got, want)
+		}
+	})
+}
+
+// What is gone to again before it would be left for good is kept.
+func TestMoveBackInTime(t *testing.T) {
+	following(t, vxlanConfig, nil, func(t *testing.T, h *testHost) {
+		eth1 := h.kernel.Plug(kernel.Link{Name: "eth1", MTU: 1500}, netip.MustParsePrefix("198.18.1.1/24"))
+		h.defaultRoute(eth1.Index, true, "198.18.1.254", 0)
+		h.eventually(5*time.Second, "the move", func() bool { return h.local() == "198.18.1.1" })
+		time.Sleep(moveLinger - moveAfter - moveSpread/2)
+		h.defaultRoute(eth1.Index, false, "198.18.1.254", 0)
+		h.defaultRoute(h.eth0.Index, true, "198.18.0.254", 0)
+		h.eventually(5*time.Second, "the way back", func() bool { return h.local() == "198.18.0.1" })
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got, want := h.gone.list(), []netip.Addr{netip.MustParseAddr("198.18.1.1")}; !slices.Equal(got, want) {
+			t.Errorf("connections from %v are ended, want %v", got, want)
+		}
+	})
+}
+
+// An uplink that breaks is left at once, and what counted before still does.
+func TestMoveFromABrokenUplink(t *testing.T) {
+	table := &toldTable{}
+	const config = `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`
+	following(t, config, func(h *testHost) { h.table = table }, func(t *testing.T, h *testHost) {
+		eth1 := h.kernel.Plug(kernel.Link{Name: "eth1", MTU: 1500}, netip.MustParsePrefix("198.18.1.1/24"))
+		eth2 := h.kernel.Plug(kernel.Link{Name: "eth2", MTU: 1500}, netip.MustParsePrefix("198.18.2.1/24"))
+		h.defaultRoute(eth1.Index, true, "198.18.1.254", 0)
+		h.eventually(5*time.Second, "the move", func() bool { return h.local() == "198.18.1.1" })
+		if err := h.kernel.DeleteLink(t.Context(), eth1.Index); err != nil {
+			t.Fatal(err)
+		}
+		h.defaultRoute(eth2.Index, true, "198.18.2.254", 0)
+		h.eventually(5*time.Second, "the next move", func() bool { return h.board.Snapshot().Uplink.Name == "eth2" && h.board.Snapshot().Ready })
+		synctest.Wait()
+		table.mu.Lock()
+		got, gone := table.last.AlsoUplinks, h.gone.list()
+		table.mu.Unlock()
+		if !slices.Equal(got, []string{"eth0"}) || !slices.Equal(gone, []netip.Addr{netip.MustParseAddr("198.18.1.1")}) {
+			t.Errorf("open are %v, ended %v; want eth0 and the connections from eth1", got, gone)
+		}
+		const name = "net/ipv4/conf/eth0/forwarding"
+		h.setSysctl(name, "0")
+		h.eventually(200*time.Millisecond, "forwarding of what comes by eth0", func() bool { return h.sysctl(name) == "1" })
+	})
+}
+
+// As many as there may be are remembered, and none that is in use again.
+func TestFormerUplinks(t *testing.T) {
+	up := func(n byte) backend.Uplink {
+		return backend.Uplink{Link: kernel.Link{Index: int(n)}, Addr: subnet.ByFamily[netip.Addr]{netip.AddrFrom4([4]byte{198, 18, n, 1})}}
+	}
+	names := func(ups []backend.Uplink) (list []int) {
+		for _, u := range ups {
+			list = append(list, u.Link.Index)
+		}
+		return list
+	}
+	var m moveState
+	for n := range byte(backend.MostFormer + 2) {
+		gone := names(m.former.add(up(n), time.Duration(10+n)))
+		if dropped := n >= backend.MostFormer; dropped != slices.Equal(gone, []int{int(n) - backend.MostFormer}) || !dropped && gone != nil {
+			t.Errorf("number %d has %v dropped", n, gone)
+		}
+	}
+	for _, step := range []struct {
+		name string
+		do   func()
+		now  time.Duration
+		want []int
+	}{
+		{"all", func() {}, 10, []int{2, 3, 4, 5}},
+		{"one is over", func() {}, 12, []int{3, 4, 5}},
+		{"one is next", func() { m.next, m.opened = up(4), true }, 12, []int{4, 3, 5}},
+		{"another is next", func() { m.next = up(9) }, 12, []int{9, 3, 4, 5}},
+		{"nothing is opened", func() { m.opened = false }, 12, []int{3, 4, 5}},
+		{"one is in use again", func() { m.former.forget(up(3)) }, 12, []int{4, 5}},
+		{"over", func() {}, 15, nil},
+	} {
+		step.do()
+		if got := names(m.also(step.now)); !slices.Equal(got, step.want) {
+			t.Errorf("%s: %v, want %v", step.name, got, step.want)
+		}
+	}
+	if got := names(expire(&m.former, 14)); !slices.Equal(got, []int{2, 4}) || len(m.former) != 1 {
+		t.Errorf("expired are %v, left %v", got, m.former)
+	}
+}
+
 // Name, MTU and ranges of the interface are followed at once, and said once.
 func TestInterfaceChanges(t *testing.T) {
 	following(t, vxlanConfig, nil, func(t *testing.T, h *testHost) {
@@ -394,5 +539,32 @@ func TestFormerPeers(t *testing.T) {
 	}
 	if got := f.leases(time.Hour + moveLinger); len(got) != 0 || len(f) != 0 {
 		t.Errorf("in the end %+v", got)
+	}
+}
+
+// Of one peer the latest addresses count, and no others that it had.
+func TestMostFormerPeers(t *testing.T) {
+	at := func(s string, n byte) (l subnet.Lease) {
+		l.Subnet[subnet.IPv4] = netip.MustParsePrefix(s)
+		l.Attrs.PublicIP[subnet.IPv4] = netip.AddrFrom4([4]byte{198, 18, 0, n})
+		return l
+	}
+	var f formerPeers
+	for n := range byte(7) {
+		f.take([]subnet.Lease{at("10.5.1.0/24", n)}, time.Duration(n))
+		if n%3 == 0 {
+			f.take([]subnet.Lease{at("10.5.2.0/24", n)}, time.Duration(n))
+		}
+	}
+	if got := f.next(time.Hour); got != 4 {
+		t.Errorf("the next to go is due at %d, want one that is due since 4", got)
+	}
+	got := map[string][]byte{}
+	for _, l := range f.leases(7) {
+		s := l.Subnet.String()
+		got[s] = append(got[s], l.Attrs.PublicIP[subnet.IPv4].As4()[3])
+	}
+	if diff := cmp.Diff(map[string][]byte{"10.5.1.0/24": {3, 4, 5, 6}, "10.5.2.0/24": {0, 3, 6}}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
