@@ -24,6 +24,9 @@ import (
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
+// cleanupWithin bounds a cleanup, and the wait for another instance's.
+const cleanupWithin = time.Minute
+
 // cleanup is one thing to undo.
 type cleanup struct {
 	what string
@@ -40,6 +43,17 @@ func runCleanup(ctx context.Context, inv *invocation) error {
 		return cli.Usagef("cleanup must run as root: it removes network devices, routes and firewall rules")
 	}
 	dir := statedir.Dir(inv.stateDir)
+	if inv.yes {
+		// What another instance still needs is looked at, and what it no longer needs
+		// is removed: of two cleanups the second finds what the first left.
+		lockCtx, cancel := context.WithTimeout(ctx, cleanupWithin)
+		defer cancel()
+		unlock, err := dir.Lock(lockCtx)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
 	saved, err := dir.LoadHost()
 	if err != nil {
 		return fmt.Errorf("%w: it says what to undo; without it (remove it) only firewall rules and files are cleaned up", err)
@@ -61,7 +75,7 @@ func runCleanup(ctx context.Context, inv *invocation) error {
 }
 
 func doCleanup(ctx context.Context, out io.Writer, steps []cleanup, really bool) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, cleanupWithin)
 	defer cancel()
 	var errs []error
 	for _, step := range steps {

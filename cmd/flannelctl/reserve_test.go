@@ -125,6 +125,16 @@ func TestReserve(t *testing.T) {
 			err:   `--public-ip: "web-7": must be the IP address of a host`,
 			usage: true,
 		},
+		"/for-an-address-of-a-link": {
+			args:  []string{"10.5.7.0/24", "--public-ip=fe80::7%eth0"},
+			err:   `--public-ip: "fe80::7%eth0": must be the IP address of a host`,
+			usage: true,
+		},
+		"/for-all-addresses": {
+			args:  []string{"10.5.7.0/24", "--public-ip=0.0.0.0"},
+			err:   `--public-ip: "0.0.0.0": must be the IP address of a host`,
+			usage: true,
+		},
 		"/mistyped": {
 			args:  []string{"10.5.7.0", "--node=web-7"},
 			err:   `"10.5.7.0": must be a subnet such as 10.5.1.0/24, or 10.5.1.0/24,fd05:0:0:52::/64 with both families`,
