@@ -16,13 +16,15 @@ import (
 type scaleOptions struct {
 	measurement
 
-	run     scale.Options
-	seconds float64
+	run      scale.Options
+	backends []string
+	seconds  float64
 }
 
 func parseScale(args []string, out io.Writer) (scaleOptions, error) {
 	var o scaleOptions
 	fs := newFlags("scale", out)
+	fs.StringSliceVar(&o.backends, "backend", []string{string(scale.VXLAN)}, "`names` of backends; others than vxlan alone: their starts are compared, and nothing else")
 	fs.IntSliceVar(&o.run.Sizes, "peers", []int{1000, 10_000, 50_000}, "`numbers` of peers, ascending")
 	fs.IntVar(&o.run.Rounds, "rounds", 3, "`number` of rounds, of which medians are taken")
 	fs.IntVar(&o.run.ChangesAt, "changes-at", 10_000, "`number` of peers at which changes are measured; 0: none")
@@ -31,6 +33,9 @@ func parseScale(args []string, out io.Writer) (scaleOptions, error) {
 	fs.Float64Var(&o.seconds, "seconds", 10, "how many `seconds` they are made for")
 	if err := o.parse(fs, args); err != nil {
 		return scaleOptions{}, err
+	}
+	for _, b := range o.backends {
+		o.run.Backends = append(o.run.Backends, scale.Backend(b))
 	}
 	o.run.Churn = time.Duration(o.seconds * float64(time.Second))
 	return o, o.check()
@@ -42,6 +47,14 @@ const mostRate = 1000
 // check returns a usage error for values that make no sense.
 func (o scaleOptions) check() error {
 	r := o.run
+	for i, b := range r.Backends {
+		if !slices.Contains(scale.Backends(), b) || slices.Contains(r.Backends[:i], b) {
+			return cli.Usagef("--backend: %q: must be of %v, each once", b, scale.Backends())
+		}
+	}
+	if len(r.Backends) == 0 {
+		return cli.Usagef("--backend: must be of %v", scale.Backends())
+	}
 	if len(r.Sizes) == 0 || r.Sizes[0] < 1 || !slices.IsSorted(r.Sizes) || r.Sizes[len(r.Sizes)-1] > scale.MaxPeers {
 		return cli.Usagef("--peers: %v: must be between 1 and %d, ascending", r.Sizes, scale.MaxPeers)
 	}
@@ -60,13 +73,17 @@ func (o scaleOptions) check() error {
 
 // runScale measures on a lab of its own. What is under way is told to progress.
 func runScale(ctx context.Context, o scaleOptions, out, progress io.Writer) error {
-	if err := errors.Join(o.checkLab("scale", "sudo make bench"), o.checkDocs(scale.CheckDocs)); err != nil {
+	if err := errors.Join(o.checkLab("scale", "sudo make bench"), o.checkDocs(o.run.CheckDocs)); err != nil {
 		return err
 	}
 	o.run.Progress = progress
-	var r scale.Report
+	var r report
 	err := o.onLab(ctx, scale.HostsFor(o.run), func(l *lab.Lab) (err error) {
-		r, err = scale.Run(ctx, l, o.run)
+		if o.run.Compares() {
+			r, err = scale.Compare(ctx, l, o.run)
+		} else {
+			r, err = scale.Run(ctx, l, o.run)
+		}
 		return err
 	})
 	if err != nil {

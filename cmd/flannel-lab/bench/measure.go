@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/traffic"
 )
@@ -152,7 +153,7 @@ func (p *pair) look(ctx context.Context) (l look, err error) {
 // busy machine delivered nothing from one of the senders.
 func (p *pair) lookAfter(ctx context.Context, window time.Duration, begin look, senders []int) (look, error) {
 	for {
-		if err := wait(ctx, window); err != nil {
+		if err := lab.Wait(ctx, window); err != nil {
 			return look{}, err
 		}
 		l, err := p.look(ctx)
@@ -226,7 +227,7 @@ func (p *pair) settle(ctx context.Context) error {
 			return nil
 		}
 		last = now
-		if err := wait(ctx, quiet); err != nil {
+		if err := lab.Wait(ctx, quiet); err != nil {
 			return err
 		}
 	}
@@ -266,18 +267,6 @@ func (p *pair) measureMemory(_ context.Context, _ time.Duration, s Sample) error
 	}
 	s[keyResident] = float64(bytes) / 1e6
 	return nil
-}
-
-// wait lets time pass.
-func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-timer.C:
-		return nil
-	}
 }
 
 func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }

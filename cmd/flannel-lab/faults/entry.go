@@ -4,7 +4,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"time"
+
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 // noEntries is why only vxlan has what is about entries of a device.
@@ -13,38 +17,53 @@ const noEntries = "no such entries of its own"
 func entryFaults() []Fault {
 	absent := lacking(noEntries, hostGW, udp)
 	return []Fault{
-		{Name: "fdb-deleted", Title: "all FDB entries deleted", bounds: alike(300 * ms), absent: absent, do: eachFDB(all, "delete", "")},
-		{Name: "fdb-entry-deleted", Title: "one FDB entry deleted", bounds: alike(300 * ms), absent: absent, do: eachFDB(1, "delete", "")},
+		{Name: "fdb-deleted", Title: "all FDB entries deleted", bounds: alike(300 * ms), absent: absent, do: eachFDB(allPeers, "delete", "")},
+		{Name: "fdb-entry-deleted", Title: "one FDB entry deleted", bounds: alike(300 * ms), absent: absent, do: eachFDB(onePeer, "delete", "")},
 		{
 			Name: "fdb-replaced", Title: "all FDB entries given a wrong destination", bounds: alike(300 * ms),
-			absent: absent, do: eachFDB(all, "replace", "198.18.255.254"),
+			absent: absent, do: eachFDB(allPeers, "replace", "198.18.255.254"),
 		},
 		{Name: "neighbours-deleted", Title: "all neighbours on the device deleted", bounds: alike(300 * ms), absent: absent, do: onTunnel("ip neigh flush dev %s nud permanent")},
+		{Name: "neighbour-deleted", Title: "one neighbour deleted", bounds: alike(300 * ms), absent: absent, do: eachNeighbour(onePeer, "delete %s dev %s")},
 		{
 			Name: "neighbours-replaced", Title: "all neighbours on the device given a wrong MAC", bounds: alike(300 * ms),
-			absent: absent, do: replaceNeighbours,
+			absent: absent, do: eachNeighbour(allPeers, wrongNeighbour),
+		},
+		{
+			Name: "neighbour-replaced", Title: "one neighbour given a wrong MAC", bounds: alike(300 * ms),
+			absent: absent, do: eachNeighbour(onePeer, wrongNeighbour),
 		},
 	}
 }
 
-// all is more than there are.
-const all = 1 << 20
+// whose says of which peers the entries are broken.
+type whose bool
 
-// eachFDB does something to so many of the entries; to: with another destination.
-func eachFDB(most int, verb, to string) func(context.Context, *network) (time.Time, error) {
+const (
+	// onePeer is the one that answers the pings.
+	onePeer  whose = false
+	allPeers whose = true
+)
+
+// eachFDB does something to the entries of some peers; to: with another destination.
+func eachFDB(of whose, verb, to string) func(context.Context, *network) (time.Time, error) {
 	return func(ctx context.Context, n *network) (time.Time, error) {
 		link, err := n.kernel.LinkByName(ctx, n.device())
 		if err != nil {
 			return time.Time{}, err
 		}
 		entries, err := n.kernel.FDB(link.Index).List(ctx)
+		if of == onePeer {
+			at := n.peer().Addrs[subnet.IPv4].Addr()
+			entries = slices.DeleteFunc(entries, func(e kernel.FDB) bool { return e.Dst != at })
+		}
 		if err == nil && len(entries) == 0 {
 			err = errors.New("there are no FDB entries")
 		}
 		if err != nil {
 			return time.Time{}, err
 		}
-		for _, e := range entries[:min(most, len(entries))] {
+		for _, e := range entries {
 			if err := n.run(ctx, "bridge fdb %s %s dev %s dst %s", verb, e.MAC, n.device(), cmp.Or(to, e.Dst.String())); err != nil {
 				return time.Time{}, err
 			}
@@ -53,22 +72,31 @@ func eachFDB(most int, verb, to string) func(context.Context, *network) (time.Ti
 	}
 }
 
-func replaceNeighbours(ctx context.Context, n *network) (time.Time, error) {
-	link, err := n.kernel.LinkByName(ctx, n.device())
-	if err != nil {
-		return time.Time{}, err
-	}
-	entries, err := n.kernel.Neighbours(link.Index).List(ctx)
-	if err == nil && len(entries) == 0 {
-		err = errors.New("there are no neighbours")
-	}
-	if err != nil {
-		return time.Time{}, err
-	}
-	for _, e := range entries {
-		if err := n.run(ctx, "ip neigh replace %s dev %s lladdr 02:00:00:00:00:99 nud permanent", e.Addr, n.device()); err != nil {
+// wrongNeighbour gives one a MAC that nobody has.
+const wrongNeighbour = "replace %s dev %s lladdr 02:00:00:00:00:99 nud permanent"
+
+// eachNeighbour has ip do something to the neighbours that some peers are.
+func eachNeighbour(of whose, command string) func(context.Context, *network) (time.Time, error) {
+	return func(ctx context.Context, n *network) (time.Time, error) {
+		link, err := n.kernel.LinkByName(ctx, n.device())
+		if err != nil {
 			return time.Time{}, err
 		}
+		entries, err := n.kernel.Neighbours(link.Index).List(ctx)
+		if of == onePeer {
+			entries = slices.DeleteFunc(entries, func(e kernel.Neighbour) bool { return !n.peerSubnet().Contains(e.Addr) })
+		}
+		if err == nil && len(entries) == 0 {
+			err = errors.New("there are no neighbours")
+		}
+		if err != nil {
+			return time.Time{}, err
+		}
+		for _, e := range entries {
+			if err := n.run(ctx, "ip neigh "+command, e.Addr, n.device()); err != nil {
+				return time.Time{}, err
+			}
+		}
+		return time.Time{}, nil
 	}
-	return time.Time{}, nil
 }

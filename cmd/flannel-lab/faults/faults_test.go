@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -185,5 +187,27 @@ func TestPageHasASection(t *testing.T) {
 	got, err := os.ReadFile(page)
 	if err != nil || !bytes.Contains(got, []byte("| daemon restarted | 0 lost, 50 ms |")) || !bytes.HasSuffix(got, []byte("end -->\nmore\n")) {
 		t.Errorf("%v, page:\n%s", err, got)
+	}
+}
+
+// Who repairs too often, or says too much of it, is found out.
+func TestFlapCost(t *testing.T) {
+	before := cost{repairs: 100, said: 3, cpu: time.Minute}
+	for _, tc := range []struct {
+		name  string
+		after cost
+		bad   int
+	}{
+		{"as wanted", cost{101, 4, time.Minute}, 0},
+		{"at most", cost{100 + mostRepairs, 4, time.Minute + mostFlapCPU}, 0},
+		{"no repair", cost{100, 4, time.Minute}, 1},
+		{"each repaired", cost{150, 4, time.Minute}, 1},
+		{"not said", cost{101, 3, time.Minute}, 1},
+		{"said twice, at some cost", cost{101, 5, time.Minute + mostFlapCPU + 1}, 2},
+	} {
+		err := tc.after.sub(before).check()
+		if got := strings.Count(fmt.Sprint(err), "want"); (err != nil) != (tc.bad > 0) || got != tc.bad {
+			t.Errorf("%s: %v", tc.name, err)
+		}
 	}
 }

@@ -115,7 +115,7 @@ func once(ctx context.Context, f *Fault, nets []*network) (_ []Sample, err error
 		}
 		all = append(all, s)
 	}
-	if err := wait(ctx, quiet); err != nil {
+	if err := lab.Wait(ctx, quiet); err != nil {
 		return nil, err
 	}
 	since, err := f.do(ctx, nets[0])
@@ -143,7 +143,7 @@ func finish(ctx context.Context, f *Fault, all []*series, since time.Time) ([]Sa
 			return nil, err
 		}
 	}
-	if err := wait(ctx, quiet); err != nil {
+	if err := lab.Wait(ctx, quiet); err != nil {
 		return nil, err
 	}
 	for i, s := range all {
@@ -200,7 +200,7 @@ func (s *series) awaitHealing(ctx context.Context, f *Fault) (bool, error) {
 		case err != nil || healed:
 			return healed, err
 		}
-		if err := wait(limit, healLook); err != nil && ctx.Err() != nil {
+		if err := lab.Wait(limit, healLook); err != nil && ctx.Err() != nil {
 			return false, context.Cause(ctx)
 		}
 	}
@@ -212,7 +212,7 @@ func (s *series) awaitAnswers(ctx context.Context) error {
 	from := time.Now()
 	for _, p := range s.pings {
 		for !p.Answered(from) && time.Since(from) < healWithin {
-			if err := wait(ctx, healLook); err != nil {
+			if err := lab.Wait(ctx, healLook); err != nil {
 				return err
 			}
 		}

@@ -173,15 +173,3 @@ func isWell(ctx context.Context, n *network) (bool, error) {
 
 // wellWithin bounds that wait.
 const wellWithin = 60 * time.Second
-
-// wait is for what takes its time.
-func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-timer.C:
-		return nil
-	}
-}

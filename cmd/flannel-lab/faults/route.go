@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
 )
 
 func routeFaults() []Fault {
@@ -21,6 +22,7 @@ func routeFaults() []Fault {
 			Name: "route-replaced", Title: "one peer's route replaced by a wrong one of ours", bounds: alike(300 * ms),
 			absent: oneRoute(), do: replaceRoute(fmt.Sprintf("proto %d", kernel.Protocol)),
 		},
+		{Name: "routes-replaced", Title: "all routes to peers replaced by wrong ones of ours", bounds: alike(300 * ms), do: replaceRoutes},
 		{
 			Name: "route-foreign", Title: "somebody else's route put over a peer's (reported, left alone), then removed",
 			bounds: alike(300 * ms), absent: oneRoute(), do: putForeignRoute,
@@ -33,6 +35,10 @@ func routeFaults() []Fault {
 			Name: "events-lost", Title: "routes deleted while the kernel's events are more than the daemon can take", bounds: alike(300 * ms),
 			prepare: letSettle, do: loseEvents, undo: func(ctx context.Context, n *network) error { return n.run(ctx, "ip route flush table 77") },
 		},
+		{
+			Name: "route-flapping", Title: "a route deleted every 100 ms for 5 s (repairs slow down, said once), then left alone",
+			bounds: alike(slowestRepair), do: flapRoute, undo: makePeace,
+		},
 	}
 }
 
@@ -43,11 +49,17 @@ func command(line string) func(context.Context, *network) (time.Time, error) {
 	return func(ctx context.Context, n *network) (time.Time, error) { return time.Time{}, n.run(ctx, "%s", line) }
 }
 
-func deleteRoutes(ctx context.Context, n *network) (time.Time, error) {
+// someRoutes are the daemon's, of which there must be one.
+func (n *network) someRoutes(ctx context.Context) ([]kernel.Route, error) {
 	routes, err := n.routes(ctx)
 	if err == nil && len(routes) == 0 {
 		err = errors.New("there are no routes to peers")
 	}
+	return routes, err
+}
+
+func deleteRoutes(ctx context.Context, n *network) (time.Time, error) {
+	routes, err := n.someRoutes(ctx)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -67,7 +79,7 @@ const noise = 20_000
 const settled = 1500 * time.Millisecond
 
 // letSettle waits until nothing but an event makes the daemon look.
-func letSettle(ctx context.Context, _ *network) error { return wait(ctx, settled) }
+func letSettle(ctx context.Context, _ *network) error { return lab.Wait(ctx, settled) }
 
 // loseEvents stops the daemon, has the kernel tell of more than it keeps for it, none
 // of it of any concern, and only then breaks what it should hear of.
@@ -101,6 +113,19 @@ func replaceRoute(mark string) func(context.Context, *network) (time.Time, error
 	return func(ctx context.Context, n *network) (time.Time, error) {
 		return time.Time{}, n.run(ctx, "ip route replace %s via %s %s", n.peerSubnet(), n.gateway(), mark)
 	}
+}
+
+func replaceRoutes(ctx context.Context, n *network) (time.Time, error) {
+	routes, err := n.someRoutes(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	for _, r := range routes {
+		if err := n.run(ctx, "ip route replace %s via %s proto %d", r.Dst, n.gateway(), kernel.Protocol); err != nil {
+			return time.Time{}, err
+		}
+	}
+	return time.Time{}, nil
 }
 
 // putForeignRoute waits until the daemon has reported it, and takes it away.

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
 )
 
 func storeFaults() []Fault {
@@ -22,7 +24,7 @@ func stopEtcd(ctx context.Context, n *network) (time.Time, error) {
 	if err := c.Stop(ctx); err != nil {
 		return time.Time{}, err
 	}
-	if err := wait(ctx, n.outage); err != nil {
+	if err := lab.Wait(ctx, n.outage); err != nil {
 		return time.Time{}, err
 	}
 	return time.Time{}, c.Start(ctx)

@@ -38,7 +38,10 @@ func uplinkFaults() []Fault {
 			do: renewUplink, healed: isWell,
 		},
 		{
-			// The firewall's rules name the interface that packets come in by plainly.
+			// The kernel's routes stay as they are, and so do we leave them: where the
+			// firewall accepts what nobody drops, host-gw loses nothing. But iptables
+			// knows an interface by its name alone, so with a policy of DROP what comes
+			// plainly by the new name is dropped until our rules have it.
 			Name: "uplink-renamed", Title: "uplink renamed", bounds: map[string]Bound{vxlan: 0, hostGW: 300 * ms, udp: 0},
 			do:     renameUplink(uplink, renamed),
 			healed: isWell, undo: func(ctx context.Context, n *network) error {
@@ -62,7 +65,7 @@ func flapUplink(ctx context.Context, n *network) (time.Time, error) {
 	if err := n.run(ctx, "ip link set %s down", uplink); err != nil {
 		return time.Time{}, err
 	}
-	if err := wait(ctx, flapLasts); err != nil {
+	if err := lab.Wait(ctx, flapLasts); err != nil {
 		return time.Time{}, err
 	}
 	if err := n.run(ctx, "ip link set %s up", uplink); err != nil {
@@ -93,7 +96,7 @@ func (n *network) awaitCarrier(ctx context.Context) error {
 			if link.Attrs().OperState == netlink.OperUp {
 				break
 			}
-			if err := wait(ctx, time.Millisecond); err != nil {
+			if err := lab.Wait(ctx, time.Millisecond); err != nil {
 				return err
 			}
 		}
@@ -128,7 +131,7 @@ func moveUplink(o order) func(context.Context, *network) (time.Time, error) {
 		case addedFirst:
 			err = errors.Join(n.kernel.SetSysctl("net/ipv4/conf/"+uplink+"/promote_secondaries", "1"), add(), remove())
 		case addedLate:
-			err = errors.Join(remove(), wait(ctx, lateAfter), add())
+			err = errors.Join(remove(), lab.Wait(ctx, lateAfter), add())
 			since = time.Now()
 		}
 		return since, errors.Join(err, n.restoreDefault(ctx))
@@ -146,7 +149,7 @@ func moveBack(ctx context.Context, n *network) error {
 // renewUplink is a client that begins anew and is offered what it had.
 func renewUplink(ctx context.Context, n *network) (time.Time, error) {
 	err := errors.Join(
-		n.run(ctx, "ip addr flush dev %s", uplink), wait(ctx, flapLasts),
+		n.run(ctx, "ip addr flush dev %s", uplink), lab.Wait(ctx, flapLasts),
 		n.run(ctx, "ip addr add %s dev %s", n.home(), uplink), n.restoreDefault(ctx))
 	return time.Now(), err
 }

@@ -77,6 +77,7 @@ func New(ctx context.Context, o Options) (_ *Lab, err error) {
 	if err != nil {
 		return nil, err
 	}
+	sweep(root, time.Now().Add(-keptFor))
 	l := &Lab{Name: o.Name, Dir: c.dir, opts: o, plan: p, claim: c}
 	defer func() {
 		if err != nil {

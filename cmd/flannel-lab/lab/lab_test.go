@@ -158,13 +158,18 @@ func TestPingCountsLoss(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Hosts[0].WaitPing(t.Context(), l.Hosts[1].Addrs[0].Addr()); err != nil {
-		t.Error(err)
+	until := func(what string, so func() bool) {
+		t.Helper()
+		if err := poll(within(t, patience), func() (bool, error) { return so(), nil }); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
+	until("an answer", func() bool { return p.Answered(time.Time{}) })
 	if err := l.Hosts[1].Links().LinkSetDown(eth0); err != nil {
 		t.Fatal(err)
 	}
-	<-time.After(50 * time.Millisecond)
+	down := time.Now()
+	until("a request into nothing", func() bool { return p.Since(down).Sent > 0 })
 	r = p.Stop()
 	if r.Received == 0 || r.Lost() == 0 || r.Received+r.Lost() != r.Sent {
 		t.Errorf("a link that goes down half-way: %s", r)

@@ -142,6 +142,13 @@ func TestAnswersThatNobodyHadTimeToRead(t *testing.T) {
 	l := newTestLab(t, 2, "sleep 60")
 	from, to := l.Hosts[0], l.Hosts[1]
 	for family, addr := range to.Addrs {
+		wait := func() {
+			t.Helper()
+			if err := from.WaitPing(within(t, patience), addr.Addr()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wait() // the links of a new lab need not transmit yet
 		o := PingOptions{To: addr.Addr(), Interval: time.Millisecond, Count: 3, Timeout: time.Millisecond}
 		p, err := from.openPing(o)
 		if err != nil {
@@ -149,10 +156,7 @@ func TestAnswersThatNobodyHadTimeToRead(t *testing.T) {
 		}
 		defer p.conn.Close()
 		p.send(t.Context())
-		// Later requests are answered later.
-		if err := from.WaitPing(within(t, patience), addr.Addr()); err != nil {
-			t.Fatal(err)
-		}
+		wait() // later requests are answered later
 		p.await(nil)
 		if r := p.Since(time.Time{}); r.Sent != 3 || r.Lost() > 0 {
 			t.Errorf("family %d: %s, want 3 sent, 0 lost", family, r)

@@ -24,3 +24,15 @@ func poll(ctx context.Context, look func() (bool, error)) error {
 		}
 	}
 }
+
+// Wait lets d pass. Its error is why ctx ended before that.
+func Wait(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-timer.C:
+		return nil
+	}
+}

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page"
 )
@@ -125,7 +126,7 @@ func singles(ctx context.Context, m *monitor, c *churn, count int, s Sample) err
 			return err
 		}
 		took = append(took, one...)
-		if err := wait(ctx, singleEvery); err != nil {
+		if err := lab.Wait(ctx, singleEvery); err != nil {
 			return err
 		}
 	}

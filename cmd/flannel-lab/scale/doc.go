@@ -21,6 +21,9 @@
 //     lacks fails the run.
 //   - A change counts from the answer to its write, the commit, until the kernel
 //     told of the entry that it means.
+//   - All of that is with VXLAN. [Compare] starts daemons of other backends, too, and
+//     measures nothing else: with udp the last route is the one for the whole network,
+//     which is put when the daemon knows all peers.
 //   - Every start has a namespace of its own, in which nothing was before.
 //   - What cannot be measured fails the run, it is never zero.
 package scale

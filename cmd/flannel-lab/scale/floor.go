@@ -77,7 +77,7 @@ func measureFallback(ctx context.Context, h *lab.Host, count int) (Sample, error
 	if err != nil {
 		return nil, err
 	}
-	fdb, neighbours, routes := entries(device.Index, numbered(count))
+	fdb, neighbours, routes := VXLAN.entries(device.Index, numbered(count))
 	begin := time.Now()
 	if err := host.FDB(device.Index).Put(ctx, fdb); err != nil {
 		return nil, err

@@ -141,7 +141,7 @@ func (m *monitor) await(ctx context.Context, changes []change) ([]time.Duration,
 				took = append(took, max(0, at.Sub(c.committed)))
 				break
 			}
-			if err := wait(ctx, lookEvery); err != nil {
+			if err := lab.Wait(ctx, lookEvery); err != nil {
 				return nil, fmt.Errorf("wait for peer %s: %w", c.peer.subnet(), err)
 			}
 		}

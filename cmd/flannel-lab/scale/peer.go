@@ -14,9 +14,6 @@ import (
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
-// config is the network's: the largest there is with a /24 for each host.
-const config = `{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}`
-
 // MaxPeers is how many simulated hosts fit the network, beside the real ones and
 // those that join.
 const MaxPeers = 64000
@@ -54,10 +51,10 @@ func (p peer) key() string {
 }
 
 // value is what stands there, as a daemon would write it.
-func (p peer) value() (string, error) {
-	attrs := subnet.Attrs{BackendType: "vxlan", Owner: subnet.NodeID(fmt.Sprintf("simulated-%05d", p.number)), Instance: "5ca1ab1e"}
+func (p peer) value(over Backend) (string, error) {
+	attrs := subnet.Attrs{Owner: subnet.NodeID(fmt.Sprintf("simulated-%05d", p.number)), Instance: "5ca1ab1e"}
 	attrs.PublicIP[subnet.IPv4] = p.public()
-	attrs.BackendData[subnet.IPv4] = subnet.RawJSON(fmt.Sprintf(`{"VNI":1,"VtepMAC":%q}`, p.mac()))
+	over.publish(p, &attrs)
 	text, err := json.Marshal(attrs)
 	return string(text), err
 }
@@ -71,20 +68,10 @@ func numbered(count int) []peer {
 	return peers
 }
 
-// entries are what a host's kernel should hold for peers.
-func entries(link int, peers []peer) (fdb []kernel.FDB, neighbours []kernel.Neighbour, routes []kernel.Route) {
-	for _, p := range peers {
-		gateway := p.subnet().Addr()
-		fdb = append(fdb, kernel.FDB{Link: link, MAC: p.mac(), Dst: p.public()})
-		neighbours = append(neighbours, kernel.Neighbour{Link: link, Addr: gateway, MAC: p.mac()})
-		routes = append(routes, kernel.Route{Dst: p.subnet(), Gateway: gateway, Link: link, OnLink: true, Protocol: kernel.Protocol})
-	}
-	return fdb, neighbours, routes
-}
-
 // population is the simulated peers' keys in etcd, all on one lease.
 type population struct {
 	client *clientv3.Client
+	over   Backend
 	lease  clientv3.LeaseID
 	// count is how many there are, numbered from 0.
 	count int
@@ -96,12 +83,12 @@ const leaseSeconds = 24 * 60 * 60
 // perTxn is how many keys are put at once: etcd takes 128 operations.
 const perTxn = 128
 
-func newPopulation(ctx context.Context, client *clientv3.Client) (*population, error) {
+func newPopulation(ctx context.Context, client *clientv3.Client, over Backend) (*population, error) {
 	lease, err := client.Grant(ctx, leaseSeconds)
 	if err != nil {
 		return nil, fmt.Errorf("grant a lease for the peers: %w", err)
 	}
-	return &population{client: client, lease: lease.ID}, nil
+	return &population{client: client, over: over, lease: lease.ID}, nil
 }
 
 // grow adds peers up to a number of them.
@@ -110,7 +97,7 @@ func (p *population) grow(ctx context.Context, count int) error {
 		var ops []clientv3.Op
 		for n := p.count; n < min(count, p.count+perTxn); n++ {
 			who := peer{number: n}
-			value, err := who.value()
+			value, err := who.value(p.over)
 			if err != nil {
 				return fmt.Errorf("put peers: %w", err)
 			}
@@ -126,7 +113,7 @@ func (p *population) grow(ctx context.Context, count int) error {
 
 // put writes one peer, new or moved.
 func (p *population) put(ctx context.Context, who peer) error {
-	value, err := who.value()
+	value, err := who.value(p.over)
 	if err == nil {
 		_, err = p.client.Put(ctx, who.key(), value, clientv3.WithLease(p.lease))
 	}
@@ -144,12 +131,20 @@ func (p *population) remove(ctx context.Context, who peer) error {
 	return nil
 }
 
-// restore makes the keys what grow left: nobody has joined or moved.
-func (p *population) restore(ctx context.Context) error {
+// clear removes all peers.
+func (p *population) clear(ctx context.Context) error {
 	if _, err := p.client.Revoke(ctx, p.lease); err != nil {
 		return fmt.Errorf("remove peers: %w", err)
 	}
-	fresh, err := newPopulation(ctx, p.client)
+	return nil
+}
+
+// restore makes the keys what grow left: nobody has joined or moved.
+func (p *population) restore(ctx context.Context) error {
+	if err := p.clear(ctx); err != nil {
+		return err
+	}
+	fresh, err := newPopulation(ctx, p.client, p.over)
 	if err != nil {
 		return err
 	}

@@ -25,8 +25,13 @@ func (r Report) WriteDocs(folder string) error {
 	return section().Write(folder, text.Bytes(), r.Plot())
 }
 
-// CheckDocs says whether WriteDocs will find its place, before a long run.
-func CheckDocs(folder string) error { return section().Check(folder) }
+// CheckDocs says whether a run will find the place for what it writes, before it is long.
+func (o Options) CheckDocs(folder string) error {
+	if o.Compares() {
+		return comparisonSection().Check(folder)
+	}
+	return section().Check(folder)
+}
 
 // The plot's measures, in pixels.
 const (

@@ -14,6 +14,8 @@ import (
 
 // Options describe a run.
 type Options struct {
+	// Backends are those that starts are compared with; VXLAN alone: all is measured.
+	Backends []Backend
 	// Sizes are the numbers of peers, ascending.
 	Sizes []int
 	// Rounds is how often each is measured.
@@ -43,9 +45,14 @@ type Report struct {
 	Changes Sample
 }
 
-// HostsFor is how many hosts the lab of a run needs: one for each start, each floor
-// and each fallback.
-func HostsFor(o Options) int { return 3 * len(o.Sizes) * o.Rounds }
+// HostsFor is how many hosts the lab of a run needs: one for each start, and where
+// nothing is compared one for each floor and each fallback.
+func HostsFor(o Options) int {
+	if o.Compares() {
+		return len(o.Backends) * len(o.Sizes) * o.Rounds
+	}
+	return 3 * len(o.Sizes) * o.Rounds
+}
 
 // Run measures on a lab with the hosts for it, on which nothing runs yet.
 func Run(ctx context.Context, l *lab.Lab, o Options) (Report, error) {
@@ -57,10 +64,10 @@ func Run(ctx context.Context, l *lab.Lab, o Options) (Report, error) {
 	if err := l.StartEtcd(ctx); err != nil {
 		return r, err
 	}
-	if err := l.PutConfig(ctx, config); err != nil {
+	if err := l.PutConfig(ctx, VXLAN.config()); err != nil {
 		return r, err
 	}
-	p, err := newPopulation(ctx, l.Client())
+	p, err := newPopulation(ctx, l.Client(), VXLAN)
 	if err != nil {
 		return r, err
 	}

@@ -3,7 +3,9 @@ package scale
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -25,11 +27,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // Whatever two peers have must differ: the kernel would take them for one.
 func TestPeersAreDistinct(t *testing.T) {
 	subnets, publics, macs := map[netip.Prefix]bool{}, map[netip.Addr]bool{}, map[kernel.MAC]bool{}
-	network, shared := netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10")
+	segment := netip.MustParsePrefix(onSegment)
+	shared := segment.Masked()
 	for n := range MaxPeers {
 		for moved := range 3 {
 			p := peer{number: n, moved: moved}
-			if publics[p.public()] || !shared.Contains(p.public()) {
+			if publics[p.public()] || p.public() == segment.Addr() || !shared.Contains(p.public()) {
 				t.Fatalf("peer %d, moved %d: address %s", n, moved, p.public())
 			}
 			publics[p.public()] = true
@@ -45,17 +48,23 @@ func TestPeersAreDistinct(t *testing.T) {
 // A key reads as a lease that a daemon makes a path to.
 func TestKeyIsALease(t *testing.T) {
 	p := peer{number: 300, moved: 2}
-	value, err := p.value()
-	if err != nil {
-		t.Fatal(err)
-	}
 	s, err := subnet.ParseSubnet(p.key()[strings.LastIndex(p.key(), "/")+1:])
 	if err != nil || s[subnet.IPv4] != p.subnet() {
 		t.Errorf("key %s: %s, %v", p.key(), s, err)
 	}
-	var attrs subnet.Attrs
-	if err := json.Unmarshal([]byte(value), &attrs); err != nil || attrs.PublicIP[subnet.IPv4] != p.public() || attrs.BackendType != "vxlan" || attrs.Owner == "" {
-		t.Errorf("value %s: %+v, %v", value, attrs, err)
+	for _, b := range Backends() {
+		value, err := p.value(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kind := string(b)
+		if b == UDP {
+			kind = "" // as flannel's
+		}
+		var attrs subnet.Attrs
+		if err := json.Unmarshal([]byte(value), &attrs); err != nil || attrs.PublicIP[subnet.IPv4] != p.public() || attrs.BackendType != kind || attrs.Owner == "" {
+			t.Errorf("value %s: %+v, %v", value, attrs, err)
+		}
 	}
 }
 
@@ -127,6 +136,55 @@ func TestMarkdown(t *testing.T) {
 	}
 }
 
+// compared has two backends, of which one was not measured with all peers.
+func compared() Comparison {
+	all := known()
+	return Comparison{
+		Machine: all.Machine, Options: Options{Backends: []Backend{VXLAN, UDP}, Sizes: []int{1000, 10_000}, Rounds: 3},
+		samples: map[run][]Sample{{VXLAN, 1000}: all.Rounds[0], {VXLAN, 10_000}: all.Rounds[1], {UDP, 1000}: all.Rounds[2]},
+	}
+}
+
+func TestComparison(t *testing.T) {
+	var table, text bytes.Buffer
+	if err := errors.Join(compared().Markdown(&table), compared().JSON(&text)); err != nil {
+		t.Fatal(err)
+	}
+	checkGolden(t, "backends.md", table.Bytes())
+	var got jsonComparison
+	if err := json.Unmarshal(text.Bytes(), &got); err != nil || len(got.Starts) != 4 || got.Starts[1].Peers != 10_000 || len(got.Starts[1].Rounds) != 3 || got.Starts[3].Rounds != nil {
+		t.Errorf("%v: %s", err, text.String())
+	}
+	folder := t.TempDir()
+	s := comparisonSection()
+	page := filepath.Join(folder, s.Page)
+	if err := os.WriteFile(page, fmt.Appendf(nil, "<!-- %s: written by %s -->\n<!-- %s: end -->\n", s.Name, s.By, s.Name), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := compared().WriteDocs(folder); err != nil {
+		t.Fatal(err)
+	}
+	if written, err := os.ReadFile(page); err != nil || !bytes.Contains(written, table.Bytes()) {
+		t.Errorf("%v: %s", err, written)
+	}
+}
+
+// As many hosts as the starts need, and those to compare with only where that is done.
+func TestHostsFor(t *testing.T) {
+	o := Options{Backends: []Backend{VXLAN}, Sizes: []int{10, 20}, Rounds: 2}
+	if n := HostsFor(o); n != 12 {
+		t.Errorf("%d hosts to measure all, want 12", n)
+	}
+	o.Backends = Backends()
+	if n := HostsFor(o); n != 12 || !o.Compares() {
+		t.Errorf("%d hosts to compare three, want 12", n)
+	}
+	o.Backends = []Backend{UDP}
+	if n := HostsFor(o); n != 4 || !o.Compares() {
+		t.Errorf("%d hosts for udp alone, want 4", n)
+	}
+}
+
 func TestJSON(t *testing.T) {
 	var out bytes.Buffer
 	if err := known().JSON(&out); err != nil {
@@ -160,8 +218,10 @@ func TestPlotWithoutFigures(t *testing.T) {
 
 // The page of this project has the place that make bench writes to.
 func TestOwnPage(t *testing.T) {
-	if err := CheckDocs("../../../docs"); err != nil {
-		t.Error(err)
+	for _, backends := range [][]Backend{{VXLAN}, Backends()} {
+		if err := (Options{Backends: backends}).CheckDocs("../../../docs"); err != nil {
+			t.Errorf("%v: %v", backends, err)
+		}
 	}
 }
 

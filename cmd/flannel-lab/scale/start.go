@@ -29,6 +29,7 @@ const (
 // running is a daemon that has all its routes.
 type running struct {
 	host *lab.Host
+	over Backend
 	// view is the kernel of the host's namespace.
 	view *kernel.Netlink
 	// peers is how many it has.
@@ -44,12 +45,15 @@ func startDaemon(ctx context.Context, h *lab.Host, p *population) (_ *running, s
 	if err != nil {
 		return nil, nil, err
 	}
-	r := &running{host: h, view: view, peers: p.count}
+	r := &running{host: h, over: p.over, view: view, peers: p.count}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("start with %d peers: %w", p.count, err), r.stop(ctx))
 		}
 	}()
+	if err := p.over.prepare(ctx, h); err != nil {
+		return nil, nil, err
+	}
 	begin := time.Now()
 	if err := h.StartDaemon("--release-on-exit"); err != nil {
 		return nil, nil, err
@@ -84,7 +88,7 @@ func (r *running) settle(ctx context.Context, s Sample) error {
 	if _, err := r.host.WaitReady(ctx, r.peers); err != nil {
 		return err
 	}
-	if err := wait(ctx, quietFor); err != nil {
+	if err := lab.Wait(ctx, quietFor); err != nil {
 		return err
 	}
 	spent, err := machine.ProcessSpent(r.host.Daemon.PID())
@@ -102,12 +106,12 @@ func (r *running) settle(ctx context.Context, s Sample) error {
 // awaitRoutes waits until all routes stand. Whoever writes them in order has the last
 // one last; that all are there is found by reading them, again and again if need be.
 func (r *running) awaitRoutes(ctx context.Context) error {
-	last := peer{number: r.peers - 1}.subnet()
+	last := peer{number: r.peers - 1}
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
-		route, err := r.view.RouteTo(ctx, last.Addr())
-		if err == nil && route.Gateway == last.Addr() {
+		route, err := r.view.RouteTo(ctx, last.subnet().Addr())
+		if err == nil && r.over.leads(route, last) {
 			if missing, err := r.missing(ctx); err != nil || missing == 0 {
 				return err
 			}
@@ -128,19 +132,20 @@ func (r *running) awaitRoutes(ctx context.Context) error {
 // logLines of a daemon are shown with an error.
 const logLines = 12
 
-// missing counts the peers without a route.
+// missing counts the routes that are not there.
 func (r *running) missing(ctx context.Context) (int, error) {
 	routes, err := r.view.Routes().List(ctx)
 	if err != nil {
 		return 0, err
 	}
+	_, _, want := r.over.entries(0, numbered(r.peers))
 	there := make(map[kernel.RouteKey]bool, len(routes))
 	for _, route := range routes {
 		there[route.Key()] = true
 	}
 	missing := 0
-	for n := range r.peers {
-		if !there[kernel.RouteKey{Dst: peer{number: n}.subnet()}] {
+	for _, route := range want {
+		if !there[route.Key()] {
 			missing++
 		}
 	}
@@ -150,18 +155,22 @@ func (r *running) missing(ctx context.Context) (int, error) {
 // checkEntries compares FDB, neighbours and routes with what they should be for
 // peers, one by one.
 func (r *running) checkEntries(ctx context.Context, peers []peer) error {
-	device, err := r.view.LinkByName(ctx, "flannel.1")
+	device, err := r.view.LinkByName(ctx, r.over.device())
 	if err != nil {
 		return err
 	}
-	fdb, neighbours, routes := entries(device.Index, peers)
-	haveFDB, err := r.view.FDB(device.Index).List(ctx)
-	if err != nil {
-		return err
-	}
-	haveNeighbours, err := r.view.Neighbours(device.Index).List(ctx)
-	if err != nil {
-		return err
+	fdb, neighbours, routes := r.over.entries(device.Index, peers)
+	var (
+		haveFDB        []kernel.FDB
+		haveNeighbours []kernel.Neighbour
+	)
+	if r.over == VXLAN {
+		if haveFDB, err = r.view.FDB(device.Index).List(ctx); err != nil {
+			return err
+		}
+		if haveNeighbours, err = r.view.Neighbours(device.Index).List(ctx); err != nil {
+			return err
+		}
 	}
 	haveRoutes, err := r.view.Routes().List(ctx)
 	if err != nil {
@@ -195,16 +204,4 @@ func without[E comparable](kind, what string, some, others []E) error {
 		return nil
 	}
 	return fmt.Errorf("%d of %d %s %s, the first: %s", count, len(some), kind, what, first)
-}
-
-// wait lets time pass.
-func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-timer.C:
-		return nil
-	}
 }

@@ -122,7 +122,7 @@ func look(ctx context.Context, l *lab.Lab, what string, wanted func(*lab.Host) (
 			case !h.Daemon.Running():
 				return fmt.Errorf("%s: daemon ended; the end of %s:\n%s", h.Name, h.Daemon.Spec.Log, h.Daemon.Tail(10))
 			}
-			if err := wait(ctx, lookEvery+rand.N(lookEvery)); err != nil {
+			if err := lab.Wait(ctx, lookEvery+rand.N(lookEvery)); err != nil {
 				return fmt.Errorf("%s: wait for %s: %w", h.Name, what, err)
 			}
 		}

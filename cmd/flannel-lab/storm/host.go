@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
 	"github.com/flanneld-go/flanneld-go/subnet"
 	"github.com/flanneld-go/flanneld-go/subnet/etcdstore"
 )
@@ -93,7 +94,7 @@ func (h *host) join(ctx context.Context) error {
 	}
 	pause := subnet.CrowdPause(world, lease, clock.Uptime()-began, rand.Float64())
 	h.tasks.Go(func() error {
-		if wait(ctx, pause) != nil {
+		if lab.Wait(ctx, pause) != nil {
 			return nil // The host has left.
 		}
 		return h.view.Run(ctx)

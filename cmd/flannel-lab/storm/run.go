@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -90,7 +91,7 @@ func RunCrowd(ctx context.Context, self string, o Options) (phases []Phase, memo
 	if err != nil {
 		return nil, 0, err
 	}
-	defer func() { err = errors.Join(err, server.Stop()) }()
+	defer func() { err = errors.Join(err, server.Close()) }()
 	phases, err = Crowd(ctx, server, o)
 	return phases, server.memory, err
 }
@@ -170,7 +171,7 @@ func (r *run) quiet(ctx context.Context) error {
 		return nil
 	}
 	return r.record(ctx, Phase{Title: "nothing happens", Hosts: len(r.crowd.hosts), Steady: true}, func(*Phase) error {
-		return wait(ctx, r.Quiet)
+		return lab.Wait(ctx, r.Quiet)
 	})
 }
 
@@ -228,7 +229,7 @@ func (r *run) outage(ctx context.Context) error {
 		return err
 	}
 	p := Phase{Title: "the full loads that follow", Hosts: len(r.crowd.hosts)}
-	return r.record(ctx, p, func(*Phase) error { return wait(ctx, r.settled()) })
+	return r.record(ctx, p, func(*Phase) error { return lab.Wait(ctx, r.settled()) })
 }
 
 // compaction is the same, and nobody can go on with his watch.
@@ -246,7 +247,7 @@ func (r *run) away(ctx context.Context, title string, then func(context.Context)
 		if err := r.server.Stop(); err != nil {
 			return err
 		}
-		if err := wait(ctx, r.Down); err != nil {
+		if err := lab.Wait(ctx, r.Down); err != nil {
 			return err
 		}
 		if err := r.server.Restart(ctx); err != nil {
@@ -303,16 +304,5 @@ func (r *run) shortTTL(ctx context.Context) error {
 		return err
 	}
 	p := Phase{Title: fmt.Sprintf("nothing happens, with a TTL of %s", r.ShortTTL), Hosts: shortHosts, Steady: true}
-	return r.record(ctx, p, func(*Phase) error { return wait(ctx, r.Quiet) })
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return r.record(ctx, p, func(*Phase) error { return lab.Wait(ctx, r.Quiet) })
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
+	"github.com/flanneld-go/flanneld-go/subnet/etcdstore/etcdtest"
 )
 
 // Server is the etcd of a crowd. It keeps its address and its data over a stop.
@@ -28,6 +28,8 @@ type Server interface {
 // the next, and each of them would wait for its turn among all of the hosts'.
 type child struct {
 	self, dir, endpoint string
+	// port is ours also while etcd is down and all its clients call.
+	port *etcdtest.Reservation
 
 	cmd *exec.Cmd
 	// exited is closed when the process is gone; err is its end, valid then.
@@ -39,19 +41,19 @@ type child struct {
 
 // startServer starts `flannel-lab etcd`, which self is, on the loopback.
 func startServer(ctx context.Context, self, dir string) (*child, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	port, err := etcdtest.Reserve("127.0.0.1")
 	if err != nil {
-		return nil, fmt.Errorf("find a free port: %w", err)
+		return nil, err
 	}
-	c := &child{self: self, dir: dir, endpoint: "http://" + l.Addr().String()}
-	if err := l.Close(); err != nil {
-		return nil, fmt.Errorf("find a free port: %w", err)
-	}
+	c := &child{self: self, dir: dir, endpoint: "http://" + port.Addr.String(), port: port}
 	if err := c.Restart(ctx); err != nil {
-		return nil, errors.Join(err, c.Stop())
+		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
 }
+
+// Close stops etcd for good.
+func (c *child) Close() error { return errors.Join(c.Stop(), c.port.Close()) }
 
 // Endpoint implements [Server].
 func (c *child) Endpoint() string { return c.endpoint }
