@@ -7,13 +7,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,6 +28,7 @@ import (
 	"github.com/flanneld-go/flanneld-go/backend/udp"
 	"github.com/flanneld-go/flanneld-go/backend/vxlan"
 	"github.com/flanneld-go/flanneld-go/subnet"
+	"github.com/flanneld-go/flanneld-go/subnet/etcdstore/etcdtest"
 )
 
 // root is the folder of the module.
@@ -162,21 +163,21 @@ func needs(t *testing.T, programs ...string) {
 	}
 }
 
-// freePorts returns ports that were free a moment ago.
+// freePorts returns ports of the loopback that nobody else gets until the test ends.
 func freePorts(t *testing.T, n int) []string {
 	t.Helper()
 	ports := make([]string, 0, n)
 	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		r, err := etcdtest.Reserve("127.0.0.1")
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close()
-		_, port, err := net.SplitHostPort(l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		ports = append(ports, port)
+		t.Cleanup(func() {
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		ports = append(ports, strconv.Itoa(int(r.Addr.Port())))
 	}
 	return ports
 }

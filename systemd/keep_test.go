@@ -100,6 +100,46 @@ func TestKeep(t *testing.T) {
 	}
 }
 
+// A manager that has not read yet what was sent before is waited for: nothing is lost
+// because it is busy.
+func TestKeepWaitsForRoom(t *testing.T) {
+	receive := listenFiles(t)
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM|syscall.SOCK_NONBLOCK|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	waiting := 0
+	for to := (&syscall.SockaddrUnix{Name: os.Getenv("NOTIFY_SOCKET")}); ; waiting++ {
+		if err = syscall.Sendto(fd, []byte("STATUS=busy"), 0, to); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, syscall.EAGAIN) || waiting == 0 {
+		t.Fatalf("after %d messages: %v, want no room", waiting, err)
+	}
+	_, raw := temp(t)
+	done := make(chan error, 1)
+	go func() { done <- systemd.Notifier{}.Keep("a", raw) }()
+	select {
+	case err := <-done:
+		t.Fatalf("returned %v while there was no room", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	for range waiting {
+		if got := receive(t); got.text != "STATUS=busy" {
+			t.Errorf("came %q before what was sent first", got.text)
+		}
+	}
+	got := receive(t)
+	for _, f := range got.files {
+		f.Close()
+	}
+	if err := <-done; err != nil || !strings.HasPrefix(got.text, "FDSTORE=1\n") || len(got.files) != 1 {
+		t.Errorf("keep: %v; came %q with %d descriptors", err, got.text, len(got.files))
+	}
+}
+
 // Drop does not return before the manager has read what it is to drop.
 func TestDropWaits(t *testing.T) {
 	receive := listenFiles(t)

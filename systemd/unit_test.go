@@ -35,6 +35,8 @@ type fakeManager struct {
 	result string
 	// jobs are the requests so far.
 	jobs []string
+	// asked is called at each of them; nil: nothing.
+	asked func()
 }
 
 // unitStatus is one row of ListUnitsByNames (org.freedesktop.systemd1(5)).
@@ -69,6 +71,9 @@ func (f *fakeManager) TryRestartUnit(name, mode string) (dbus.ObjectPath, *dbus.
 		return "", dbus.NewError(busName+".NoSuchUnit", []any{"Unit " + name + " not found."})
 	}
 	f.jobs = append(f.jobs, fmt.Sprintf("try-restart %s %s", name, mode))
+	if f.asked != nil {
+		f.asked()
+	}
 	id := uint32(len(f.jobs))
 	job := dbus.ObjectPath(fmt.Sprintf("%s/job/%d", busObject, id))
 	if f.result != "" {
@@ -173,9 +178,11 @@ func TestRestartUnit(t *testing.T) {
 }
 
 func TestRestartUnitEndsWithItsContext(t *testing.T) {
-	startManager(t, &fakeManager{units: map[string]string{"docker.service": "active"}})
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 200*time.Millisecond, errors.New("too long"))
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	// To get so far may take a while; the answer to who asked is on its way then.
+	asked := func() { time.AfterFunc(500*time.Millisecond, func() { cancel(errors.New("too long")) }) }
+	startManager(t, &fakeManager{units: map[string]string{"docker.service": "active"}, asked: asked})
 	err := systemd.RestartUnit(ctx, "docker.service")
 	if want := "restart docker.service: wait for the job: too long"; err == nil || err.Error() != want {
 		t.Errorf("error %v, want %q", err, want)
