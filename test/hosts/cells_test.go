@@ -46,12 +46,19 @@ const (
 	answerWithin = 15 * time.Second
 	// restartWithin bounds a restart of Docker and its containers.
 	restartWithin = time.Minute
-	// longestOutage is what is promised.
-	longestOutage = time.Second
 	// longestStart bounds an outage for as long as a program takes to start, which
 	// carries every packet where nobody keeps its sockets: that is the machine's.
 	longestStart = 5 * time.Second
 )
+
+// longestOutage is what is promised, which `make hosts` holds against the product. In
+// `make test` the machine does much else, and gives nobody time for longer than that.
+func longestOutage() time.Duration {
+	if whole() {
+		return time.Second
+	}
+	return 5 * time.Second
+}
 
 // rulesCell looks whether the rules on source addresses are where the variant
 // wants them, and nowhere else.
@@ -172,7 +179,7 @@ func (o *overlay) under(ctx context.Context, limit time.Duration, f func() error
 func networkCell(ctx context.Context, o *overlay) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, restartWithin)
 	defer cancel()
-	gap, err := o.under(ctx, longestOutage, func() error {
+	gap, err := o.under(ctx, longestOutage(), func() error {
 		m := o.machines[1]
 		if _, err := m.Run(ctx, "docker", "network", "create", "other"); err != nil {
 			return err
@@ -217,7 +224,7 @@ func dockerRestartCell(ctx context.Context, o *overlay) (string, error) {
 	began := time.Now()
 	err := o.apps[0].WaitPing(ctx, o.apps[1].addr)
 	took := time.Since(began)
-	if err == nil && took > longestOutage {
+	if err == nil && took > longestOutage() {
 		err = fmt.Errorf("no answer for %s after the containers ran", took)
 	}
 	return outage(took), errors.Join(err, o.bothWays(func(from, to *app) error { return wantPing(ctx, from, to) }))
@@ -296,7 +303,7 @@ func ourRestartCell(ctx context.Context, o *overlay) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	limit := longestOutage
+	limit := longestOutage()
 	if o.walk.name == "udp" && !o.machines[0].services.keeps {
 		limit = longestStart
 	}
@@ -329,7 +336,7 @@ func flushCell(ctx context.Context, o *overlay) (string, error) {
 			return "", err
 		}
 	}
-	gap, err := o.under(ctx, longestOutage, func() error {
+	gap, err := o.under(ctx, longestOutage(), func() error {
 		errs := make(chan error, len(o.machines))
 		for _, m := range o.machines {
 			go func() {

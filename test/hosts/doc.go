@@ -42,6 +42,15 @@
 // for each backend, with the settings that are installed and without. A second
 // table says what was lost.
 //
+// # DHCP
+//
+// The networkd of one machine serves addresses to that of the other, and then others.
+//
+// # Instances
+//
+// Two daemons on each machine, the second by the template unit with a network of its own
+// in Docker: restarted, killed, booted and cleaned up below the pings of both.
+//
 // # Contract
 //
 //   - A root is prepared once per recipe and kept outside of the repository, in

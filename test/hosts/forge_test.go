@@ -58,7 +58,12 @@ type forger struct {
 	from, to         *app
 	fromLease, lease lease // of both machines
 	tunnel           string
+	// last marks the packet behind which no other is sent.
+	last bool
 }
+
+// lastMark is what the payload of that one has besides.
+const lastMark = ", the last one"
 
 func (o *overlay) newForger(ctx context.Context, from, to *app) (*forger, error) {
 	all, err := o.leases(ctx)
@@ -74,6 +79,9 @@ func (o *overlay) newForger(ctx context.Context, from, to *app) (*forger, error)
 // packet is a UDP datagram to the container with the source as its payload.
 func (f *forger) packet(source netip.Addr) []byte {
 	payload := source.String()
+	if f.last {
+		payload += lastMark
+	}
 	b := make([]byte, 28, 28+len(payload))
 	b[0] = 4<<4 | 5 // version, words of header
 	binary.BigEndian.PutUint16(b[2:], uint16(cap(b)))
@@ -275,24 +283,13 @@ func (f *forger) sendBetween(ctx context.Context, forgeries []forgery) error {
 			return fmt.Errorf("send %s: %w", forged.name, err)
 		}
 	}
-	// What was under way is there when all that comes behind it is.
-	arrived := map[string]bool{}
+	f.last = true
 	if err := honest.send(honest.source); err != nil {
 		return err
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+	arrived, err := arrivals(conn, honest.source.String()+lastMark)
+	if err != nil {
 		return err
-	}
-	buf := make([]byte, 1500)
-	for {
-		n, err := conn.Read(buf)
-		if err != nil {
-			break // the deadline
-		}
-		arrived[string(buf[:n])] = true
-	}
-	if !arrived[honest.source.String()] {
-		return errors.New("an honest packet behind the forged ones did not arrive: the cell proves nothing")
 	}
 	var errs []error
 	for _, forged := range forgeries {
@@ -301,6 +298,32 @@ func (f *forger) sendBetween(ctx context.Context, forgeries []forgery) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// arrivals are what a socket receives until the last packet is there, and for a moment
+// more: what was under way is there as a rule when all that comes behind it is.
+func arrivals(conn *net.UDPConn, last string) (map[string]bool, error) {
+	const moment = 300 * time.Millisecond
+	arrived := map[string]bool{}
+	if err := conn.SetReadDeadline(time.Now().Add(answerWithin)); err != nil {
+		return nil, err
+	}
+	for buf := make([]byte, 1500); ; {
+		n, err := conn.Read(buf)
+		switch {
+		case err != nil && arrived[last]:
+			return arrived, nil // the moment is over
+		case err != nil:
+			return nil, fmt.Errorf("an honest packet behind the forged ones did not arrive: the cell proves nothing: %w", err)
+		}
+		arrived[string(buf[:n])] = true
+		if string(buf[:n]) != last {
+			continue
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(moment)); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // wantHonest sends until one arrives: the first may only teach an address.
@@ -329,8 +352,23 @@ const countedWithin = 2 * answerWithin
 // absent is a peer that has a lease and an address, and runs nothing.
 const absent = `{"PublicIP":"%s","BackendType":"%s","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:03"}}`
 
-// absentSubnet is its subnet; other addresses in the network are nobody's.
-var absentSubnet = netip.MustParsePrefix("172.20.251.0/24")
+// absentSubnet is its subnet, one that no machine has leased; other addresses in the
+// network are nobody's.
+func (o *overlay) absentSubnet(ctx context.Context) (netip.Prefix, error) {
+	all, err := o.leases(ctx)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	leased := map[netip.Prefix]bool{}
+	for _, l := range all {
+		leased[l.subnet] = true
+	}
+	for third := byte(251); ; third-- {
+		if s := netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 20, third, 0}), 24); !leased[s] {
+			return s, nil
+		}
+	}
+}
 
 // forgedCell sends sources that the network does not have by the tunnel, and
 // those that it has around the tunnel.
@@ -367,7 +405,11 @@ func forgedInsideCell(ctx context.Context, o *overlay) (_ string, err error) {
 	if backendType == "udp" {
 		backendType = ""
 	}
-	key := prefix + "/subnets/" + strings.Replace(absentSubnet.String(), "/", "-", 1)
+	theirs, err := o.absentSubnet(ctx)
+	if err != nil {
+		return "", err
+	}
+	key := prefix + "/subnets/" + strings.Replace(theirs.String(), "/", "-", 1)
 	third := o.Hosts[2].Addrs[0].Addr()
 	if _, err := o.Client().Put(ctx, key, fmt.Sprintf(absent, third, backendType)); err != nil {
 		return "", err
@@ -385,7 +427,7 @@ func forgedInsideCell(ctx context.Context, o *overlay) (_ string, err error) {
 		}
 	}
 	return "", f.wantDropped(ctx, []forgery{
-		{"of another peer", absentSubnet.Addr().Next().Next(), f.throughTunnel, "peer_source"},
+		{"of another peer", theirs.Addr().Next().Next(), f.throughTunnel, "peer_source"},
 		{"of the machine's own subnet", f.to.addr.Next(), f.throughTunnel, "own_source"},
 	})
 }

@@ -24,12 +24,9 @@ func TestRestartUnnoticed(t *testing.T) {
 		t.Fatal(err)
 	}
 	const restart = "systemctl restart " + ourService
-	for _, how := range []struct{ name, script string }{
-		{"restart", restart},
-		{"kill", "systemctl kill --signal=KILL --kill-who=main " + ourService},
-	} {
+	for _, how := range endings() {
 		t.Run(how.name, func(t *testing.T) {
-			if r := o.pingAcross(ctx, t, how.script); r.Lost() != 0 {
+			if r := o.pingAcross(ctx, t, how.verb+ourService); r.Lost() != 0 {
 				t.Errorf("%d of %d packets are lost, want none", r.Lost(), r.Sent)
 			}
 		})
@@ -41,7 +38,7 @@ func TestRestartUnnoticed(t *testing.T) {
 				if _, err := m.script(ctx, script+" && systemctl daemon-reload"); err != nil {
 					return err
 				}
-				return m.restartBelow(ctx, restart) // what was kept before is dropped
+				return m.restartBelow(ctx, ourService, restart) // what was kept before is dropped
 			})
 		}
 		set("mkdir -p " + dir + " && printf '[Service]\nFileDescriptorStoreMax=0\n' >" + dir + "/control.conf")
@@ -67,6 +64,14 @@ func TestRestartUnnoticed(t *testing.T) {
 	}
 }
 
+// endings are the ways in which a process of ours ends and another follows.
+func endings() []struct{ name, verb string } {
+	return []struct{ name, verb string }{
+		{"restart", "systemctl restart "},
+		{"kill", "systemctl kill --signal=KILL --kill-who=main "},
+	}
+}
+
 // pingAcross pings from one machine to the other, every millisecond, while script ends
 // our daemon on each of them in turn, and for longer than a second before and after.
 func (o *overlay) pingAcross(ctx context.Context, t *testing.T, script string) lab.PingResult {
@@ -77,7 +82,7 @@ func (o *overlay) pingAcross(ctx context.Context, t *testing.T, script string) l
 		t.Fatal(err)
 	}
 	<-time.After(around)
-	o.each(t, func(m *Machine) error { return m.restartBelow(ctx, script) })
+	o.each(t, func(m *Machine) error { return m.restartBelow(ctx, ourService, script) })
 	<-time.After(around)
 	r := p.Stop()
 	t.Logf("%d sent, %d lost, longest outage %s, slowest %s", r.Sent, r.Lost(), r.Gap, r.Max)
@@ -87,10 +92,10 @@ func (o *overlay) pingAcross(ctx context.Context, t *testing.T, script string) l
 	return r
 }
 
-// restartBelow runs script, which ends our daemon, and waits until another process of
-// it knows its peers again.
-func (m *Machine) restartBelow(ctx context.Context, script string) error {
-	const pid = "systemctl show --value --property=MainPID " + ourService
+// restartBelow runs script, which ends the daemon of a unit, and waits until another
+// process of it knows its peers again.
+func (m *Machine) restartBelow(ctx context.Context, unit, script string, flags ...string) error {
+	pid := "systemctl show --value --property=MainPID " + unit
 	before, err := m.script(ctx, pid)
 	if err != nil {
 		return err
@@ -105,5 +110,5 @@ func (m *Machine) restartBelow(ctx context.Context, script string) error {
 	if err != nil {
 		return err
 	}
-	return m.waitPeers(ctx, 1)
+	return m.waitPeers(ctx, 1, flags...)
 }

@@ -145,11 +145,12 @@ func (s *site) waitReady(ctx context.Context, t *testing.T) {
 	s.each(t, func(m *Machine) error { return m.waitPeers(ctx, len(s.machines)-1) })
 }
 
-// waitPeers waits until the machine says that it is ready and has so many peers.
-func (m *Machine) waitPeers(ctx context.Context, peers int) error {
+// waitPeers waits until the machine says that it is ready and has so many peers. Flags
+// are flannelctl's.
+func (m *Machine) waitPeers(ctx context.Context, peers int, flags ...string) error {
 	var last string
 	err := m.poll(ctx, "readiness", func() (bool, error) {
-		last, _ = m.Run(ctx, "flannelctl", "status", "--json")
+		last, _ = m.Run(ctx, append([]string{"flannelctl", "status", "--json"}, flags...)...)
 		var status struct {
 			Ready bool
 			Peers []struct{ Error string }
@@ -167,7 +168,12 @@ func (m *Machine) waitPeers(ctx context.Context, peers int) error {
 
 // subnetOf returns a machine's FLANNEL_SUBNET.
 func subnetOf(ctx context.Context, m *Machine) (string, error) {
-	text, err := m.Read(ctx, "/run/flannel/subnet.env")
+	return subnetIn(ctx, m, "/run/flannel/subnet.env")
+}
+
+// subnetIn returns the FLANNEL_SUBNET of a file.
+func subnetIn(ctx context.Context, m *Machine, path string) (string, error) {
+	text, err := m.Read(ctx, path)
 	if err != nil {
 		return "", err
 	}

@@ -49,6 +49,7 @@ func TestCleanupLeavesTheHostAsItWas(t *testing.T) {
 			l := newLab(t, lab.Options{Hosts: 2, DaemonArgs: []string{"--ip-masq"}})
 			h := l.Hosts[0]
 			run(t, h, "iptables="+c.iptables+"\n"+somebodysOwn)
+			run(t, l.Hosts[1], ownRoute) // or it might lease that subnet
 			before := look(t, h)
 			putConfig(t, l, c.config)
 			startDaemons(t, l)
@@ -77,8 +78,7 @@ func TestCleanupLeavesTheHostAsItWas(t *testing.T) {
 // count as flannel's.) The sysctls are those that the kernel changes by itself
 // when forwarding is turned on or off. Tables of iptables-legacy stay for ever
 // once somebody asked for them, so somebody does.
-const somebodysOwn = `
-ip route add 10.5.250.0/24 via 198.18.0.77
+const somebodysOwn = ownRoute + `
 ip route add blackhole 10.77.0.0/16
 ip nexthop add id 7 via 198.18.0.78 dev eth0
 ip route add 10.78.0.0/16 nhid 7 proto 99 table 99
@@ -105,6 +105,9 @@ esac
 $iptables -A FORWARD -s 10.66.0.0/16 -j ACCEPT
 $iptables -t nat -A POSTROUTING -s 10.66.0.0/16 -j MASQUERADE
 ` + settled
+
+// ownRoute is a route inside the network.
+const ownRoute = "ip route add 10.5.250.0/24 via 198.18.0.77\n"
 
 // settled waits for what the kernel does to a new host by itself.
 const settled = "while ip -6 addr show tentative | grep -q .; do read -t 0.1 _ <>/dev/fd/2 || true; done\n"
@@ -150,13 +153,20 @@ func look(t *testing.T, h *lab.Host) map[string][]string {
 	t.Helper()
 	state := map[string][]string{}
 	for what, script := range looks() {
-		out := run(t, h, script)
-		for disturbed.MatchString(out) {
-			out = run(t, h, script)
-		}
-		state[what] = strings.Split(volatile.ReplaceAllString(out, ""), "\n")
+		state[what] = strings.Split(lookAt(t, h, script), "\n")
 	}
 	return state
+}
+
+// lookAt is what a question to a host shows, if nothing disturbed it, without what is
+// volatile.
+func lookAt(t *testing.T, h *lab.Host, script string) string {
+	t.Helper()
+	out := run(t, h, script)
+	for disturbed.MatchString(out) {
+		out = run(t, h, script)
+	}
+	return volatile.ReplaceAllString(out, "")
 }
 
 // wantTouched wants a host to differ in everything that the daemon changes: else

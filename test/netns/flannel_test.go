@@ -157,7 +157,7 @@ func TestFromFlannelAndBack(t *testing.T) {
 			if _, err := peer.WaitReady(within(t, 30*time.Second), 0); err != nil {
 				t.Fatal(err)
 			}
-			f := &flannel{lab: l, backend: backend, host: h, subnet: netip.MustParsePrefix("10.5.54.0/24"), mac: "72:55:3f:43:61:6b", peers: []*lab.Host{peer}}
+			f := &flannel{lab: l, backend: backend, host: h, subnet: leasedByNobody(t, peer)[subnet.IPv4], mac: "72:55:3f:43:61:6b", peers: []*lab.Host{peer}}
 			if backend == "vxlan" {
 				// INPUT drops, and flannel opens no port: who runs it did.
 				f.run(t, "iptables -w -A INPUT -p udp --dport 8472 -j ACCEPT")

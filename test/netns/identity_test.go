@@ -20,7 +20,10 @@ func TestClonedMachines(t *testing.T) {
 	if err := first.StartDaemon(); err != nil {
 		t.Fatal(err)
 	}
-	had, err := first.WaitSubnet(within(t, 20*time.Second))
+	if _, err := first.WaitReady(within(t, 20*time.Second), 0); err != nil {
+		t.Fatal(err)
+	}
+	had, err := first.ReadSubnet()
 	if err != nil {
 		t.Fatal(err)
 	}

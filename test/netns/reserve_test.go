@@ -17,7 +17,8 @@ func TestReservation(t *testing.T) {
 	l := newNetwork(t, 2, configs["vxlan"], "--subnet-lease-ttl="+shortTTL.String())
 	h := l.Hosts[0]
 	former := standingOf(t, h).subnet
-	const reserved = "10.5.77.0/24"
+	free := leasedByNobody(t, l.Hosts...)
+	reserved, key := free.String(), subnetKey(free)
 	out := flannelctl(t, l, "reserve", reserved, "--node="+h.NodeID())
 	if !strings.Contains(out, "which has "+former.String()+" now and moves at its next restart") {
 		t.Errorf("flannelctl reserve: %s", out)
@@ -25,7 +26,6 @@ func TestReservation(t *testing.T) {
 	if now := standingOf(t, h).subnet; now != former {
 		t.Errorf("the host has %s before its restart, it had %s", now, former)
 	}
-	key := lab.Prefix + "/subnets/10.5.77.0-24"
 	for _, life := range []struct {
 		name string
 		end  func() error
@@ -60,6 +60,20 @@ func TestReservation(t *testing.T) {
 	}
 	if _, found := readKey(t, l, subnetKey(former)); found {
 		t.Errorf("the host still has %s", former)
+	}
+}
+
+// leasedByNobody is a subnet that none of some hosts has.
+func leasedByNobody(t *testing.T, hosts ...*lab.Host) subnet.Subnet {
+	t.Helper()
+	leased := map[subnet.Subnet]bool{}
+	for _, h := range hosts {
+		leased[standingOf(t, h).subnet] = true
+	}
+	for n := 77; ; n++ {
+		if s := (subnet.Subnet{ghostsOwn(n)}); !leased[s] {
+			return s
+		}
 	}
 }
 

@@ -140,7 +140,7 @@ func TestSilentlyDeadWatch(t *testing.T) {
 		t.Run(d.String(), func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t, lab.Options{Hosts: 1})
-			putConfig(t, l, configs["vxlan"])
+			putConfig(t, l, besideGhosts("vxlan"))
 			h := l.Hosts[0]
 			proxy := newProxy(t, l, h)
 			if err := h.StartDaemon("--etcd-endpoints=" + strings.Join(proxy.Endpoints(), ",")); err != nil {
@@ -175,7 +175,7 @@ func TestSilentlyDeadWatch(t *testing.T) {
 func TestWatchOutlivesMembers(t *testing.T) {
 	t.Parallel()
 	l := newClusterLab(t, lab.Options{Hosts: 1})
-	putConfig(t, l, configs["vxlan"])
+	putConfig(t, l, besideGhosts("vxlan"))
 	startDaemons(t, l)
 	h, c := l.Hosts[0], l.Cluster()
 	waitWell(t, l, 30*time.Second)

@@ -2,6 +2,7 @@ package netns_test
 
 import (
 	"context"
+	"syscall"
 	"testing"
 	"time"
 
@@ -68,6 +69,48 @@ func TestLeaseTakenAway(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// A peer comes back right after its path was taken away, together with what takes a whole
+// round, and then as another process: its packets are let in again. They were dropped as
+// forged for as long as the firewall waited for the round of the path's end, and longer.
+func TestBackRightAfterItsPathEnded(t *testing.T) {
+	t.Parallel()
+	l := newNetwork(t, 2, configs["vxlan"])
+	startContainers(t, l)
+	waitWell(t, l, 10*time.Second)
+	looking, away := l.Hosts[0], l.Hosts[1]
+	key := subnetKey(standingOf(t, away).subnet)
+	before, _ := readKey(t, l, key)
+	// It would take its key again by itself.
+	if err := away.Daemon.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	c := l.Client()
+	commit := func(ops ...clientv3.Op) {
+		t.Helper()
+		if _, err := c.Txn(within(t, 5*time.Second)).Then(ops...).Commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := lab.Prefix + "/config"
+	commit(clientv3.OpDelete(key))
+	pause(t, hold-100*time.Millisecond)
+	commit(clientv3.OpPut(config, configs["vxlan"]+" ")) // rounds are not free: the next one has to wait
+	pause(t, 200*time.Millisecond)
+	commit(clientv3.OpPut(config, configs["vxlan"]), clientv3.OpPut(key, valueOf(t, before.attrs), clientv3.WithLease(before.lease)))
+	pause(t, 30*time.Millisecond)
+	another := before.attrs
+	another.Instance = "0123456789abcdef"
+	commit(clientv3.OpPut(key, valueOf(t, another), clientv3.WithLease(before.lease)))
+	returned := time.Now()
+	if err := looking.Container.WaitPing(within(t, 10*time.Second), away.Container.Addr()); err != nil {
+		t.Errorf("no answer since its key is back: %v", err)
+	}
+	t.Logf("answers after %s", time.Since(returned))
+	if err := away.Daemon.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
 	}
 }
 

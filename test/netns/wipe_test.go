@@ -72,7 +72,7 @@ func (s *steady) regain(t *testing.T) {
 // another's has been given back since.
 func TestRestoredEtcd(t *testing.T) {
 	l := newLab(t, lab.Options{Hosts: 3})
-	putConfig(t, l, configs["vxlan"])
+	putConfig(t, l, besideGhosts("vxlan"))
 	late := l.Hosts[2]
 	for _, h := range l.Hosts[:2] {
 		if err := h.StartDaemon(); err != nil {

@@ -10,6 +10,8 @@ import (
 type deed struct {
 	Fault
 	variant string
+	// delay is that of each packet between the hosts and etcd, one way.
+	delay time.Duration
 	// partly: something was done, whatever was refused. void: nothing was, and
 	// nothing will be.
 	partly, void bool
@@ -44,6 +46,11 @@ const (
 // which hold on for 2 s, let go of it.
 const takenBackWithin = 1500 * time.Millisecond
 
+// delaysToTakeBack is how many packets a host waits for in a row until its key is
+// there again: the news of its loss, two for each of a look and a lease of etcd's,
+// and the one that creates it. One more is the machine's.
+const delaysToTakeBack = 7
+
 // consequences are the times in which hosts were touched by several faults of
 // which each alone would have touched nobody, or not at once. A host whose daemon
 // is down, or cut off, keeps its traffic for as long as its lease lives. It was
@@ -69,6 +76,9 @@ func consequences(deeds []deed, hosts []string, ttl time.Duration) []Fault {
 		}
 		for _, l := range forgotten(deeds, host, ttl) {
 			touched(faultLoss, host, l.from, l.until, " had no key when its peers let go of it")
+		}
+		for _, l := range hurried(deeds, hosts, host) {
+			touched(faultLoss, host, l.from, l.until, "'s clock had it let go of who was not back")
 		}
 		for _, l := range losses(deeds, host) {
 			for _, s := range l.stuck {
@@ -153,6 +163,28 @@ func forgotten(deeds []deed, host string, ttl time.Duration) []stretch {
 	return out
 }
 
+// hurried are the times in which a host whose clock jumped held on to nobody: its
+// time for that was over at once, and others had no keys yet.
+func hurried(deeds []deed, hosts []string, host string) []stretch {
+	var jumps, hindered, out []stretch
+	for _, d := range deeds {
+		if d.Kind == FaultClock && d.variant == variantBoot && d.hits(host) {
+			jumps = append(jumps, d.stretch())
+		}
+	}
+	for _, h := range hosts {
+		hindered = append(hindered, stuck(deeds, h)...)
+	}
+	for _, d := range deeds {
+		switch d.Kind {
+		case FaultWipe, FaultRestore, FaultDelete, FaultRevoke, FaultOverwrite:
+			out = append(out, stretch{d.From, prolonged(d.Until, hindered) + takenBackWithin})
+		default:
+		}
+	}
+	return slices.DeleteFunc(out, func(s stretch) bool { return len(both(jumps, []stretch{s})) == 0 })
+}
+
 // losses are those of one host.
 func losses(deeds []deed, host string) []loss {
 	var out []loss
@@ -162,6 +194,9 @@ func losses(deeds []deed, host string) []loss {
 			// One that wakes up revokes what it believes to have expired before
 			// it learns that it leads no more.
 			out = append(out, loss{stretch{d.From, d.Until + takenBackWithin}, stuck(others(deeds, i), host)})
+		case d.Kind == FaultWipe || d.Kind == FaultRestore:
+			// It creates its key again, which another range may not allow.
+			out = append(out, loss{stretch{d.From, d.Until + takenBackWithin}, ranges(deeds)})
 		case !slices.Contains(d.To, host):
 		case d.Kind == FaultDelete || d.Kind == FaultRevoke:
 			out = append(out, loss{stretch{d.From, d.From + takenBackWithin}, stuck(deeds, host)})
@@ -192,7 +227,7 @@ func ranges(deeds []deed) []stretch {
 }
 
 // stuck are the times in which a host could not create its key again, or only
-// another one.
+// another one, or not soon enough.
 func stuck(deeds []deed, host string) []stretch {
 	out := ranges(deeds)
 	for _, d := range deeds {
@@ -204,8 +239,8 @@ func stuck(deeds []deed, host string) []stretch {
 				out = append(out, d.stretch())
 			}
 		default:
-			down := d.Kind == FaultKill || d.Kind == FaultStop
-			if slices.Contains(d.Unreachable, host) || down && slices.Contains(d.To, host) {
+			prevents := d.Kind == FaultKill || d.Kind == FaultStop || delaysToTakeBack*d.delay > takenBackWithin
+			if slices.Contains(d.Unreachable, host) || prevents && slices.Contains(d.To, host) {
 				out = append(out, d.stretch())
 			}
 		}

@@ -24,6 +24,10 @@ func TestConsequences(t *testing.T) {
 		d.variant = variant
 		return d
 	}
+	slow := func(d deed, milliseconds time.Duration) deed {
+		d.delay = milliseconds * time.Millisecond
+		return d
+	}
 	for name, tc := range map[string]struct {
 		deeds []deed
 		want  []string
@@ -47,6 +51,9 @@ func TestConsequences(t *testing.T) {
 		"a key deleted":                 {[]deed{at(FaultDelete, 10, 10, "a")}, nil},
 		"a key deleted of one cut off":  {[]deed{at(FaultDelete, 10, 10, "a"), off(at(FaultCut, 9, 11), "a")}, []string{"loss a 10s-11s"}},
 		"cut off again and again":       {[]deed{at(FaultDelete, 10, 10, "a"), off(at(FaultCut, 9, 11), "a"), off(at(FaultBlock, 12, 14), "a"), off(at(FaultBlock, 17, 18), "a")}, []string{"loss a 10s-14s", "silence a 12s-14s"}},
+		"a key deleted of a slow one":   {[]deed{at(FaultDelete, 10, 10, "a"), slow(at(FaultSlow, 9, 14, "a"), 250)}, []string{"loss a 10s-14s"}},
+		"and of one not so slow":        {[]deed{at(FaultDelete, 10, 10, "a"), slow(at(FaultSlow, 9, 14, "a"), 200)}, nil},
+		"and beside a slow one":         {[]deed{at(FaultDelete, 10, 10, "a"), slow(at(FaultSlow, 9, 14, "b"), 250)}, nil},
 		"cut off just after":            {[]deed{at(FaultDelete, 10, 10, "a"), off(at(FaultCut, 11, 12), "a")}, []string{"loss a 10s-12s"}},
 		"cut off much later":            {[]deed{at(FaultDelete, 10, 10, "a"), off(at(FaultCut, 12, 13), "a")}, nil},
 		"cut off before":                {[]deed{at(FaultDelete, 10, 10, "a"), off(at(FaultCut, 9, 10), "a")}, nil},
@@ -56,6 +63,14 @@ func TestConsequences(t *testing.T) {
 		"a wipe":                        {[]deed{off(at(FaultWipe, 10, 11), "a", "b")}, nil},
 		"a wipe, and down shortly":      {[]deed{at(FaultWipe, 10, 11), at(FaultKill, 10.5, 13, "a")}, nil},
 		"a wipe, and cut off for long":  {[]deed{at(FaultWipe, 10, 11), off(at(FaultSlow, 9, 15), "a")}, []string{"loss a 16s-16.5s"}},
+		"a wipe, then another range":    {[]deed{at(FaultWipe, 10, 11), as(at(FaultConfig, 11.5, 13), variantRange)}, []string{"loss a 10s-13s", "loss b 10s-13s"}},
+		"a restore, then another range": {[]deed{at(FaultRestore, 10, 11), as(at(FaultConfig, 12, 13), variantRange)}, []string{"loss a 10s-13s", "loss b 10s-13s"}},
+		"a wipe, later another range":   {[]deed{at(FaultWipe, 10, 11), as(at(FaultConfig, 13, 14), variantRange)}, nil},
+		"a jump just after a wipe":      {[]deed{at(FaultWipe, 10, 11), as(at(FaultClock, 11.1, 11.2, "a"), variantBoot)}, []string{"loss a 10s-12.5s"}},
+		"and somebody not back":         {[]deed{at(FaultWipe, 10, 11), as(at(FaultClock, 11.1, 11.2, "a"), variantBoot), off(at(FaultCut, 9, 13), "b")}, []string{"loss a 10s-14.5s", "silence b 12s-13s"}},
+		"a wall clock's jump":           {[]deed{at(FaultWipe, 10, 11), as(at(FaultClock, 11.1, 11.2, "a"), variantWall)}, nil},
+		"a jump some time after a wipe": {[]deed{at(FaultWipe, 10, 11), as(at(FaultClock, 13, 13.1, "a"), variantBoot)}, nil},
+		"a jump beside a deleted key":   {[]deed{at(FaultDelete, 10, 10, "b"), as(at(FaultClock, 11.1, 11.2, "a"), variantBoot)}, []string{"loss a 10s-11.5s"}},
 		"a long wipe":                   {[]deed{off(at(FaultWipe, 10, 18), "a", "b")}, []string{"loss a 16s-19.5s", "loss b 16s-19.5s"}},
 		"a wipe of just below a TTL":    {[]deed{off(at(FaultWipe, 10, 14.5), "a", "b")}, nil},
 		"a key deleted before a wipe":   {[]deed{at(FaultDelete, 10, 10, "a"), at(FaultWipe, 11, 12)}, []string{"loss a 10s-12s"}},

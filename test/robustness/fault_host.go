@@ -50,6 +50,7 @@ func (t *trial) beginLink(s Step, f *deed) (healing, error) {
 	for _, h := range hosts {
 		switch s.Kind {
 		case FaultSlow:
+			f.delay = s.Amount
 			h.proxy.SetDelay(s.Amount, s.Amount)
 		case FaultBlock:
 			h.proxy.Block(direction(s.Variant))

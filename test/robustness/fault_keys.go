@@ -172,6 +172,10 @@ func (t *trial) reserve(ctx context.Context, h *host) error {
 		if kv.Lease == 0 {
 			return errNoLease
 		}
+		var attrs subnet.Attrs
+		if err := attrs.UnmarshalJSON(kv.Value); err != nil || attrs.Owner != subnet.NodeID(h.node()) {
+			return errRaced // It is the host's when that has taken it over.
+		}
 		s, err := subnet.ParseSubnet(strings.TrimPrefix(string(kv.Key), subnetsPrefix))
 		if err != nil {
 			return err

@@ -6,8 +6,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -98,30 +96,37 @@ func mute(slow []stretch, hosts []string) []Fault {
 }
 
 // askMembers reads what only a member with a quorum can tell, of all of them at once.
-// The first answer counts.
 func (t *trial) askMembers(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, healWithin)
 	defer cancel()
-	answers := make(chan error)
-	var g errgroup.Group
+	var asks []func(context.Context) error
 	for _, m := range t.cluster.Members {
-		g.Go(func() error {
+		asks = append(asks, func(ctx context.Context) error {
 			_, err := m.Client().Get(ctx, configKey)
-			select {
-			case answers <- err:
-			case <-ctx.Done():
-			}
-			return nil
+			return err
 		})
 	}
+	return askAny(ctx, asks)
+}
+
+// askAny puts all the questions at once. The first answer counts and cancels the others;
+// without one it returns the last error. Nothing of it runs on afterwards.
+func askAny(ctx context.Context, asks []func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer cancel()
+	// Each has room for its answer, for nobody reads those after the first.
+	answers := make(chan error, len(asks))
+	for _, ask := range asks {
+		asking.Go(func() { answers <- ask(ctx) })
+	}
 	var err error
-	for range t.cluster.Members {
+	for range asks {
 		if err = <-answers; err == nil {
 			break
 		}
 	}
-	cancel()
-	_ = g.Wait() // They have said what they know.
 	return err
 }
 

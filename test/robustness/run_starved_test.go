@@ -44,6 +44,27 @@ func TestPatient(t *testing.T) {
 	})
 }
 
+// A question ends with the first answer, and with its context, whoever of those that are
+// asked notices first.
+func TestAskAnyEnds(t *testing.T) {
+	silent := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	answers := func(context.Context) error { return nil }
+	for range 100 {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			asks := []func(context.Context) error{silent, silent, silent}
+			if err := askAny(ctx, asks); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("nobody answers: %v, want %v", err, context.DeadlineExceeded)
+			}
+			began := time.Now()
+			if err := askAny(t.Context(), append(asks, answers)); err != nil || time.Since(began) != 0 {
+				t.Errorf("one answers at once: %v after %s", err, time.Since(began))
+			}
+		})
+	}
+}
+
 // Etcd is starved where the run itself has done nothing that makes it slow.
 func TestStarved(t *testing.T) {
 	did := func(kind FaultKind, variant string) []deed {

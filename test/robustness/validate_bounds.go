@@ -56,6 +56,13 @@ func (b Bounds) noise(run time.Duration) time.Duration {
 	return max(b.NoiseLast, time.Duration(b.Noise*float64(run)))
 }
 
+// afterSilence is for how long a silence of etcd may show in what a host routes. It hears
+// of etcd within Heal, holds on to what is deleted in another minute or TTL, and lets go
+// within React of the end of that.
+func (b Bounds) afterSilence() time.Duration {
+	return b.Heal + min(b.TTL, time.Minute) + b.TTL + b.React
+}
+
 // Budget is how much of something one daemon may use in a time.
 type Budget struct {
 	PerMinute float64

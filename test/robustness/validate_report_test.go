@@ -87,3 +87,28 @@ func TestTables(t *testing.T) {
 		}
 	}
 }
+
+// The page states what a daemon may cost, and for how long a wrong route may hide.
+func TestBoundsAreStated(t *testing.T) {
+	text, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := DefaultBounds(leaseTTL)
+	for name, budget := range map[string]Budget{
+		"requests to etcd, messages of streams included": b.Requests, "seconds of CPU": b.CPU, "log lines": b.LogLines,
+	} {
+		row := fmt.Sprintf("| %s | %.4g | %g | %g | %g |\n", name, budget.PerMinute, budget.Burst, budget.PerFault, budget.PerStart)
+		if !strings.Contains(string(text), row) {
+			t.Errorf("no row %q", row)
+		}
+	}
+	for _, want := range []string{
+		fmt.Sprintf("the first %.0f s of a process", b.afterSilence().Seconds()),
+		fmt.Sprintf("hide there for %.0f s more", (b.TTL - b.Hold).Seconds()),
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("the page does not say %q", want)
+		}
+	}
+}

@@ -57,9 +57,7 @@ func (e *evidence) patience(s Sample) time.Duration {
 // right afterwards. A process that has just begun knows when the one before it heard of
 // etcd, but not to the second.
 func (e *evidence) deafened(s Sample) bool {
-	// It hears of etcd within Heal, holds on to what is deleted in another minute or
-	// TTL, and lets go within React of the end of that.
-	since := s.From - e.bounds.Heal - min(e.bounds.TTL, time.Minute) - e.bounds.TTL - e.bounds.React
+	since := s.From - e.bounds.afterSilence()
 	run, ok := e.run(s.Host, s.From)
 	if !ok {
 		return false

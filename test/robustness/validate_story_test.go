@@ -31,6 +31,8 @@ type story struct {
 	rev   subnet.Revision
 	lease subnet.LeaseID
 	keys  map[string]Event
+	// readable is what was last put of each key that can be read.
+	readable map[string]Event
 	// processes count those of each host; hands says who writes.
 	processes map[string]int
 	operator  bool
@@ -48,7 +50,7 @@ type story struct {
 func narrate(t testing.TB, hosts int, change ...func(*story)) *story {
 	s := &story{
 		Record: &Record{Seed: 1, TTL: storyTTL, Epochs: []Epoch{{Why: "start"}}},
-		t:      t, keys: map[string]Event{}, processes: map[string]int{},
+		t:      t, keys: map[string]Event{}, readable: map[string]Event{}, processes: map[string]int{},
 		shown: map[string]Sample{}, frozen: map[string]bool{}, hooks: map[string]func(*Sample){},
 	}
 	for i := 1; i <= hosts; i++ {
@@ -151,6 +153,7 @@ func (s *story) event(e Event) {
 	case e.Deleted:
 		e.Lease = 0
 		delete(s.keys, e.Key)
+		delete(s.readable, e.Key)
 	case existed:
 		e.Created = old.Created
 	default:
@@ -158,6 +161,9 @@ func (s *story) event(e Event) {
 	}
 	if !e.Deleted {
 		s.keys[e.Key] = e
+		if _, readable := attrsOf(e.Value); readable {
+			s.readable[e.Key] = e
+		}
 	}
 	last := &s.Epochs[len(s.Epochs)-1]
 	last.Events = append(last.Events, e)
@@ -199,6 +205,11 @@ func (s *story) restore(keys map[string]Event, rev subnet.Revision) {
 		e.Base = append(e.Base, event)
 	}
 	s.keys, s.rev = cloneKeys(keys), rev
+	for key, e := range s.keys {
+		if _, readable := attrsOf(e.Value); readable {
+			s.readable[key] = e
+		}
+	}
 	s.Epochs = append(s.Epochs, e)
 }
 
@@ -278,31 +289,31 @@ func (s *story) show(h Host) Sample {
 	for _, key := range sortedKeys(s.keys) {
 		name, ours := strings.CutPrefix(key, "subnets/")
 		x, err := subnet.ParseSubnet(name)
-		var a subnet.Attrs
 		if !ours || err != nil {
 			continue
 		}
 		p, e := x[subnet.IPv4], s.keys[key]
-		if json.Unmarshal([]byte(e.Value), &a) != nil {
-			out.Routes = append(out.Routes, routeTo(last.Routes, p)...)
-			continue
-		}
-		if a.Owner == h.Node || a.Owner == "" && a.PublicIP[subnet.IPv4] == h.Addr {
+		known := s.readable[key]
+		a, readable := attrsOf(known.Value)
+		own := a.Owner == h.Node || a.Owner == "" && a.PublicIP[subnet.IPv4] == h.Addr
+		switch {
+		case own && e == known:
 			out.Own = []netip.Prefix{netip.PrefixFrom(p.Addr(), 32)}
 			out.SubnetEnv, out.DockerConfig = envOf(p), dockerOf(p)
 			out.Status = &HostStatus{Ready: true, LeaseState: "valid", Subnet: p, Connected: true, Reservation: e.Lease == 0}
-			continue
+		case !own && readable:
+			var data struct{ VtepMAC string }
+			_ = json.Unmarshal([]byte(a.BackendData[subnet.IPv4]), &data)
+			out.Routes = append(out.Routes, Route{Subnet: p, Via: a.PublicIP[subnet.IPv4], MAC: data.VtepMAC})
 		}
-		var data struct{ VtepMAC string }
-		_ = json.Unmarshal([]byte(a.BackendData[subnet.IPv4]), &data)
-		out.Routes = append(out.Routes, Route{Subnet: p, Via: a.PublicIP[subnet.IPv4], MAC: data.VtepMAC})
 	}
 	return out
 }
 
-// routeTo are those of routes that lead to p.
-func routeTo(routes []Route, p netip.Prefix) []Route {
-	return slices.DeleteFunc(slices.Clone(routes), func(r Route) bool { return r.Subnet != p })
+// attrsOf reads a value.
+func attrsOf(value string) (a subnet.Attrs, readable bool) {
+	err := json.Unmarshal([]byte(value), &a)
+	return a, err == nil
 }
 
 func envOf(p netip.Prefix) File {
