@@ -60,7 +60,9 @@ type Conn interface {
 type Sender interface {
 	// WriteBatch sends messages in order until one fails. It returns how many
 	// it sent; if fewer than len(batch), the error is about the one that
-	// follows. It may block while the socket's buffer is full.
+	// follows. Of a message that counts as sent, Failed is what was refused all
+	// the same: its datagrams may be sent one by one. It may block while the
+	// socket's buffer is full.
 	WriteBatch(batch []Message) (int, error)
 	// Close ends pending calls with net.ErrClosed. It is idempotent.
 	Close() error
@@ -94,6 +96,15 @@ type Message struct {
 	Size int
 	// Packets is how many datagrams there are, Bytes what they hold.
 	Packets, Bytes int
+	// Failed is how many of them were refused alone, FailedBytes what those hold:
+	// see WriteBatch.
+	Failed, FailedBytes int
+}
+
+// fail notes that datagram number i was refused.
+func (m *Message) fail(i int) {
+	m.Failed++
+	m.FailedBytes += min(m.Size, m.Bytes-i*m.Size)
 }
 
 // newArrivals returns arrivals with a buffer for any datagrams each. The buffers

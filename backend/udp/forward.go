@@ -182,7 +182,9 @@ func (s *sender) writeTo(source int, messages []Message) {
 			n, err = s.by[source].WriteBatch(messages)
 		}
 		for i := range messages[:n] {
-			s.count.pass(messages[i].Packets, messages[i].Bytes)
+			m := &messages[i]
+			s.count.pass(m.Packets-m.Failed, m.Bytes-m.FailedBytes)
+			s.count.drop(SendFailed, m.Failed)
 		}
 		messages = messages[n:]
 		if err != nil && len(messages) > 0 {

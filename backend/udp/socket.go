@@ -138,9 +138,7 @@ func (s *socket) WriteBatch(batch []Message) (int, error) {
 	c := &s.out
 	for done := 0; done < len(batch); {
 		if m := &batch[done]; m.Packets > 1 && !s.level.segment.Load() {
-			if err := s.sendApart(m); err != nil {
-				return done, err
-			}
+			s.sendApart(m)
 			done++
 			continue
 		}
@@ -156,9 +154,7 @@ func (s *socket) WriteBatch(batch []Message) (int, error) {
 			if errors.Is(err, unix.EIO) {
 				s.level.giveUpSegment(err)
 			}
-			if err := s.sendApart(&batch[done]); err != nil {
-				return done, err
-			}
+			s.sendApart(&batch[done])
 			done++
 		default:
 			return done, err
@@ -169,8 +165,14 @@ func (s *socket) WriteBatch(batch []Message) (int, error) {
 
 // flush sends what is filled in. The error is about the message after those sent.
 func (s *socket) flush() error {
+	s.out.sent = 0
+	return s.resume()
+}
+
+// resume sends what is filled in from c.sent on.
+func (s *socket) resume() error {
 	c := &s.out
-	c.sent, c.err = 0, nil
+	c.err = nil
 	if err := s.raw.Write(c.ready); err != nil {
 		return err
 	}
@@ -196,8 +198,8 @@ func (s *socket) send(fd uintptr) bool {
 }
 
 // sendApart sends the datagrams of m with a header each: there is room for those of
-// one message.
-func (s *socket) sendApart(m *Message) error {
+// one message. One that is refused is noted in m, and the others go on.
+func (s *socket) sendApart(m *Message) {
 	c := &s.out
 	c.n = 0
 	begin, size, used := 0, 0, 0
@@ -208,7 +210,12 @@ func (s *socket) sendApart(m *Message) error {
 		used = c.add(&Message{To: m.To, Parts: m.Parts[begin : i+1], Packets: 1}, used)
 		begin, size = i+1, 0
 	}
-	return s.flush()
+	for c.sent = 0; c.sent < c.n; c.sent++ {
+		if s.resume() == nil {
+			return
+		}
+		m.fail(c.sent)
+	}
 }
 
 // fill prepares as many messages as there is room for, at least one; several
