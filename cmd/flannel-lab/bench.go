@@ -13,6 +13,7 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/bench"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/traffic"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
 )
@@ -77,6 +78,9 @@ func runBench(ctx context.Context, o benchOptions, out, progress io.Writer) erro
 		return err
 	}
 	variants := o.variants()
+	if err := machine.Calm(ctx, o.calm, progress); err != nil {
+		return err
+	}
 	var r bench.Report
 	err := o.onLab(ctx, bench.HostsFor(variants), func(l *lab.Lab) (err error) {
 		r, err = bench.Run(ctx, l, bench.Options{
@@ -88,7 +92,7 @@ func runBench(ctx context.Context, o benchOptions, out, progress io.Writer) erro
 	if err != nil {
 		return err
 	}
-	return o.tell(r, out)
+	return errors.Join(o.tell(r, out), judge(r.Claims(), r.Machine, progress))
 }
 
 // runTraffic is an agent in a container.
@@ -106,19 +110,26 @@ func runTraffic(ctx context.Context, args []string, stderr io.Writer) error {
 	return traffic.Serve(ctx, o)
 }
 
-// runForward is one end of the bare forwarder.
+// runForward is one end of a forwarder that the bench compares with.
 func runForward(ctx context.Context, args []string, stderr io.Writer) error {
-	var from, to netip.Addr
+	var o bench.ForwardOptions
+	var peer string
 	fs := pflag.NewFlagSet(bench.ForwardCommand, pflag.ContinueOnError)
-	fs.TextVar(&from, "from", netip.Addr{}, "own `address`")
-	fs.TextVar(&to, "to", netip.Addr{}, "the other end's `address`")
+	fs.TextVar(&o.From, "from", netip.Addr{}, "own `address`")
+	fs.TextVar(&o.To, "to", netip.Addr{}, "the other end's `address`")
+	fs.StringVar(&peer, "subnet", "", "the other end's `subnet`")
+	fs.IntVar(&o.Threads, "threads", 2, "`number`: 2, one for each direction, or 1 for both as flannel has it")
 	if err := parsePlain(fs, args, stderr); err != nil {
 		return err
 	}
-	if !from.Is4() || !to.Is4() {
-		return cli.Usagef("%s: needs an IPv4 --from and --to", fs.Name())
+	var err error
+	if o.Subnet, err = netip.ParsePrefix(peer); err != nil || !o.Subnet.Addr().Is4() || !o.From.Is4() || !o.To.Is4() {
+		return cli.Usagef("%s: needs an IPv4 --from, --to and --subnet", fs.Name())
 	}
-	return bench.Forward(ctx, from, to)
+	if o.Threads != 1 && o.Threads != 2 {
+		return cli.Usagef("%s: --threads: %d: must be 1 or 2", fs.Name(), o.Threads)
+	}
+	return bench.Forward(ctx, o)
 }
 
 // parsePlain parses the flags of a command that is not for people.

@@ -13,6 +13,8 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/faults"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
 )
 
@@ -170,7 +172,7 @@ func TestUsageErrors(t *testing.T) {
 		"no time":          {[]string{"bench", "--seconds=0"}, "--seconds: 0: must be between 0.01 and 600"},
 		"no number":        {[]string{"bench", "--seconds=NaN"}, "--seconds: NaN: must be"},
 		"unknown form":     {[]string{"bench", "--output=xml"}, `--output: "xml": must be one of table, json`},
-		"unknown variant":  {[]string{"bench", "--only=udp,pigeon"}, `--only: "pigeon": must be of veth, vxlan, host-gw, udp, udp-off, forwarder`},
+		"unknown variant":  {[]string{"bench", "--only=udp,pigeon"}, `--only: "pigeon": must be of veth, vxlan, host-gw, udp, udp-off, forwarder, flannel-loop`},
 		"scale: argument":  {[]string{"scale", "10"}, `"10": takes flags only`},
 		"scale: backend":   {[]string{"scale", "--backend=vxlan,ipip"}, `--backend: "ipip": must be of [vxlan host-gw udp], each once`},
 		"scale: twice":     {[]string{"scale", "--backend=udp,udp"}, `--backend: "udp": must be of`},
@@ -178,7 +180,7 @@ func TestUsageErrors(t *testing.T) {
 		"no peers":         {[]string{"scale", "--peers=0"}, "--peers: [0]: must be between 1 and 64000"},
 		"peers descend":    {[]string{"scale", "--peers=2,1"}, "--peers: [2 1]: must be"},
 		"too many peers":   {[]string{"scale", "--peers=1,64001"}, "must be between 1 and 64000, ascending"},
-		"too many rounds":  {[]string{"scale", "--rounds=200"}, "--rounds: 200: must be at least 1, and 1800 hosts"},
+		"too many rounds":  {[]string{"scale", "--rounds=200"}, "--rounds: 200: must be at least 1, and 1801 hosts"},
 		"no rate":          {[]string{"scale", "--rate=0"}, "--rate: 0: must be at least 1"},
 		"scale: no time":   {[]string{"scale", "--seconds=NaN"}, "--seconds: NaN: must be"},
 		"scale: form":      {[]string{"scale", "--output=xml"}, `--output: "xml": must be one of table, json`},
@@ -198,7 +200,10 @@ func TestUsageErrors(t *testing.T) {
 		"storm: form":      {[]string{"storm", "--output=xml"}, `--output: "xml": must be one of table, json`},
 		"traffic nowhere":  {[]string{"traffic", "--addr=10.0.0.1"}, "--socket"},
 		"traffic at IPv6":  {[]string{"traffic", "--socket=/s", "--addr=::1"}, "IPv4 --addr"},
-		"forward nowhere":  {[]string{"forward", "--from=10.0.0.1"}, "--to"},
+		"forward nowhere":  {[]string{"forward", "--from=10.0.0.1", "--subnet=10.5.1.0/24"}, "--to"},
+		"forward nothing":  {[]string{"forward", "--from=10.0.0.1", "--to=10.0.0.2"}, "--subnet"},
+		"forward by three": {[]string{"forward", "--from=10.0.0.1", "--to=10.0.0.2", "--subnet=10.5.1.0/24", "--threads=3"}, "--threads: 3: must be 1 or 2"},
+		"calm":             {[]string{"storm", "--calm=2h"}, "--calm: 2h0m0s: must be between 0 and 1h0m0s"},
 		"forward: address": {[]string{"forward", "--from=here"}, "--from"},
 		"forward what":     {[]string{"forward", "x"}, `forward: "x": takes flags only`},
 	} {
@@ -285,5 +290,20 @@ func TestFaultsSaysWhatIsMissing(t *testing.T) {
 				t.Errorf("got %v, want %v with %q", err, tc.want, tc.says)
 			}
 		})
+	}
+}
+
+// A claim that was missed ends a command with an error, behind all else; on a machine that
+// was busy what is about time is said, and no error.
+func TestJudge(t *testing.T) {
+	claims := []page.Claim{{Title: "a start", Found: 2, Unit: "s", Bound: page.Under(1), Timed: true}}
+	calm, busy := machine.Description{Cores: 2, Load: 1}, machine.Description{Cores: 2, Load: 1.1}
+	const says = "a start: 2.00 s, wanted under 1 s"
+	var out bytes.Buffer
+	if err := judge(claims, calm, &out); !errors.Is(err, page.ErrMissed) || !strings.Contains(err.Error(), says) || out.Len() > 0 {
+		t.Errorf("got %v and %q", err, out.String())
+	}
+	if err := judge(claims, busy, &out); err != nil || !strings.Contains(out.String(), "busy") || !strings.HasSuffix(out.String(), says+"\n") {
+		t.Errorf("on a busy machine: got %v and %q", err, out.String())
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/scale"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
 )
@@ -28,6 +29,7 @@ func parseScale(args []string, out io.Writer) (scaleOptions, error) {
 	fs.IntSliceVar(&o.run.Sizes, "peers", []int{1000, 10_000, 50_000}, "`numbers` of peers, ascending")
 	fs.IntVar(&o.run.Rounds, "rounds", 3, "`number` of rounds, of which medians are taken")
 	fs.IntVar(&o.run.ChangesAt, "changes-at", 10_000, "`number` of peers at which changes are measured; 0: none")
+	fs.IntVar(&o.run.ProfileAt, "profile-at", 10_000, "`number` of peers at which a start is profiled, by perf; 0: none")
 	fs.IntVar(&o.run.Singles, "singles", 200, "`number` of changes that are made one at a time")
 	fs.IntVar(&o.run.Rate, "rate", 100, "changes a `second` after that")
 	fs.Float64Var(&o.seconds, "seconds", 10, "how many `seconds` they are made for")
@@ -76,18 +78,23 @@ func runScale(ctx context.Context, o scaleOptions, out, progress io.Writer) erro
 	if err := errors.Join(o.checkLab("scale", "sudo make bench"), o.checkDocs(o.run.CheckDocs)); err != nil {
 		return err
 	}
+	if err := machine.Calm(ctx, o.calm, progress); err != nil {
+		return err
+	}
 	o.run.Progress = progress
+	verdict := func() error { return nil } // a comparison has no claims
 	var r report
 	err := o.onLab(ctx, scale.HostsFor(o.run), func(l *lab.Lab) (err error) {
 		if o.run.Compares() {
 			r, err = scale.Compare(ctx, l, o.run)
-		} else {
-			r, err = scale.Run(ctx, l, o.run)
+			return err
 		}
+		found, err := scale.Run(ctx, l, o.run)
+		r, verdict = found, func() error { return judge(found.Claims(), found.Machine, progress) }
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	return o.tell(r, out)
+	return errors.Join(o.tell(r, out), verdict())
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -63,6 +64,9 @@ func runStorm(ctx context.Context, o stormOptions, out, progress io.Writer) erro
 	if err := o.checkDocs(storm.CheckDocs); err != nil {
 		return err
 	}
+	if err := machine.Calm(ctx, o.calm, progress); err != nil {
+		return err
+	}
 	var r storm.Report
 	var err error
 	if r.Machine, err = machine.Describe(); err != nil {
@@ -79,7 +83,7 @@ func runStorm(ctx context.Context, o stormOptions, out, progress io.Writer) erro
 			return err
 		}
 	}
-	return o.tell(r, out)
+	return errors.Join(o.tell(r, out), judge(r.Claims(), r.Machine, progress))
 }
 
 // stormDaemons makes a lab, starts its daemons at once and removes it.

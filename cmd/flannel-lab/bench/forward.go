@@ -20,11 +20,31 @@ const (
 	forwardMTU = ethernetMTU - 20 - 8
 )
 
-// Forward is the floor: per direction one thread that blocks, one packet per
-// call, and nothing else. No source is checked, no TTL counted, and there is one
-// peer. It returns when ctx ends or a call fails; its threads end with the process,
-// since nothing else interrupts a blocked read of a TUN device.
-func Forward(ctx context.Context, from, to netip.Addr) error {
+// threads is how many carry packets.
+type threads int
+
+const (
+	// oneThread serves both directions in turn: see turns.
+	oneThread threads = 1
+	// twoThreads have a direction each, and wait in their calls.
+	twoThreads threads = 2
+)
+
+// ForwardOptions is what a forwarder is told.
+type ForwardOptions struct {
+	// From is where it receives, To where the other end does, which has Subnet.
+	From, To netip.Addr
+	Subnet   netip.Prefix
+	// Threads are 1 or 2.
+	Threads int
+}
+
+// Forward carries packets, one per call. With two threads it is the floor: per direction
+// one that blocks, and nothing else; no source is checked, no TTL counted, and there is
+// one peer. With one thread it is flannel's loop, see turns. It returns when ctx ends or a
+// call fails; its threads end with the process, since nothing else interrupts a blocked
+// read of a TUN device.
+func Forward(ctx context.Context, o ForwardOptions) error {
 	tun, err := openTUN(forwardDevice)
 	if err != nil {
 		return fmt.Errorf("forward: open %s: %w", forwardDevice, err)
@@ -35,20 +55,25 @@ func Forward(ctx context.Context, from, to netip.Addr) error {
 		return fmt.Errorf("forward: open socket: %w", err)
 	}
 	defer unix.Close(sock) //nolint:errcheck // the process ends
-	if err := unix.Bind(sock, &unix.SockaddrInet4{Port: forwardPort, Addr: from.As4()}); err != nil {
+	if err := unix.Bind(sock, &unix.SockaddrInet4{Port: forwardPort, Addr: o.From.As4()}); err != nil {
 		return fmt.Errorf("forward: bind: %w", err)
 	}
-	peer := &unix.SockaddrInet4{Port: forwardPort, Addr: to.As4()}
 	ended := make(chan error, 2)
-	go func() {
-		ended <- copyPackets(tun, func(packet []byte) error { return unix.Sendto(sock, packet, 0, peer) })
-	}()
-	go func() {
-		ended <- copyPackets(sock, func(packet []byte) error {
-			_, err := unix.Write(tun, packet)
-			return err
-		})
-	}()
+	if threads(o.Threads) == oneThread {
+		t := newTurns(tun, sock, o)
+		go func() { ended <- t.run() }()
+	} else {
+		peer := &unix.SockaddrInet4{Port: forwardPort, Addr: o.To.As4()}
+		go func() {
+			ended <- copyPackets(tun, func(packet []byte) error { return unix.Sendto(sock, packet, 0, peer) })
+		}()
+		go func() {
+			ended <- copyPackets(sock, func(packet []byte) error {
+				_, err := unix.Write(tun, packet)
+				return err
+			})
+		}()
+	}
 	select {
 	case <-ctx.Done():
 		return nil

@@ -53,9 +53,10 @@ func (r Report) cell(at point) string {
 // claimLines are the rows of what was measured of the claims.
 func (r Report) claimLines() string {
 	var b strings.Builder
-	for _, c := range claims() {
-		if found := page.Number(c.found(r)); found != page.Absent {
-			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", c.title, found, c.bound, c.why)
+	for i, c := range r.Claims() {
+		if c.Measured() {
+			found, wanted := c.Cells()
+			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", c.Title, found, wanted, claims()[i].why)
 		}
 	}
 	return b.String()
@@ -86,6 +87,7 @@ type (
 		Found float64 `json:"found"`
 		Bound string  `json:"bound"`
 		Why   string  `json:"why"`
+		Holds bool    `json:"holds"`
 	}
 )
 
@@ -108,9 +110,9 @@ func (r Report) JSON(out io.Writer) error {
 		}
 		j.Variants = append(j.Variants, variant)
 	}
-	for _, c := range claims() {
-		if found := c.found(r); !math.IsNaN(found) {
-			j.Claims = append(j.Claims, jsonClaim{c.title, found, c.bound, c.why})
+	for i, c := range r.Claims() {
+		if c.Measured() {
+			j.Claims = append(j.Claims, jsonClaim{c.Title, c.Found, c.Bound.String(), claims()[i].why, c.Holds()})
 		}
 	}
 	e := json.NewEncoder(out)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 
 	"github.com/vishvananda/netlink"
 
@@ -28,6 +29,7 @@ const (
 	nameUDP      = "udp"
 	nameUDPPlain = "udp-off"
 	nameFloor    = "forwarder"
+	nameFlannel  = "flannel-loop"
 )
 
 // Variants lists all of them, in the order of tables.
@@ -38,7 +40,8 @@ func Variants() []Variant {
 		{"host-gw", "host-gw", joinDaemons(`{"Type":"host-gw"}`)},
 		{nameUDP, "udp", joinDaemons(`{"Type":"udp"}`)},
 		{nameUDPPlain, "udp, Offload off", joinDaemons(`{"Type":"udp","Offload":"off"}`)},
-		{nameFloor, "bare forwarder", joinForwarders},
+		{nameFloor, "bare forwarder", joinForwarders(twoThreads)},
+		{nameFlannel, "flannel's loop", joinForwarders(oneThread)},
 	}
 }
 
@@ -112,29 +115,41 @@ func routeSubnets(p *pair, end, mtu int, route netlink.Route) error {
 	return nil
 }
 
-// joinForwarders joins hosts by the floor.
-func joinForwarders(ctx context.Context, p *pair) error {
-	for end, h := range p.hosts {
-		d, err := p.start(h.Node, "forwarder", ForwardCommand,
-			"--from="+p.hosts[end].Addrs[0].Addr().String(), "--to="+p.hosts[1-end].Addrs[0].Addr().String())
-		if err != nil {
-			return err
+// joinForwarders joins hosts by a program that carries packets one at a time, in one of
+// two ways.
+func joinForwarders(by threads) func(context.Context, *pair) error {
+	return func(ctx context.Context, p *pair) error {
+		for end := range p.hosts {
+			if err := joinForwarder(ctx, p, end, by); err != nil {
+				return err
+			}
 		}
-		p.daemons = append(p.daemons, d)
-		var link netlink.Link
-		err = p.await(ctx, d, func() error {
-			link, err = h.Links().LinkByName(forwardDevice)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		if err := configureForwarder(h, link); err != nil {
-			return fmt.Errorf("configure %s on %s: %w", forwardDevice, h.Name, err)
-		}
-		if err := routeSubnets(p, end, forwardMTU, netlink.Route{LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK}); err != nil {
-			return fmt.Errorf("join %s: %w", h.Name, err)
-		}
+		return nil
+	}
+}
+
+// joinForwarder starts the forwarder at one end.
+func joinForwarder(ctx context.Context, p *pair, end int, by threads) error {
+	h := p.hosts[end]
+	d, err := p.start(h.Node, "forwarder", ForwardCommand, "--threads="+strconv.Itoa(int(by)),
+		"--from="+h.Addrs[0].Addr().String(), "--to="+p.hosts[1-end].Addrs[0].Addr().String(), "--subnet="+subnetOf(1-end).String())
+	if err != nil {
+		return err
+	}
+	p.daemons = append(p.daemons, d)
+	var link netlink.Link
+	err = p.await(ctx, d, func() error {
+		link, err = h.Links().LinkByName(forwardDevice)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := configureForwarder(h, link); err != nil {
+		return fmt.Errorf("configure %s on %s: %w", forwardDevice, h.Name, err)
+	}
+	if err := routeSubnets(p, end, forwardMTU, netlink.Route{LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK}); err != nil {
+		return fmt.Errorf("join %s: %w", h.Name, err)
 	}
 	return nil
 }

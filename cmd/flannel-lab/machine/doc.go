@@ -3,6 +3,7 @@
 // proc(5).
 //
 //	/proc/cpuinfo, loadavg, uname -> Describe
+//	/proc/loadavg, again and again -> Calm
 //	/proc/stat                    -> Spent
 //	/proc/PID/stat, status        -> ProcessSpent, PeakMemory
 //

@@ -66,7 +66,10 @@ func cpuModel(cpuinfo string) string {
 }
 
 // Busy reports whether other programs wanted more than half of the cores.
-func (m Description) Busy() bool { return m.Load > float64(m.Cores)/2 }
+func (m Description) Busy() bool { return m.Load > m.calmBelow() }
+
+// calmBelow is the most load of a machine that is not busy.
+func (m Description) calmBelow() float64 { return float64(m.Cores) / 2 }
 
 // minuteLoad is the first number of /proc/loadavg.
 func minuteLoad(loadavg string) (float64, error) {

@@ -1,5 +1,7 @@
 package scale
 
+import "github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page"
+
 // The keys of figures.
 const (
 	keyStart     = "start_seconds"
@@ -65,4 +67,16 @@ func claims() []claim {
 		{"one change among 10,000 peers, 99 of 100", 10_000, keySingle99, 50, "ms"},
 		{"100 changes a second among 10,000 peers, CPU of one core", 10_000, keyChurnCPU, 10, "%"},
 	}
+}
+
+// Claims are what the run was to show, and what it found.
+func (r Report) Claims() []page.Claim {
+	var all []page.Claim
+	for _, c := range claims() {
+		all = append(all, page.Claim{
+			Title: c.title, Found: page.Median(r.values(c.peers, c.key)), Unit: c.unit, Bound: page.Under(c.below),
+			Timed: c.key != keyMemory,
+		})
+	}
+	return all
 }

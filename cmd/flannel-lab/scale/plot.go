@@ -1,7 +1,7 @@
 package scale
 
 import (
-	"bytes"
+	"errors"
 	"fmt"
 	"math"
 
@@ -16,13 +16,16 @@ func section() page.Section {
 	}
 }
 
-// WriteDocs puts the tables and the plot into a folder of pages, whole or not at all.
+// WriteDocs puts the tables and the plot into a folder of pages, and the profile into
+// another page there, each whole or not at all.
 func (r Report) WriteDocs(folder string) error {
-	var text bytes.Buffer
-	if err := r.Markdown(&text); err != nil {
-		return fmt.Errorf("write docs: %w", err)
+	if err := section().Write(folder, []byte(r.tables()), r.Plot()); err != nil {
+		return err
 	}
-	return section().Write(folder, text.Bytes(), r.Plot())
+	if r.Profile == nil {
+		return nil // what is there stays
+	}
+	return profileSection().Write(folder, fmt.Appendf(nil, "%s.\n\n%s", r.Machine, r.Profile.markdown()), nil)
 }
 
 // CheckDocs says whether a run will find the place for what it writes, before it is long.
@@ -30,7 +33,11 @@ func (o Options) CheckDocs(folder string) error {
 	if o.Compares() {
 		return comparisonSection().Check(folder)
 	}
-	return section().Check(folder)
+	err := section().Check(folder)
+	if o.profiles() {
+		err = errors.Join(err, profileSection().Check(folder))
+	}
+	return err
 }
 
 // The plot's measures, in pixels.

@@ -26,6 +26,8 @@ type Options struct {
 	// after that, for as long as Churn.
 	Singles, Rate int
 	Churn         time.Duration
+	// ProfileAt is the size at which a start's CPU time is profiled, too; 0: at none.
+	ProfileAt int
 	// Progress is told of every sample.
 	Progress io.Writer
 }
@@ -43,16 +45,25 @@ type Report struct {
 	Rounds [][]Sample
 	// Changes are what was measured at Options.ChangesAt; nil: nothing.
 	Changes Sample
+	// Profile is that of a start with Options.ProfileAt; nil: there is none.
+	Profile *Profile
 }
 
 // HostsFor is how many hosts the lab of a run needs: one for each start, and where
-// nothing is compared one for each floor and each fallback.
+// nothing is compared one for each floor and each fallback, and for a profile.
 func HostsFor(o Options) int {
 	if o.Compares() {
 		return len(o.Backends) * len(o.Sizes) * o.Rounds
 	}
-	return 3 * len(o.Sizes) * o.Rounds
+	hosts := 3 * len(o.Sizes) * o.Rounds
+	if o.profiles() {
+		hosts++
+	}
+	return hosts
 }
+
+// profiles reports whether a start is profiled.
+func (o Options) profiles() bool { return slices.Contains(o.Sizes, o.ProfileAt) }
 
 // Run measures on a lab with the hosts for it, on which nothing runs yet.
 func Run(ctx context.Context, l *lab.Lab, o Options) (Report, error) {
@@ -91,8 +102,28 @@ func Run(ctx context.Context, l *lab.Lab, o Options) (Report, error) {
 				size, n+1, o.Rounds, s[keyStart], s[keyFloor], s[keyStartCPU], s[keyMemory])
 		}
 		r.Rounds = append(r.Rounds, samples)
+		if size == o.ProfileAt {
+			if err := r.profile(ctx, p, next()); err != nil {
+				return r, err
+			}
+		}
 	}
 	return r, nil
+}
+
+// profile takes the profile of one more start, where that can be done.
+func (r *Report) profile(ctx context.Context, p *population, h *lab.Host) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, startWithin, fmt.Errorf("not within %s", startWithin))
+	defer cancel()
+	var err error
+	if r.Profile, err = profileStart(ctx, h, p); errors.Is(err, errNoPerf) {
+		fmt.Fprintf(r.Options.Progress, "no profile: %v\n", err)
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("profile: %w", err)
+	}
+	fmt.Fprintf(r.Options.Progress, "%d peers: profiled\n", p.count)
+	return nil
 }
 
 // round measures one start, and what it is compared with.

@@ -175,6 +175,9 @@ func TestHostsFor(t *testing.T) {
 	if n := HostsFor(o); n != 12 {
 		t.Errorf("%d hosts to measure all, want 12", n)
 	}
+	if o.ProfileAt = 20; HostsFor(o) != 13 {
+		t.Errorf("%d hosts to measure all with a profile, want 13", HostsFor(o))
+	}
 	o.Backends = Backends()
 	if n := HostsFor(o); n != 12 || !o.Compares() {
 		t.Errorf("%d hosts to compare three, want 12", n)
@@ -219,7 +222,7 @@ func TestPlotWithoutFigures(t *testing.T) {
 // The page of this project has the place that make bench writes to.
 func TestOwnPage(t *testing.T) {
 	for _, backends := range [][]Backend{{VXLAN}, Backends()} {
-		if err := (Options{Backends: backends}).CheckDocs("../../../docs"); err != nil {
+		if err := (Options{Backends: backends, Sizes: []int{7}, ProfileAt: 7}).CheckDocs("../../../docs"); err != nil {
 			t.Errorf("%v: %v", backends, err)
 		}
 	}

@@ -37,10 +37,23 @@ type running struct {
 }
 
 // startDaemon starts the host's daemon and measures it until it has paths to all
-// peers of p. The caller ends it.
-func startDaemon(ctx context.Context, h *lab.Host, p *population) (_ *running, s Sample, err error) {
+// peers of p, and until the start is over. The caller ends it.
+func startDaemon(ctx context.Context, h *lab.Host, p *population) (*running, Sample, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, startWithin, fmt.Errorf("not within %s", startWithin))
 	defer cancel()
+	r, s, err := routed(ctx, h, p)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := r.settle(ctx, s); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("start with %d peers: %w", p.count, err), r.stop(ctx))
+	}
+	return r, s, nil
+}
+
+// routed starts the host's daemon and returns when the last route stands. The caller
+// ends it.
+func routed(ctx context.Context, h *lab.Host, p *population) (_ *running, s Sample, err error) {
 	view, err := kernel.Open(kernel.Options{NetNS: "/run/netns/" + h.Name})
 	if err != nil {
 		return nil, nil, err
@@ -66,8 +79,7 @@ func startDaemon(ctx context.Context, h *lab.Host, p *population) (_ *running, s
 	if err != nil {
 		return nil, nil, err
 	}
-	s = Sample{keyStart: took.Seconds(), keyStartCPU: spent.Seconds()}
-	return r, s, r.settle(ctx, s)
+	return r, Sample{keyStart: took.Seconds(), keyStartCPU: spent.Seconds()}, nil
 }
 
 // stop ends the daemon, which gives its lease back.

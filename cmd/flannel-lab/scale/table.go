@@ -13,6 +13,16 @@ import (
 
 // Markdown writes what was found as tables for people.
 func (r Report) Markdown(out io.Writer) error {
+	text := r.tables()
+	if r.Profile != nil {
+		text += "\n" + r.Profile.markdown()
+	}
+	_, err := io.WriteString(out, text)
+	return err
+}
+
+// tables are all but the profile, which has a page of its own.
+func (r Report) tables() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s.\nRounds: %d; a figure is their median.\n\n", r.Machine, r.Options.Rounds)
 	if r.Machine.Busy() {
@@ -30,6 +40,7 @@ func (r Report) Markdown(out io.Writer) error {
 		}
 		b.WriteString("\n")
 	}
+	b.WriteString(r.absence())
 	if r.Changes != nil {
 		fmt.Fprintf(&b, "\n| changes among %d peers | |\n|---|---|\n", r.Options.ChangesAt)
 		for _, f := range changeFigures() {
@@ -37,18 +48,36 @@ func (r Report) Markdown(out io.Writer) error {
 		}
 	}
 	if lines := r.claimLines(); lines != "" {
-		b.WriteString("\n| what is wanted | found | under |\n|---|---|---|\n" + lines)
+		b.WriteString("\n| what is wanted | found | wanted |\n|---|---|---|\n" + lines)
 	}
-	_, err := io.WriteString(out, b.String())
-	return err
+	return b.String()
+}
+
+// absence says why the form without nexthop objects has no figure for many peers.
+func (r Report) absence() string {
+	most := r.Options.Sizes[len(r.Options.Sizes)-1]
+	largest := 0
+	for _, size := range r.Options.Sizes {
+		if size <= fallbackMost {
+			largest = size
+		}
+	}
+	took := page.Median(r.values(largest, keyFallback))
+	if most <= fallbackMost || math.IsNaN(took) {
+		return ""
+	}
+	times := float64(most) / float64(largest)
+	return fmt.Sprintf("\nWithout nexthop objects the kernel's time grows by the square of the peers: what takes %s s with %d would take some\n"+
+		"%.0f s with %d. So it is not measured with more than %d.\n", page.Number(took), largest, took*times*times, most, fallbackMost)
 }
 
 // claimLines are the rows of what was measured of the claims.
 func (r Report) claimLines() string {
 	var b strings.Builder
-	for _, c := range claims() {
-		if found := page.Number(page.Median(r.values(c.peers, c.key))); found != page.Absent {
-			fmt.Fprintf(&b, "| %s | %s %s | %s %s |\n", c.title, found, c.unit, page.Number(c.below), c.unit)
+	for _, c := range r.Claims() {
+		if c.Measured() {
+			found, wanted := c.Cells()
+			fmt.Fprintf(&b, "| %s | %s | %s |\n", c.Title, found, wanted)
 		}
 	}
 	return b.String()
@@ -77,6 +106,7 @@ type (
 		Title string  `json:"title"`
 		Found float64 `json:"found"`
 		Below float64 `json:"below"`
+		Holds bool    `json:"holds"`
 	}
 )
 
@@ -95,9 +125,9 @@ func (r Report) JSON(out io.Writer) error {
 	if r.Changes != nil {
 		j.Changes = &jsonChanges{r.Options.ChangesAt, r.Changes}
 	}
-	for _, c := range claims() {
-		if v := page.Median(r.values(c.peers, c.key)); !math.IsNaN(v) {
-			j.Claims = append(j.Claims, jsonClaim{c.title, v, c.below})
+	for i, c := range r.Claims() {
+		if c.Measured() {
+			j.Claims = append(j.Claims, jsonClaim{c.Title, c.Found, claims()[i].below, c.Holds()})
 		}
 	}
 	e := json.NewEncoder(out)

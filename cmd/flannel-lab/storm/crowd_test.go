@@ -6,6 +6,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page"
 	"github.com/flanneld-go/flanneld-go/subnet/etcdstore/etcdtest"
 )
 
@@ -17,6 +18,18 @@ func proofs(took time.Duration) float64 {
 }
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// checkBoot tests what is promised of a boot.
+func checkBoot(t *testing.T, boot Phase) {
+	t.Helper()
+	if err, _ := page.Missed(Report{Phases: []Phase{boot}}.Claims(), false); err != nil {
+		t.Errorf("%v; %d got no answer in time", err, boot.Retries)
+	}
+	// Fewer than these were not all counted.
+	if boot.Start < 4.5 {
+		t.Errorf("%.2f requests of each host: not all were counted", boot.Start)
+	}
+}
 
 // What every host costs etcd is a promise (docs/scale.md), and holds for 200 as it
 // does for thousands: one load, one grant, one transaction, one watch and the proof
@@ -46,6 +59,7 @@ func TestTwoHundredHostsAtOnce(t *testing.T) {
 	// repeated where the machine is slow, and proofs come with time.
 	const some = 0.3
 	boot := found["all boot at once"]
+	checkBoot(t, phases[0])
 	// Some are just connecting again, where the machine is slow, and etcd may count what
 	// they had before until it has seen to its end.
 	if boot.Streams > 1.2*hosts || boot.Streams < 0.8*hosts {

@@ -10,7 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -28,12 +28,16 @@ type Daemons struct {
 	// Leased is when all had a subnet, Connected when each had a path to each.
 	Leased    time.Duration `json:"leased_ns"`
 	Connected time.Duration `json:"connected_ns"`
-	// Counts are those of all hosts until then.
-	Counts Counts `json:"counts"`
-	// Pairs are the paths that the kernels have, Pings the pairs of containers
-	// that were tried.
-	Pairs int `json:"pairs"`
-	Pings int `json:"pings"`
+	// Counts are those of all hosts until then, Start how many requests a host had
+	// sent, on average, when it had a path to each other: what it asked for while it
+	// waited for those that were slower is not among them.
+	Counts Counts  `json:"counts"`
+	Start  float64 `json:"start_requests"`
+	// Subnets is how many different ones they had, Pairs how many paths the kernels
+	// had, Pings how many of the pairs of containers that were tried answered.
+	Subnets int `json:"subnets"`
+	Pairs   int `json:"pairs"`
+	Pings   int `json:"pings"`
 	// Memory is the most that all daemons had, added; Largest what one had, and
 	// Etcd what etcd had, in bytes.
 	Memory  int64 `json:"memory"`
@@ -50,9 +54,6 @@ const (
 	// mostPings is how many pairs of containers are tried.
 	mostPings = 20
 )
-
-// errNoPath: a host's kernel would send a peer's packets elsewhere.
-var errNoPath = errors.New("no path")
 
 // RunDaemons starts the daemons of a lab on which nothing runs yet, all at once.
 // What it starts is the lab's to end.
@@ -78,12 +79,12 @@ func RunDaemons(ctx context.Context, l *lab.Lab, progress io.Writer) (Daemons, e
 			return d, err
 		}
 	}
-	if err := d.awaitLeases(ctx, l); err != nil {
+	if err := awaitLeases(ctx, l); err != nil {
 		return d, err
 	}
 	d.Leased = time.Since(begin)
 	fmt.Fprintf(progress, "%d daemons: all leased after %.1f s\n", d.Hosts, d.Leased.Seconds())
-	if err := awaitReady(ctx, l); err != nil {
+	if err := d.awaitReady(ctx, l); err != nil {
 		return d, err
 	}
 	d.Connected = time.Since(begin)
@@ -92,7 +93,7 @@ func RunDaemons(ctx context.Context, l *lab.Lab, progress io.Writer) (Daemons, e
 		return d, err
 	}
 	d.Counts = after.since(before)
-	fmt.Fprintf(progress, "%d daemons: all ready after %.1f s, %.1f requests each\n", d.Hosts, d.Connected.Seconds(), d.Counts.All()/float64(d.Hosts))
+	fmt.Fprintf(progress, "%d daemons: all ready after %.1f s, %.2f requests of each until it had a path to each\n", d.Hosts, d.Connected.Seconds(), d.Start)
 	return d, errors.Join(d.checkPaths(l), d.ping(ctx, l), d.weigh(l))
 }
 
@@ -129,45 +130,44 @@ func look(ctx context.Context, l *lab.Lab, what string, wanted func(*lab.Host) (
 	})
 }
 
-// awaitLeases returns when every host has a subnet of its own.
-func (d *Daemons) awaitLeases(ctx context.Context, l *lab.Lab) error {
-	var mu sync.Mutex
-	owners := map[netip.Prefix]string{}
+// awaitLeases returns when every host has a subnet.
+func awaitLeases(ctx context.Context, l *lab.Lab) error {
 	return look(ctx, l, "a subnet", func(h *lab.Host) (bool, error) {
-		env, err := h.ReadSubnet()
-		if err != nil {
-			return false, nil // It is not written yet.
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		s := env.Subnets[0].Masked()
-		if other, taken := owners[s]; taken {
-			return false, fmt.Errorf("%s and %s both have %s", other, h.Name, s)
-		}
-		owners[s] = h.Name
-		return true, nil
+		_, err := h.ReadSubnet()
+		return err == nil, nil // It is not written yet.
 	})
 }
 
-// awaitReady returns when every daemon says that it reaches all others.
-func awaitReady(ctx context.Context, l *lab.Lab) error {
-	return look(ctx, l, "readiness", func(h *lab.Host) (bool, error) {
+// awaitReady returns when every daemon says that it reaches all others, and notes how
+// many requests each had sent by then.
+func (d *Daemons) awaitReady(ctx context.Context, l *lab.Lab) error {
+	var requests atomic.Uint64
+	err := look(ctx, l, "readiness", func(h *lab.Host) (bool, error) {
 		s, err := h.Status(ctx)
 		// Until it listens there is no answer.
-		return err == nil && s.Ready && len(s.Peers) == len(l.Hosts)-1, nil
+		ready := err == nil && s.Ready && len(s.Peers) == len(l.Hosts)-1
+		if ready {
+			requests.Add(s.Etcd.Traffic.Requests)
+		}
+		return ready, nil
 	})
+	d.Start = float64(requests.Load()) / float64(d.Hosts)
+	return err
 }
 
 // checkPaths asks every host's kernel for the path to every other host.
 func (d *Daemons) checkPaths(l *lab.Lab) error {
 	var targets []netip.Addr
+	owners := map[netip.Prefix]string{}
 	for _, h := range l.Hosts {
 		env, err := h.ReadSubnet()
 		if err != nil {
 			return err
 		}
 		targets = append(targets, env.Subnets[0].Addr())
+		owners[env.Subnets[0].Masked()] = h.Name
 	}
+	d.Subnets = len(owners)
 	for i, h := range l.Hosts {
 		for j, to := range targets {
 			if i == j {
@@ -177,10 +177,9 @@ func (d *Daemons) checkPaths(l *lab.Lab) error {
 			if err != nil {
 				return err
 			}
-			if device != vxlanDevice {
-				return fmt.Errorf("%s to %s: %w: it would send by %s", h.Name, to, errNoPath, device)
+			if device == vxlanDevice {
+				d.Pairs++
 			}
-			d.Pairs++
 		}
 	}
 	return nil
