@@ -19,8 +19,9 @@
 //     line for the operator: which endpoint, and why. The cause is what was
 //     seen on the wire, since gRPC's own errors do not tell it; where rights
 //     are missing, it names them, since etcd does not.
-//   - What etcd sends is read at once. Where little comes again and again, some of it
-//     together and up to 80 ms late, since each wake costs more than what it brings:
+//   - What etcd sends is read at once: each of up to 40 messages a second for ever, and
+//     of more than that a first few dozen. Where little comes more often, some of it is
+//     read together and up to 80 ms late, since each wake costs more than what it brings:
 //     see intake. Nothing is left out or comes in another order.
 //   - No secret is in any error, log or value that package fmt can print.
 //   - No write is repeated by itself. An error that is none of package

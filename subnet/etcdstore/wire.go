@@ -168,11 +168,7 @@ type wireConn struct {
 
 // Read watches for the first answer, and for the end.
 func (c *wireConn) Read(b []byte) (int, error) {
-	if c.plain {
-		c.rest()
-	}
-	n, err := c.Conn.Read(b)
-	c.read(n, len(b))
+	n, err := c.take(b)
 	switch {
 	case c.plain && c.secure:
 	case n > 0 && !c.answered:
@@ -188,6 +184,18 @@ func (c *wireConn) Read(b []byte) (int, error) {
 	default:
 		c.unanswered(err)
 	}
+	return n, err
+}
+
+// take reads when it is worth its cost.
+func (c *wireConn) take(b []byte) (int, error) {
+	if c.plain {
+		if err := c.rest(); err != nil {
+			return 0, err
+		}
+	}
+	n, err := c.Conn.Read(b)
+	c.read(n, len(b))
 	return n, err
 }
 
