@@ -289,8 +289,8 @@ func (f *fakeNative) Follow(context.Context, []native.Peer, []native.Peer) error
 func (f *fakeNative) Passed(native.Step) {}
 func (f *fakeNative) Wrote() native.Step { return native.Step{} }
 
-func (f *fakeNative) Undisturbed() bool { return true }
+func (f *fakeNative) Undisturbed(context.Context) bool { return true }
 
-func (f *fakeNative) Counters() (map[string]uint64, error) {
+func (f *fakeNative) Counters(context.Context) (map[string]uint64, error) {
 	return map[string]uint64{native.ForeignSource: 1}, nil
 }

@@ -51,9 +51,9 @@ type Native interface {
 	Follow(ctx context.Context, gone, fresh []native.Peer) error
 	Passed(s native.Step)
 	Wrote() native.Step
-	Undisturbed() bool
+	Undisturbed(ctx context.Context) bool
 	Cleanup(ctx context.Context) error
-	Counters() (map[string]uint64, error)
+	Counters(ctx context.Context) (map[string]uint64, error)
 }
 
 // Firewall keeps the rules of one host. Its methods are safe for concurrent
@@ -290,7 +290,9 @@ func (f *Firewall) cleanupNative(ctx context.Context) error {
 
 // Counters are how many forged packets were dropped, by reason; see
 // [native.Table.Counters]. The map is the caller's.
-func (f *Firewall) Counters() (map[string]uint64, error) { return f.native.Counters() }
+func (f *Firewall) Counters(ctx context.Context) (map[string]uint64, error) {
+	return f.native.Counters(ctx)
+}
 
 // converge reads, writes what differs, and reads again until nothing does.
 func (f *Firewall) converge(ctx context.Context, family subnet.Family, want func(Variant) intent) error {

@@ -249,7 +249,7 @@ func testForgedBesideFirewalld(t *testing.T, a, b *walled, lan *space) {
 func (m *machine) dropped(t *testing.T, reason string) (n uint64) {
 	t.Helper()
 	m.host.do(t, func() error {
-		counters, err := m.b.f.Counters()
+		counters, err := m.b.f.Counters(t.Context())
 		n = counters[reason]
 		return err
 	})

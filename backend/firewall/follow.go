@@ -50,7 +50,7 @@ func (f *Firewall) passed(s native.Step) {
 func (f *Firewall) Undisturbed(ctx context.Context) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.native.Undisturbed() {
+	if !f.native.Undisturbed(ctx) {
 		return false
 	}
 	for v, r := range f.known {

@@ -132,7 +132,7 @@ func TestCleanupOfBoth(t *testing.T) {
 	if err := f.Cleanup(t.Context()); err != nil {
 		t.Errorf("Cleanup without nf_tables: %v", err)
 	}
-	if got, err := f.Counters(); err != nil || got[native.ForeignSource] != 1 {
+	if got, err := f.Counters(t.Context()); err != nil || got[native.ForeignSource] != 1 {
 		t.Errorf("Counters: %v, %v", got, err)
 	}
 }

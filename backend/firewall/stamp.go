@@ -55,9 +55,9 @@ func (f *Firewall) filled(c change, last reading, s native.Step) {
 
 // Stamp implements Tools. It asks the kernel: nf_tables for its generation, which changes of others'
 // tables count up too, and the legacy variant for its tables.
-func (e *Exec) Stamp(_ context.Context, v Variant) (Stamp, error) {
+func (e *Exec) Stamp(ctx context.Context, v Variant) (Stamp, error) {
 	if v.NFT {
-		g, err := native.CurrentGeneration()
+		g, err := native.CurrentGeneration(ctx)
 		return Stamp{Generation: g}, err
 	}
 	p, err := openPoller(v.Family, e.hashSeed())

@@ -21,8 +21,8 @@ const (
 	// datagram is the size of a read: the kernel makes no larger dump parts
 	// than 32 KiB, and a cut one is noticed.
 	datagram = 64 << 10
-	// answerSeconds bounds the wait for an answer. The kernel answers before
-	// it returns from the request, so this only ends a hang.
+	// answerSeconds bounds the wait for an answer, which no context ends. The
+	// kernel answers before it returns from the request, so this only ends a hang.
 	answerSeconds = 10
 	// attempts is how often an interrupted dump or a batch whose answers were
 	// lost is tried: often enough to halve a batch down to single messages.

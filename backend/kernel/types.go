@@ -188,7 +188,10 @@ type Event struct {
 }
 
 // Host is one network stack. The methods are safe for concurrent use; they
-// block for as long as the kernel takes and honour ctx between messages.
+// block for as long as the kernel takes and honour ctx between messages. A wait
+// for a message's answer ends without ctx: the kernel has answered before it
+// returns from the request, and if it ever does not the wait ends after 10 s, with an
+// error that says so.
 type Host interface {
 	// Links lists all interfaces.
 	Links(ctx context.Context) ([]Link, error)

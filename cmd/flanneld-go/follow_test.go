@@ -70,11 +70,13 @@ func (f *followingTable) Follow(_ context.Context, gone, fresh []native.Peer) er
 	return nil
 }
 
-func (*followingTable) Passed(native.Step)                   {}
-func (*followingTable) Wrote() native.Step                   { return native.Step{} }
-func (*followingTable) Undisturbed() bool                    { return true }
-func (*followingTable) Cleanup(context.Context) error        { return nil }
-func (*followingTable) Counters() (map[string]uint64, error) { return map[string]uint64{}, nil }
+func (*followingTable) Passed(native.Step)               {}
+func (*followingTable) Wrote() native.Step               { return native.Step{} }
+func (*followingTable) Undisturbed(context.Context) bool { return true }
+func (*followingTable) Cleanup(context.Context) error    { return nil }
+func (*followingTable) Counters(context.Context) (map[string]uint64, error) {
+	return map[string]uint64{}, nil
+}
 
 func (f *followingTable) told() (gone, fresh []string) {
 	f.mu.Lock()

@@ -71,13 +71,15 @@ func (f *filteringTable) Follow(_ context.Context, gone, fresh []native.Peer) er
 	return nil
 }
 
-func (f *filteringTable) Undisturbed() bool {
+func (f *filteringTable) Undisturbed(context.Context) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.known
 }
 
-func (*filteringTable) Counters() (map[string]uint64, error) { return map[string]uint64{}, nil }
+func (*filteringTable) Counters(context.Context) (map[string]uint64, error) {
+	return map[string]uint64{}, nil
+}
 
 // disturb does to it what somebody else does, or has the next Apply fail.
 func (f *filteringTable) disturb(flush bool) {

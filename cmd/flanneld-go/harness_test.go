@@ -129,12 +129,14 @@ func (noTable) Apply(context.Context, native.Desired) error { return &native.Err
 func (noTable) Cleanup(context.Context) error               { return nil }
 func (noTable) Passed(native.Step)                          {}
 func (noTable) Wrote() native.Step                          { return native.Step{} }
-func (noTable) Undisturbed() bool                           { return false }
+func (noTable) Undisturbed(context.Context) bool            { return false }
 func (noTable) Follow(context.Context, []native.Peer, []native.Peer) error {
 	return native.ErrNotFollowed
 }
 
-func (noTable) Counters() (map[string]uint64, error) { return nil, &native.ErrUnsupported{} }
+func (noTable) Counters(context.Context) (map[string]uint64, error) {
+	return nil, &native.ErrUnsupported{}
+}
 
 // logBuffer is a log that many write and the test reads.
 type logBuffer struct {

@@ -37,15 +37,15 @@ func (t *toldTable) Apply(_ context.Context, d native.Desired) error {
 
 func (*toldTable) Cleanup(context.Context) error { return nil }
 
-func (*toldTable) Passed(native.Step) {}
-func (*toldTable) Wrote() native.Step { return native.Step{} }
-func (*toldTable) Undisturbed() bool  { return true }
+func (*toldTable) Passed(native.Step)               {}
+func (*toldTable) Wrote() native.Step               { return native.Step{} }
+func (*toldTable) Undisturbed(context.Context) bool { return true }
 
 func (*toldTable) Follow(context.Context, []native.Peer, []native.Peer) error {
 	return native.ErrNotFollowed
 }
 
-func (t *toldTable) Counters() (map[string]uint64, error) {
+func (t *toldTable) Counters(context.Context) (map[string]uint64, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return map[string]uint64{native.PeerSource: t.dropped}, nil

@@ -372,7 +372,7 @@ func (l *loop) applyFirewall(ctx context.Context) error {
 
 // countDropped puts what the firewall dropped on the board.
 func (l *loop) countDropped(ctx context.Context) {
-	dropped, err := l.firewall.Counters()
+	dropped, err := l.firewall.Counters(ctx)
 	if err != nil {
 		l.log.DebugContext(ctx, "dropped packets cannot be counted", "error", err)
 	} else {

@@ -77,3 +77,25 @@ func TestTakeDownEndsTheDataPath(t *testing.T) {
 		}
 	})
 }
+
+// Of what is taken down nothing is believed to be in place.
+func TestTakeDownForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.table, h.tools = &followingTable{}, noVariants{}
+		h.data.OverwriteConfig(networkConfig)
+		h.start()
+		h.ready()
+		h.stop()
+		l := h.loop
+		if p := &l.path; !p.applied || !p.steady || !p.follow.filtered.is(l) {
+			t.Fatalf("before: applied %t, steady %t, filtered %t", p.applied, p.steady, p.follow.filtered.is(l))
+		}
+		if err := l.takeDown(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if p := &l.path; p.applied || p.steady || p.follow.filtered.is(l) {
+			t.Errorf("after: applied %t, steady %t, filtered %t", p.applied, p.steady, p.follow.filtered.is(l))
+		}
+	})
+}

@@ -134,6 +134,8 @@
 //     told: a table that anybody changed or flushed is mended by the next Apply.
 //     What was found in order is not listed again while nf_tables stays in the
 //     same [Generation] and the same is wanted, but for every [ReadAnyway].
+//   - A wait for the kernel's answer ends with its context, within 50 ms, and after 30 s
+//     anyway. What the kernel works on for us it ends first.
 //   - A kernel that refuses is asked what it lacks, once; Apply goes on without
 //     that and returns [ErrUnsupported]. A family that has no network and no
 //     nf_tables either is no error.

@@ -1,31 +1,34 @@
 package native
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"syscall"
 	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
 
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
-// door leads to nf_tables.
+// door leads to nf_tables. A wait for an answer ends with ctx.
 type door interface {
 	// read returns our table of a family, normalized.
-	read(f subnet.Family) (table, error)
+	read(ctx context.Context, f subnet.Family) (table, error)
 	// generation tells one state of nf_tables from any other. What is read
 	// afterwards is of this one or of a later one.
-	generation() (Generation, error)
+	generation(ctx context.Context) (Generation, error)
 	// write does all changes or none.
-	write(changes subnet.ByFamily[change]) error
+	write(ctx context.Context, changes subnet.ByFamily[change]) error
 	// probe returns nil if the kernel has the feature.
-	probe(f subnet.Family, x Feature) error
+	probe(ctx context.Context, f subnet.Family, x Feature) error
 	// counters returns the packets that were counted, by name.
-	counters(f subnet.Family) (map[string]uint64, error)
+	counters(ctx context.Context, f subnet.Family) (map[string]uint64, error)
 }
 
 // netlinkDoor is the real one, in the network namespace of the thread that
@@ -43,30 +46,67 @@ const (
 	keysPerMessage = 1000
 )
 
-// dial returns a connection that opens a socket per exchange.
-func (*netlinkDoor) dial() (*nftables.Conn, error) {
-	conn, err := nftables.New(nftables.WithSockOptions(prepare))
+// use runs f with a connection that opens a socket per exchange.
+func (*netlinkDoor) use(ctx context.Context, f func(*nftables.Conn) error) error {
+	w := waits{ctx: ctx}
+	defer w.end()
+	conn, err := nftables.New(nftables.WithSockOptions(w.prepare))
 	if err != nil {
-		return nil, fmt.Errorf("open nfnetlink: %w", err)
+		return fmt.Errorf("open nfnetlink: %w", err)
 	}
-	return conn, nil
+	if err = f(conn); errors.Is(err, os.ErrDeadlineExceeded) {
+		return noAnswer(ctx, answerWithin)
+	}
+	return err
 }
 
-func (*netlinkDoor) generation() (Generation, error) { return CurrentGeneration() }
+// waits are those of the sockets of one use, which end with ctx.
+type waits struct {
+	ctx   context.Context // that of the use
+	stops []func() bool
+}
 
-func (k *netlinkDoor) read(f subnet.Family) (table, error) {
+// prepare sets what a connection needs for the largest transaction, and for a
+// kernel that does not answer.
+func (w *waits) prepare(c *netlink.Conn) error {
+	if err := c.SetDeadline(time.Now().Add(answerWithin)); err != nil {
+		return err
+	}
+	w.stops = append(w.stops, context.AfterFunc(w.ctx, func() {
+		_ = c.SetDeadline(time.Now()) // one that was closed meanwhile needs none
+	}))
+	if err := c.SetWriteBuffer(socketBuffer); err != nil {
+		return err
+	}
+	return c.SetReadBuffer(socketBuffer)
+}
+
+func (w *waits) end() {
+	for _, stop := range w.stops {
+		stop()
+	}
+}
+
+func (*netlinkDoor) generation(ctx context.Context) (Generation, error) {
+	return CurrentGeneration(ctx)
+}
+
+func (k *netlinkDoor) read(ctx context.Context, f subnet.Family) (table, error) {
 	var out table
-	conn, err := k.dial()
-	if err != nil {
-		return out, err
-	}
-	t, err := k.ours(conn, f)
-	if err != nil || t == nil {
-		return out, err
-	}
-	out.strange = t.Flags != 0
-	if err := errors.Join(readCounters(conn, t, &out), readSets(conn, t, &out), readChains(conn, t, f, &out)); err != nil {
-		return table{}, fmt.Errorf("read %s table %s: %w", f, k.table, err)
+	there := false
+	err := k.use(ctx, func(conn *nftables.Conn) error {
+		t, err := k.ours(conn, f)
+		if err != nil || t == nil {
+			return err
+		}
+		there, out.strange = true, t.Flags != 0
+		if err := errors.Join(readCounters(conn, t, &out), readSets(conn, t, &out), readChains(conn, t, f, &out)); err != nil {
+			return fmt.Errorf("read %s table %s: %w", f, k.table, err)
+		}
+		return nil
+	})
+	if err != nil || !there {
+		return table{}, err
 	}
 	if out.empty() {
 		// A table with nothing in it is not ours yet.
@@ -159,36 +199,38 @@ func readChains(conn *nftables.Conn, t *nftables.Table, f subnet.Family, out *ta
 	return nil
 }
 
-func (k *netlinkDoor) counters(f subnet.Family) (map[string]uint64, error) {
-	conn, err := k.dial()
-	if err != nil {
-		return nil, err
-	}
-	t, err := k.ours(conn, f)
-	if err != nil || t == nil {
-		return nil, err
-	}
-	objects, err := conn.GetObjects(t)
-	if err != nil {
-		return nil, fmt.Errorf("list counters: %w", err)
-	}
+func (k *netlinkDoor) counters(ctx context.Context, f subnet.Family) (map[string]uint64, error) {
 	out := map[string]uint64{}
-	for _, o := range objects {
-		if c, ok := o.(*nftables.CounterObj); ok {
-			out[c.Name] = c.Packets
+	err := k.use(ctx, func(conn *nftables.Conn) error {
+		t, err := k.ours(conn, f)
+		if err != nil || t == nil {
+			return err
 		}
+		objects, err := conn.GetObjects(t)
+		if err != nil {
+			return fmt.Errorf("list counters: %w", err)
+		}
+		for _, o := range objects {
+			if c, ok := o.(*nftables.CounterObj); ok {
+				out[c.Name] = c.Packets
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return out, nil
 }
 
-func (k *netlinkDoor) write(changes subnet.ByFamily[change]) error {
+func (k *netlinkDoor) write(ctx context.Context, changes subnet.ByFamily[change]) error {
 	typeof := map[setID][]byte{}
 	for _, f := range subnet.Families() {
 		for _, s := range changes[f].addSets {
 			typeof[setID{byte(family(f)), s.name}] = s.typeof
 		}
 	}
-	conn, done, err := k.dialDescribing(typeof)
+	conn, done, err := k.dialDescribing(ctx, typeof)
 	if err != nil {
 		return err
 	}

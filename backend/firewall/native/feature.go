@@ -1,6 +1,7 @@
 package native
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -102,11 +103,11 @@ func refused(err error) bool {
 
 // probe tries a feature by a transaction that leaves nothing behind: a table is
 // made, filled and removed in one.
-func (k *netlinkDoor) probe(f subnet.Family, x Feature) error {
-	conn, err := k.dial()
-	if err != nil {
-		return err
-	}
+func (k *netlinkDoor) probe(ctx context.Context, f subnet.Family, x Feature) error {
+	return k.use(ctx, func(conn *nftables.Conn) error { return k.try(conn, f, x) })
+}
+
+func (k *netlinkDoor) try(conn *nftables.Conn, f subnet.Family, x Feature) error {
 	t := &nftables.Table{Name: k.table + "-probe", Family: family(f)}
 	conn.AddTable(t)
 	h := filterHook(nftables.ChainHookPrerouting)

@@ -1,6 +1,7 @@
 package native
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -26,15 +27,15 @@ type lesser struct {
 	probes *int
 }
 
-func (l *lesser) probe(f subnet.Family, x Feature) error {
+func (l *lesser) probe(ctx context.Context, f subnet.Family, x Feature) error {
 	*l.probes++
 	if l.lacks.has(f, x) {
 		return fmt.Errorf("try %s: %w", x, syscall.ENOENT)
 	}
-	return l.door.probe(f, x)
+	return l.door.probe(ctx, f, x)
 }
 
-func (l *lesser) write(changes subnet.ByFamily[change]) error {
+func (l *lesser) write(ctx context.Context, changes subnet.ByFamily[change]) error {
 	if l.raced > 0 {
 		l.raced--
 		return fmt.Errorf("commit: %w", syscall.ENOENT)
@@ -48,7 +49,7 @@ func (l *lesser) write(changes subnet.ByFamily[change]) error {
 			}
 		}
 	}
-	return l.door.write(changes)
+	return l.door.write(ctx, changes)
 }
 
 func TestLesserKernels(t *testing.T) {
@@ -141,7 +142,7 @@ func TestProbe(t *testing.T) {
 	for _, f := range subnet.Families() {
 		for _, x := range features() {
 			h.Do(t, func() {
-				if err := h.t.door.probe(f, x); err != nil {
+				if err := h.t.door.probe(t.Context(), f, x); err != nil {
 					t.Errorf("%s %s: %v", f, x, err)
 				}
 			})

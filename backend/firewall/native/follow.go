@@ -22,7 +22,7 @@ var ErrNotFollowed = errors.New("change cannot be followed alone")
 func (t *Table) Follow(ctx context.Context, gone, fresh []Peer) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now, err := t.door.generation()
+	now, err := t.door.generation(ctx)
 	if err != nil || now != t.last.generation || !t.last.sorted {
 		return ErrNotFollowed
 	}
@@ -40,11 +40,11 @@ func (t *Table) Follow(ctx context.Context, gone, fresh []Peer) error {
 		}
 	}
 	if changes[0].operations()+changes[1].operations() > 0 {
-		if err := t.door.write(changes); err != nil {
+		if err := t.door.write(ctx, changes); err != nil {
 			t.last = settled{}
 			return err
 		}
-		if !t.wroteAlone(now) {
+		if !t.wroteAlone(ctx, now) {
 			t.last = settled{} // who else wrote is not known
 			return nil
 		}
@@ -75,10 +75,10 @@ func (t *Table) Wrote() Step {
 
 // Undisturbed reports whether the kernel says that nothing has changed since all was
 // found, or put, in place.
-func (t *Table) Undisturbed() bool {
+func (t *Table) Undisturbed(ctx context.Context) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now, err := t.door.generation()
+	now, err := t.door.generation(ctx)
 	return err == nil && now == t.last.generation
 }
 

@@ -1,6 +1,7 @@
 package native
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"slices"
@@ -21,9 +22,9 @@ type reading struct {
 	reads *int
 }
 
-func (r reading) read(f subnet.Family) (table, error) {
+func (r reading) read(ctx context.Context, f subnet.Family) (table, error) {
 	*r.reads++
-	return r.door.read(f)
+	return r.door.read(ctx, f)
 }
 
 // Peers that are followed are in the kernel as an Apply would have put them, nothing is
@@ -59,7 +60,7 @@ func TestFollow(t *testing.T) {
 			t.Errorf("%s: %d transactions, want %d", step.name, n, step.writes)
 		}
 		undisturbed := false
-		h.Do(t, func() { undisturbed = h.t.Undisturbed() })
+		h.Do(t, func() { undisturbed = h.t.Undisturbed(t.Context()) })
 		if !undisturbed {
 			t.Errorf("%s: our own transaction disturbed us", step.name)
 		}
@@ -72,7 +73,7 @@ func TestFollow(t *testing.T) {
 	}
 	var have, want table
 	var err error
-	h.Do(t, func() { have, err = h.t.door.read(subnet.IPv4) })
+	h.Do(t, func() { have, err = h.t.door.read(t.Context(), subnet.IPv4) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +118,7 @@ func TestNotFollowed(t *testing.T) {
 	}
 	undisturbed := true
 	h.Run(t, "nft", "flush", "ruleset")
-	h.Do(t, func() { undisturbed = h.t.Undisturbed() })
+	h.Do(t, func() { undisturbed = h.t.Undisturbed(t.Context()) })
 	if undisturbed {
 		t.Error("flushed rules are not noticed")
 	}
@@ -140,7 +141,7 @@ func TestPassed(t *testing.T) {
 			h.apply(t, d)
 			generation := func() (g Generation) {
 				var err error
-				h.Do(t, func() { g, err = CurrentGeneration() })
+				h.Do(t, func() { g, err = CurrentGeneration(t.Context()) })
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -167,11 +168,15 @@ type memoryDoor struct {
 	id     uint32
 }
 
-func (m *memoryDoor) read(f subnet.Family) (table, error)               { return m.tables[f], nil }
-func (m *memoryDoor) generation() (Generation, error)                   { return Generation{id: m.id}, nil }
-func (m *memoryDoor) probe(subnet.Family, Feature) error                { return nil }
-func (m *memoryDoor) counters(subnet.Family) (map[string]uint64, error) { return nil, nil }
-func (m *memoryDoor) write(changes subnet.ByFamily[change]) error {
+func (m *memoryDoor) read(_ context.Context, f subnet.Family) (table, error) { return m.tables[f], nil }
+func (m *memoryDoor) generation(context.Context) (Generation, error) {
+	return Generation{id: m.id}, nil
+}
+func (m *memoryDoor) probe(context.Context, subnet.Family, Feature) error { return nil }
+func (m *memoryDoor) counters(context.Context, subnet.Family) (map[string]uint64, error) {
+	return nil, nil
+}
+func (m *memoryDoor) write(_ context.Context, changes subnet.ByFamily[change]) error {
 	for f, c := range changes {
 		m.tables[f] = c.apply(m.t, m.tables[f])
 	}

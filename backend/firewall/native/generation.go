@@ -2,6 +2,7 @@ package native
 
 import (
 	"cmp"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -35,7 +36,7 @@ var errNoGeneration = errors.New("the kernel tells no generation")
 // CurrentGeneration asks the kernel, in the network namespace of the calling
 // thread, without any program: one exchange of some microseconds. What is read
 // afterwards is of this generation or of a later one.
-func CurrentGeneration() (g Generation, err error) {
+func CurrentGeneration(ctx context.Context) (g Generation, err error) {
 	defer func() {
 		if err != nil {
 			g, err = Generation{}, fmt.Errorf("ask nf_tables for its generation: %w", err)
@@ -46,7 +47,7 @@ func CurrentGeneration() (g Generation, err error) {
 		return g, err
 	}
 	g.namespace = namespace.Ino
-	answer, err := exchange()
+	answer, err := exchange(ctx)
 	if err != nil {
 		return g, err
 	}
@@ -55,8 +56,8 @@ func CurrentGeneration() (g Generation, err error) {
 }
 
 // exchange asks, and returns the kernel's answer.
-func exchange() ([]netlink.Message, error) {
-	s, err := openSocket()
+func exchange(ctx context.Context) ([]netlink.Message, error) {
+	s, err := openSocket(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -35,9 +35,9 @@ type counting struct {
 	n *int
 }
 
-func (c counting) write(changes subnet.ByFamily[change]) error {
+func (c counting) write(ctx context.Context, changes subnet.ByFamily[change]) error {
 	*c.n++
-	return c.door.write(changes)
+	return c.door.write(ctx, changes)
 }
 
 func newHost(t testing.TB, ns *kerneltest.Namespace) *host {
@@ -70,7 +70,7 @@ func (h *host) counters(t testing.TB) map[string]uint64 {
 		out map[string]uint64
 		err error
 	)
-	h.Do(t, func() { out, err = h.t.Counters() })
+	h.Do(t, func() { out, err = h.t.Counters(t.Context()) })
 	if err != nil {
 		t.Fatalf("Counters: %v", err)
 	}

@@ -36,7 +36,7 @@ func TestManyPeers(t *testing.T) {
 
 	var have, want table
 	var err error
-	h.Do(t, func() { have, err = h.t.door.read(subnet.IPv4) })
+	h.Do(t, func() { have, err = h.t.door.read(t.Context(), subnet.IPv4) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func TestManyMACs(t *testing.T) {
 	d.Peers[77].MAC[subnet.IPv4] = kernel.MAC{2, 1, 1, 1, 1, 1}
 	var have table
 	var err error
-	h.Do(t, func() { have, err = h.t.door.read(subnet.IPv4) })
+	h.Do(t, func() { have, err = h.t.door.read(t.Context(), subnet.IPv4) })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,9 +24,9 @@ type idle struct {
 	reads  int
 }
 
-func (k *idle) generation() (Generation, error) { return k.now, k.fails }
+func (k *idle) generation(context.Context) (Generation, error) { return k.now, k.fails }
 
-func (k *idle) read(f subnet.Family) (table, error) {
+func (k *idle) read(_ context.Context, f subnet.Family) (table, error) {
 	k.reads++
 	return k.tables[f], nil
 }
@@ -144,7 +144,7 @@ func TestCurrentGeneration(t *testing.T) {
 	ask := func(ns *kerneltest.Namespace) (g Generation) {
 		ns.Do(t, func() {
 			var err error
-			if g, err = CurrentGeneration(); err != nil {
+			if g, err = CurrentGeneration(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		})

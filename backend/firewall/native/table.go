@@ -89,7 +89,7 @@ func (t *Table) Apply(ctx context.Context, d Desired) error {
 func (t *Table) once(ctx context.Context, d Desired) error {
 	// Before the rest is read: what changes meanwhile is of a later one. A
 	// kernel that does not tell is read every time.
-	generation, unknown := t.door.generation()
+	generation, unknown := t.door.generation(ctx)
 	if unknown == nil && t.last.still(generation, d) {
 		return nil
 	}
@@ -104,7 +104,7 @@ func (t *Table) once(ctx context.Context, d Desired) error {
 		if err != nil {
 			return err
 		}
-		have, err := t.door.read(f)
+		have, err := t.door.read(ctx, f)
 		if err != nil {
 			return err
 		}
@@ -121,10 +121,10 @@ func (t *Table) once(ctx context.Context, d Desired) error {
 		}
 		return nil
 	}
-	if err := t.door.write(changes); err != nil {
+	if err := t.door.write(ctx, changes); err != nil {
 		return err
 	}
-	alone := unknown == nil && t.wroteAlone(generation)
+	alone := unknown == nil && t.wroteAlone(ctx, generation)
 	level := slog.LevelInfo
 	if !slices.ContainsFunc(changes[:], change.structural) {
 		level = slog.LevelDebug // peers, and more often their MACs, come and go
@@ -141,9 +141,9 @@ func (t *Table) once(ctx context.Context, d Desired) error {
 
 // wroteAlone notes a transaction of ours that was just written, and reports whether
 // it was the only one since a generation.
-func (t *Table) wroteAlone(since Generation) bool {
+func (t *Table) wroteAlone(ctx context.Context, since Generation) bool {
 	t.wrote = Step{}
-	now, err := t.door.generation()
+	now, err := t.door.generation(ctx)
 	if s := (Step{since, now}); err == nil && s.Alone() {
 		t.wrote = s
 	}
@@ -157,7 +157,7 @@ func (t *Table) look(ctx context.Context) error {
 			if t.lost.has(f, x) {
 				continue
 			}
-			err := t.door.probe(f, x)
+			err := t.door.probe(ctx, f, x)
 			switch {
 			case err == nil:
 			case refused(err):
@@ -184,7 +184,7 @@ func (t *Table) Cleanup(ctx context.Context) error { return t.Apply(ctx, Desired
 // Counters returns how many packets were dropped, by reason, both families
 // together. They start anew when the table is made anew, as after `nft flush
 // ruleset`. The map is the caller's.
-func (t *Table) Counters() (map[string]uint64, error) {
+func (t *Table) Counters(ctx context.Context) (map[string]uint64, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	out := map[string]uint64{}
@@ -192,7 +192,7 @@ func (t *Table) Counters() (map[string]uint64, error) {
 		out[name] = 0
 	}
 	for _, f := range subnet.Families() {
-		counted, err := t.door.counters(f)
+		counted, err := t.door.counters(ctx, f)
 		if err != nil {
 			return nil, err
 		}

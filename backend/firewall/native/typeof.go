@@ -1,9 +1,9 @@
 package native
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
@@ -88,9 +88,9 @@ type setID struct {
 // dialDescribing returns a connection whose new sets have a typeof. The library
 // writes none, and the only place where its messages can be completed, so that all
 // of them stay one transaction, is the dialer that it has for tests.
-func (*netlinkDoor) dialDescribing(typeof map[setID][]byte) (conn *nftables.Conn, done func(), err error) {
+func (*netlinkDoor) dialDescribing(ctx context.Context, typeof map[setID][]byte) (conn *nftables.Conn, done func(), err error) {
 	d := &describer{typeof: typeof}
-	if d.socket, err = openSocket(); err != nil {
+	if d.socket, err = openSocket(ctx); err != nil {
 		return nil, nil, fmt.Errorf("open nfnetlink: %w", err)
 	}
 	if err = d.widen(); err == nil {
@@ -139,16 +139,4 @@ func (d *describer) describe(data []byte) ([]byte, error) {
 	}
 	more, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: attrSetUserData, Data: d.typeof[id]}})
 	return append(data[:len(data):len(data)], more...), err
-}
-
-// prepare sets what a connection needs for the largest transaction, and for a
-// kernel that does not answer.
-func prepare(c *netlink.Conn) error {
-	if err := c.SetDeadline(time.Now().Add(answerWithin)); err != nil {
-		return err
-	}
-	if err := c.SetWriteBuffer(socketBuffer); err != nil {
-		return err
-	}
-	return c.SetReadBuffer(socketBuffer)
 }
