@@ -159,9 +159,7 @@ func (b *Backend) ensureDevice(ctx context.Context, mtu int) (kernel.Link, error
 	}
 	b.tunnel = opened
 	b.devices.put(opened.queues()...)
-	level := b.level(opened)
-	b.log.Info("attached to tunnel device", "device", b.device, "mtu", mtu,
-		"queues", level.Queues, "offloads", listOn(level.Offloads))
+	b.leveled().Info("attached to tunnel device")
 	return link, nil
 }
 

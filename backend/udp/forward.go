@@ -29,8 +29,9 @@ type path struct {
 	mtu     *atomic.Int64
 	out, in *counters
 	log     *slog.Logger
-	// uso: the device takes joined UDP datagrams.
-	uso bool
+	// can is what the device takes joined, joins what of it it has refused.
+	can   offload.Protocols
+	joins *joinLevel
 }
 
 // run forwards on all paths until ctx ends, which returns nil, or until a socket or
@@ -254,6 +255,7 @@ type receiver struct {
 	device Device
 	to     Writer
 	merger *offload.Merger
+	parter *parter   // nil until the device has refused something
 	count  Direction // of the present batch
 	// queries are about the sources of the present batch; sum: see answerAll.
 	queries [arrivalsMost]query
@@ -261,7 +263,7 @@ type receiver struct {
 }
 
 func newReceiver(p *path) *receiver {
-	return &receiver{path: p, merger: offload.NewMerger(offload.Options{UDP: p.uso})}
+	return &receiver{path: p, merger: offload.NewMerger(offload.Options{})}
 }
 
 // forward decides on the datagrams of batch and writes those that pass to the
@@ -273,6 +275,7 @@ func (r *receiver) forward(batch []Arrival) {
 		r.queries[i].read(a.Data[:min(a.Size, len(a.Data))])
 	}
 	r.sum += w.table.answerAll(r.queries[:len(batch)], source)
+	r.merger.Join(r.joins.of(r.can))
 	for i := range batch {
 		a, q := &batch[i], &r.queries[i]
 		for left := a.Data; ; {
@@ -311,15 +314,7 @@ func (r *receiver) deliver() {
 		}
 	}
 	for joined := range r.merger.Flush {
-		err := errGone
-		if r.to != nil {
-			err = r.to.Write(*joined)
-		}
-		if err != nil {
-			r.count.drop(NotDelivered, joined.Packets)
-			continue
-		}
-		r.count.pass(joined.Packets, joined.Bytes)
+		r.put(joined)
 	}
 }
 

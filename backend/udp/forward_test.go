@@ -34,6 +34,7 @@ func newLab() *lab {
 	l.path = path{
 		devices: newSlot(), outlets: newOutlets(), world: new(atomic.Pointer[world]), answers: &answers{out: &l.told},
 		mtu: new(atomic.Int64), out: new(counters), in: new(counters), log: slog.New(slog.DiscardHandler),
+		can: offload.Protocols{TCP: true}, joins: &joinLevel{log: slog.New(slog.DiscardHandler)},
 	}
 	l.mtu.Store(1472)
 	l.sendBy(l.conn)

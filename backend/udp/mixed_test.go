@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/flanneld-go/flanneld-go/backend/udp/offload"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -55,9 +56,38 @@ func kinds() map[string]kind {
 				return open(name, o)
 			}
 		}},
+		"no joins": {lacks: offloadJoinTCP, apply: func(t *testing.T, m *machine) {
+			m.open = func(name string, o tunOptions) (tunnel, error) {
+				opened, err := openTUN(name, o)
+				return refusing{opened}, err
+			}
+		}},
 		"off":     {options: `{"Queues":2,"Offload":"off"}`, lacks: offloadTSO},
 		"flannel": {flannel: true},
 	}
+}
+
+// refusing is a tunnel whose kernel knows no joined packets.
+type (
+	refusing       struct{ tunnel }
+	refusingQueue  struct{ Device }
+	refusingWriter struct{ Writer }
+)
+
+func (r refusing) queues() (all []Device) {
+	for _, q := range r.tunnel.queues() {
+		all = append(all, refusingQueue{q})
+	}
+	return all
+}
+
+func (q refusingQueue) Writer() Writer { return refusingWriter{q.Device.Writer()} }
+
+func (w refusingWriter) Write(packet offload.Joined) error {
+	if packet.Packets > 1 {
+		return unix.EINVAL
+	}
+	return w.Writer.Write(packet)
 }
 
 // plain is a host as flannel's are: one packet per call and datagram, from one port,
@@ -157,6 +187,7 @@ func TestKernelMixed(t *testing.T) {
 		{"auto", "auto"},
 		{"auto", "no uso"},
 		{"auto", "no udp_segment"},
+		{"auto", "no joins"},
 		{"auto", "off"},
 		{"off", "no udp_segment"},
 		{"auto", "flannel"},

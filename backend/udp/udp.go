@@ -15,6 +15,7 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/backend/udp/offload"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -98,11 +99,13 @@ type Backend struct {
 	world   atomic.Pointer[world]
 	answers answers
 	sockets socketLevel
+	joins   joinLevel
 	traffic []traffic // by queue
 
 	mu     sync.Mutex // guards what follows
 	raw    *rawSockets
 	tunnel tunnel
+	logged bool // see leveled
 	router backend.Router
 	// applied is what the last Apply was told, without the peers; nil: it did not
 	// come as far as these.
@@ -152,7 +155,7 @@ func New(p backend.Params) (backend.Backend, error) {
 		outlets: newOutlets(),
 		router:  p.Router(),
 	}
-	b.sockets.log = b.log
+	b.sockets.log, b.joins.log = b.log, b.log
 	b.traffic = make([]traffic, b.queues)
 	return b, nil
 }
@@ -227,9 +230,12 @@ func (b *Backend) Run(ctx context.Context) error {
 		return b.Close()
 	}
 	b.mu.Lock()
-	open, uso := b.outlets.load().open(), false
+	open, can := b.outlets.load().open(), offload.Protocols{}
 	if b.tunnel != nil {
-		_, uso = b.tunnel.offloads()
+		can = joinable(b.tunnel)
+		if !b.logged { // Apply has not opened it
+			b.leveled().Info("took over tunnel device")
+		}
 	}
 	b.mu.Unlock()
 	if !open {
@@ -247,7 +253,8 @@ func (b *Backend) Run(ctx context.Context) error {
 			out:     &b.traffic[i].out,
 			in:      &b.traffic[i].in,
 			log:     b.log.With("device", b.device),
-			uso:     uso,
+			can:     can,
+			joins:   &b.joins,
 		}
 	}
 	return run(ctx, paths, b.Close)
@@ -267,7 +274,7 @@ func (b *Backend) closeAll() error {
 	if b.tunnel != nil {
 		b.devices.put()
 		errs = append(errs, b.tunnel.Close())
-		b.tunnel = nil
+		b.tunnel, b.logged = nil, false
 	}
 	errs = append(errs, b.outlets.put())
 	if b.raw != nil {

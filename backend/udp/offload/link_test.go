@@ -143,7 +143,7 @@ func TestLink(t *testing.T) {
 			l.carry(b)
 		}
 		l.release()
-		m := NewMerger(Options{UDP: rapid.Bool().Draw(t, "uso")})
+		m := NewMerger(Options{Protocols: drawProtocols(t)})
 		var delivered [][]byte
 		for left := l.arrived; len(left) > 0; {
 			n := min(len(left), rapid.IntRange(1, 200).Draw(t, "batch"))
@@ -178,7 +178,7 @@ func TestLinkTransfers(t *testing.T) {
 			six(&s)
 		}
 		first := s.seq
-		m := NewMerger(Options{})
+		m := NewMerger(Options{Protocols: Protocols{TCP: true}})
 		var got []byte
 		for rounds := 0; len(got) < len(data); rounds++ {
 			if rounds > 10_000 {

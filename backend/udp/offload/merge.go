@@ -15,10 +15,13 @@ const (
 	defaultPackets = 512
 )
 
-// Options of a Merger. The zero value joins TCP.
+// Protocols are those whose packets are joined.
+type Protocols struct{ TCP, UDP bool }
+
+// Options of a Merger.
 type Options struct {
-	UDP     bool // the device takes joined datagrams (USO)
-	Packets int  // the most between two calls of Flush; 0: 512
+	Protocols
+	Packets int // the most between two calls of Flush; 0: 512
 }
 
 // Joined is one packet for the device, which stands for one or several of the
@@ -33,7 +36,7 @@ type Joined struct {
 // Merger joins wire packets. It belongs to one goroutine. Between calls of Flush
 // it keeps references to the packets, which must not change but by its own hand.
 type Merger struct {
-	udp    bool
+	only   Protocols
 	pieces []piece // the first taken ones are every packet since the last Flush, in order
 	taken  int
 	joins  []join // the first begun ones, in the order of their first packets
@@ -75,8 +78,11 @@ func NewMerger(o Options) *Merger {
 	if o.Packets == 0 {
 		o.Packets = defaultPackets
 	}
-	return &Merger{udp: o.UDP, pieces: make([]piece, o.Packets), joins: make([]join, o.Packets)}
+	return &Merger{only: o.Protocols, pieces: make([]piece, o.Packets), joins: make([]join, o.Packets)}
 }
+
+// Join says what is joined from now on. It is called before the first Add after a Flush.
+func (m *Merger) Join(only Protocols) { m.only = only }
 
 // Add takes one wire packet, whose length must be what its IP header says and
 // whose TTL is what its receiver shall see. The packet is lent until Flush has
@@ -86,8 +92,9 @@ func (m *Merger) Add(packet []byte) bool {
 		return false
 	}
 	s := &m.joins[m.begun].shape // there are no more joins than packets
-	s.parse(packet)
-	if s.proto == protoUDP && !m.udp {
+	if m.only == (Protocols{}) {
+		s.fate = foreign // all of them, in their order
+	} else if s.parse(packet); s.proto == protoUDP && !m.only.UDP || s.proto == protoTCP && !m.only.TCP {
 		s.fate = foreign
 	}
 	switch s.fate {

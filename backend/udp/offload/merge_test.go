@@ -269,7 +269,7 @@ func TestMergePairs(t *testing.T) {
 				third = next(next(tt.first)) // as if nothing had been
 			}
 			added := packets(tt.first, second, third)
-			got := merge(t, NewMerger(Options{UDP: true}), cloneAll(added))
+			got := merge(t, NewMerger(Options{Protocols: Protocols{TCP: true, UDP: true}}), cloneAll(added))
 			check(t, added, got)
 			var groups [][]int
 			for _, e := range got {
@@ -315,7 +315,7 @@ func TestMergeAlike(t *testing.T) {
 				tt.change(b)
 				resum(b, tt.spec)
 			}
-			got := merge(t, NewMerger(Options{UDP: true}), cloneAll(added))
+			got := merge(t, NewMerger(Options{Protocols: Protocols{TCP: true, UDP: true}}), cloneAll(added))
 			if check(t, added, got); len(got) != 3 {
 				t.Errorf("%d packets, want 3", len(got))
 			}
@@ -350,7 +350,7 @@ func TestMergeZeroSum(t *testing.T) {
 			}
 			added = append(added, b)
 		}
-		got := merge(t, NewMerger(Options{UDP: true}), cloneAll(added))
+		got := merge(t, NewMerger(Options{Protocols: Protocols{TCP: true, UDP: true}}), cloneAll(added))
 		if check(t, added, got); len(got) != 3 {
 			t.Errorf("%d packets, want 3", len(got))
 		}
@@ -397,7 +397,7 @@ func TestMergeStreams(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			added := packets(tt.specs...)
-			m := NewMerger(Options{UDP: tt.udp})
+			m := NewMerger(Options{Protocols: Protocols{TCP: true, UDP: tt.udp}})
 			for range 2 { // the second time as the first
 				got := merge(t, m, cloneAll(added))
 				check(t, added, got)
@@ -417,7 +417,7 @@ func TestMergeStreams(t *testing.T) {
 func TestMergeKinds(t *testing.T) {
 	for _, s := range []spec{tcp4(), udp4(), with(tcp4(), six), with(udp4(), six)} {
 		s = small(s)
-		got := merge(t, NewMerger(Options{UDP: true}), packets(run(s, 3)...))
+		got := merge(t, NewMerger(Options{Protocols: Protocols{TCP: true, UDP: true}}), packets(run(s, 3)...))
 		if len(got) != 1 {
 			t.Fatalf("%d joins, want 1", len(got))
 		}
@@ -445,7 +445,7 @@ func TestMergeWrongSums(t *testing.T) {
 				t.Run(fmt.Sprintf("udp %v, ipv6 %v, packet %d, byte %d", s.udp, s.v6, damaged, at), func(t *testing.T) {
 					added := packets(run(s, 4)...)
 					added[damaged][at] ^= 0x40
-					got := merge(t, NewMerger(Options{UDP: true}), cloneAll(added))
+					got := merge(t, NewMerger(Options{Protocols: Protocols{TCP: true, UDP: true}}), cloneAll(added))
 					check(t, added, got)
 					for _, e := range got {
 						if len(e.members) > 1 && slices.Contains(e.members, damaged) {
@@ -470,7 +470,7 @@ func TestMergeFlows(t *testing.T) {
 					added = append(added, run(s, 5)[i].packet())
 				}
 			}
-			got := merge(t, NewMerger(Options{UDP: true}), cloneAll(added))
+			got := merge(t, NewMerger(Options{Protocols: Protocols{TCP: true, UDP: true}}), cloneAll(added))
 			check(t, added, got)
 			if flows <= maxFlows && len(got) != flows {
 				t.Errorf("%d joins of %d flows", len(got), flows)
@@ -486,7 +486,7 @@ func TestMergeSameHash(t *testing.T) {
 	b := a
 	b.sport++
 	for _, s := range []spec{a, b, with(a, six), with(a, func(s *spec) { s.udp = true })} {
-		m := NewMerger(Options{UDP: true})
+		m := NewMerger(Options{Protocols: Protocols{TCP: true, UDP: true}})
 		m.Add(a.packet())
 		var shape shape
 		shape.parse(s.packet())
@@ -498,7 +498,7 @@ func TestMergeSameHash(t *testing.T) {
 }
 
 func TestMergerFull(t *testing.T) {
-	m := NewMerger(Options{Packets: 3})
+	m := NewMerger(Options{Protocols: Protocols{TCP: true}, Packets: 3})
 	s := small(tcp4())
 	for i, p := range packets(run(s, 4)...) {
 		if got := m.Add(p); got != (i < 3) {
@@ -516,7 +516,7 @@ func TestMergerFull(t *testing.T) {
 
 // TestFlushBreaks leaves nothing behind when the loop breaks off.
 func TestFlushBreaks(t *testing.T) {
-	m := NewMerger(Options{})
+	m := NewMerger(Options{Protocols: Protocols{TCP: true}})
 	s := small(tcp4())
 	for range 3 {
 		m.Add(s.packet())
@@ -531,7 +531,7 @@ func TestFlushBreaks(t *testing.T) {
 
 // TestFlushEndsJoins continues a flow behind a Flush.
 func TestFlushEndsJoins(t *testing.T) {
-	m := NewMerger(Options{})
+	m := NewMerger(Options{Protocols: Protocols{TCP: true}})
 	for _, b := range packets(run(small(tcp4()), 3)...) {
 		added := [][]byte{b}
 		got := merge(t, m, cloneAll(added))
@@ -604,11 +604,41 @@ func change(t *rapid.T, s *spec) {
 	}
 }
 
+// drawProtocols says what a Merger joins.
+func drawProtocols(t *rapid.T) Protocols {
+	return rapid.SampledFrom([]Protocols{{TCP: true, UDP: true}, {TCP: true}, {TCP: true, UDP: true}, {TCP: true}, {UDP: true}, {}}).Draw(t, "joined")
+}
+
+// TestMergeOnly joins what it is told to, and follows when it is told otherwise.
+func TestMergeOnly(t *testing.T) {
+	m := NewMerger(Options{})
+	for _, only := range []Protocols{{}, {TCP: true}, {UDP: true}, {TCP: true, UDP: true}, {}} {
+		m.Join(only)
+		var want []int
+		for _, joins := range []bool{only.TCP, only.UDP, only.TCP, only.UDP} {
+			want = append(want, map[bool][]int{true: {3}, false: {1, 1, 1}}[joins]...)
+		}
+		var added [][]byte
+		for _, s := range []spec{tcp4(), udp4(), with(tcp4(), six), with(udp4(), six)} {
+			added = append(added, packets(run(small(s), 3)...)...)
+		}
+		got := merge(t, m, cloneAll(added))
+		check(t, added, got)
+		var counts []int
+		for _, e := range got {
+			counts = append(counts, len(e.members))
+		}
+		if diff := cmp.Diff(want, counts); diff != "" {
+			t.Errorf("%+v (-want +got):\n%s", only, diff)
+		}
+	}
+}
+
 func TestMergeProperties(t *testing.T) {
 	joined, packets := 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		added := drawTraffic(t)
-		m := NewMerger(Options{UDP: rapid.Bool().Draw(t, "USO")})
+		m := NewMerger(Options{Protocols: drawProtocols(t)})
 		got := merge(t, m, cloneAll(added))
 		check(t, added, got)
 		checkSound(t, added, got)
@@ -670,7 +700,7 @@ func FuzzMerger(f *testing.F) {
 			added = append(added, packet)
 		}
 		added = slices.DeleteFunc(added, func(b []byte) bool { return len(b) == 0 })
-		got := merge(t, NewMerger(Options{UDP: true}), cloneAll(added))
+		got := merge(t, NewMerger(Options{Protocols: Protocols{TCP: true, UDP: true}}), cloneAll(added))
 		canonical(added, got)
 		check(t, added, got)
 		checkSound(t, added, got)
@@ -704,7 +734,7 @@ func canonical(added [][]byte, got []emission) {
 }
 
 func TestMergerAllocatesNothing(t *testing.T) {
-	m := NewMerger(Options{UDP: true})
+	m := NewMerger(Options{Protocols: Protocols{TCP: true, UDP: true}})
 	fresh := slices.Concat(packets(run(small(tcp4()), 40)...), packets(run(small(udp4()), 40)...), packets(run(with(small(tcp4()), six), 40)...))
 	work, n := cloneAll(fresh), 0
 	if got := testing.AllocsPerRun(100, func() {
@@ -747,7 +777,7 @@ func BenchmarkMerger(b *testing.B) {
 		{"acknowledgements", acks},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
-			m := NewMerger(Options{UDP: true})
+			m := NewMerger(Options{Protocols: Protocols{TCP: true, UDP: true}})
 			fresh := packets(bench.specs...)
 			work, size := cloneAll(fresh), 0
 			for _, p := range work {
