@@ -164,7 +164,8 @@ func (b *Backend) ensureDevice(ctx context.Context, mtu int) (kernel.Link, error
 }
 
 // attach opens the device, adopting one of an earlier run that is free and can have
-// as many queues as we want.
+// as many queues as we want. One that has a single queue and can never have more is
+// adopted only if it is ours and one is what we want; flannel's is replaced.
 func (b *Backend) attach(ctx context.Context) (tunnel, error) {
 	o := tunOptions{Queues: b.queues, MultiQueue: b.queues > 1, Whole: b.whole}
 	link, err := b.params.Kernel.LinkByName(ctx, b.device)
@@ -179,7 +180,7 @@ func (b *Backend) attach(ctx context.Context) (tunnel, error) {
 		return nil, busyError(b.device)
 	case link.Tun.MultiQueue:
 		o.MultiQueue = true // also for one queue
-	case o.MultiQueue:
+	case o.MultiQueue || link.Alias != b.params.Instance.Alias():
 		if err := b.remove(ctx, link); err != nil {
 			return nil, err
 		}
@@ -188,7 +189,7 @@ func (b *Backend) attach(ctx context.Context) (tunnel, error) {
 }
 
 // remove deletes a device of one queue, flannel's or that of a run with other
-// options: it can never have more. Whoever still holds it keeps it.
+// options. Whoever still holds it keeps it.
 func (b *Backend) remove(ctx context.Context, link kernel.Link) error {
 	held, err := b.open(b.device, tunOptions{Queues: 1, Whole: b.whole})
 	if err != nil {

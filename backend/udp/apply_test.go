@@ -227,23 +227,42 @@ func TestApplyAfterDeletion(t *testing.T) {
 	}
 }
 
-// TestApplyReplaces: a device that has one queue and can have no more goes; one that
-// somebody holds stays.
+// TestApplyReplaces: a device of a single queue goes, but for one of ours where one is
+// what we want, as on a machine of few cores.
 func TestApplyReplaces(t *testing.T) {
-	h := newHost(t)
-	before := h.fake.Plug(kernel.Link{Name: device, Type: "tun", Tun: kernel.Tun{Persist: true}}, netip.MustParsePrefix("10.5.1.0/32"))
-	if err := h.Apply(t.Context(), h.desired()); err != nil {
-		t.Fatal(err)
-	}
-	after, err := h.fake.LinkByName(t.Context(), device)
-	if err != nil || after.Index == before.Index || !after.Tun.MultiQueue {
-		t.Errorf("the device is %+v, %v", after, err)
-	}
-	if diff := cmp.Diff(whole("10.5.1.0"), h.state(t)); diff != "" {
-		t.Errorf("state (-want +got):\n%s", diff)
-	}
-	if len(h.opened) != 2 || !h.opened[0].gone() || len(h.opened[1]) != 2 {
-		t.Errorf("opened %v", h.opened)
+	for name, tc := range map[string]struct {
+		alias  string
+		queues int
+		stays  bool
+	}{
+		"flannel's, too few":     {"", 2, false},
+		"flannel's":              {"", 1, false},
+		"another instance's":     {kernel.Alias + "1", 1, false},
+		"an earlier run's":       {kernel.Alias, 2, false},
+		"ours, and one is right": {kernel.Alias, 1, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			h.queues = tc.queues
+			before := h.fake.Plug(kernel.Link{Name: device, Type: "tun", Alias: tc.alias, Tun: kernel.Tun{Persist: true}}, netip.MustParsePrefix("10.5.1.0/32"))
+			if err := h.Apply(t.Context(), h.desired()); err != nil {
+				t.Fatal(err)
+			}
+			after, err := h.fake.LinkByName(t.Context(), device)
+			if err != nil || (after.Index == before.Index) != tc.stays || after.Tun.MultiQueue != (tc.queues > 1) {
+				t.Errorf("the device is %+v, %v", after, err)
+			}
+			if diff := cmp.Diff(whole("10.5.1.0"), h.state(t)); diff != "" {
+				t.Errorf("state (-want +got):\n%s", diff)
+			}
+			opened := 2
+			if tc.stays {
+				opened = 1
+			}
+			if n := len(h.opened); n != opened || !tc.stays && !h.opened[0].gone() || len(h.opened[n-1]) != tc.queues {
+				t.Errorf("opened %v", h.opened)
+			}
+		})
 	}
 }
 

@@ -249,23 +249,28 @@ func await(t testing.TB, what string, so func() bool) {
 	}
 }
 
-// TestKernelAdopts: a free device that can have our queues stays, and one that can
-// not, as flannel's, is replaced; packets pass in any case.
+// TestKernelAdopts: a free device that can have our queues stays, and so does one of a
+// single queue that is ours where we want one. Others of a single queue, as flannel's, are
+// replaced. Packets pass in any case.
 func TestKernelAdopts(t *testing.T) {
 	for _, tc := range []struct {
-		flags, options string
-		stays          bool
+		flags, alias, options string
+		stays                 bool
 	}{
-		{"", `{"Queues":1}`, true},
-		{" vnet_hdr", `{"Queues":1}`, true},
-		{" multi_queue", `{"Queues":1}`, true},
-		{" multi_queue", `{"Queues":3}`, true},
-		{"", `{"Queues":3}`, false},
+		{"", "", `{"Queues":1}`, false},
+		{" vnet_hdr", "", `{"Queues":1}`, false},
+		{" vnet_hdr", kernel.Alias, `{"Queues":1}`, true},
+		{" vnet_hdr", kernel.Alias, `{"Queues":3}`, false},
+		{" multi_queue", "", `{"Queues":1}`, true},
+		{" multi_queue", "", `{"Queues":3}`, true},
 	} {
 		m := twoMachines(t)
 		m[0].options = tc.options
 		a, b := m[0], m[1]
 		a.ns.ip(t, "tuntap add dev flannel0 mode tun"+tc.flags)
+		if tc.alias != "" {
+			a.ns.ip(t, "link set flannel0 alias "+tc.alias)
+		}
 		a.ns.ip(t, "addr add 10.5.77.0/32 dev flannel0")
 		a.ns.ip(t, "link set flannel0 up")
 		before := index(t, a)
