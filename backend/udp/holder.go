@@ -60,7 +60,7 @@ func parseSockets(text string) []boundSocket {
 			binary.NativeEndian.PutUint32(b[i:], binary.BigEndian.Uint32(b[i:]))
 		}
 		a, _ := netip.AddrFromSlice(b)
-		list = append(list, boundSocket{netip.AddrPortFrom(a, uint16(n)), fields[9]})
+		list = append(list, boundSocket{netip.AddrPortFrom(a.Unmap(), uint16(n)), fields[9]})
 	}
 	return list
 }

@@ -2,12 +2,14 @@ package udp
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -35,7 +37,25 @@ func TestKernelBusyPort(t *testing.T) {
 	for _, at := range []string{"198.18.0.1:8285", "0.0.0.0:8285", "[::]:8285"} {
 		t.Run(at, func(t *testing.T) {
 			a := twoMachines(t)[0]
+			// Whoever has the port at other addresses, or another port, holds nothing of ours.
+			beside := func(addresses ...string) {
+				for _, address := range addresses {
+					a.ns.do(t, func() {
+						held, err := net.ListenPacket("udp4", address)
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						t.Cleanup(func() { held.Close() })
+					})
+				}
+			}
 			a.ns.ip(t, "addr add 198.18.0.9/24 dev eth0")
+			a.ns.ip(t, "addr add 198.18.0.10/24 dev eth0")
+			beside("198.18.0.1:8287")
+			if at == "198.18.0.1:8285" {
+				beside("198.18.0.9:8285")
+			}
 			other := exec.Command("ip", "netns", "exec", string(a.ns), os.Args[0], "-test.run=^TestHoldPort$")
 			other.Env = append(os.Environ(), holdPort+"="+at)
 			stdin, err1 := other.StdinPipe()
@@ -46,6 +66,10 @@ func TestKernelBusyPort(t *testing.T) {
 			if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "held\n" {
 				t.Fatalf("%q, %v", line, err)
 			}
+			if at == "198.18.0.1:8285" {
+				beside("198.18.0.10:8285") // the kernel lists the latest first
+			}
+			beside("198.18.0.1:8284")
 			a.boot(t)
 			err := a.apply(t)
 			want := fmt.Sprintf("udp port is taken: 198.18.0.1:8285 is held by udp.test (process %d): stop it (`ss -lunp sport = :8285` shows it; "+
@@ -102,6 +126,14 @@ func TestParseSockets(t *testing.T) {
 	c.Close()
 	if got := portHolder(at); got != someone {
 		t.Errorf("a free port is held by %s", got)
+	}
+	// An IPv6 socket may be bound to an IPv4 address.
+	const mixed = "357: 0000000000000000FFFF0000010012C6:205D 00000000000000000000000000000000:0000 07 00000000:00000000 00:00000000 00000000 0 0 23458 2 0 0"
+	if binary.NativeEndian.Uint16([]byte{1, 0}) == 1 {
+		want := []boundSocket{{netip.MustParseAddrPort("198.18.0.1:8285"), "23458"}}
+		if got := parseSockets(mixed); !slices.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
 	}
 	for _, odd := range []string{"", "a b c d e f g h i j", "1: 0100007F:XX a b c d e f g h i", "1: 01007F:2020 a b c d e f g h i", "1: 0100007F a b c d e f g h i"} {
 		if got := parseSockets(odd); got != nil {
