@@ -24,7 +24,8 @@ const socketBuffer = 4 << 20
 type socketOptions struct {
 	// Queues is how many receive at one address.
 	Queues int
-	// Whole asks for no offloads: each call moves one datagram for each header.
+	// Whole asks for no offloads: each header is of one datagram. A call still moves
+	// several of them.
 	Whole bool
 	// Level is the sockets' common state.
 	Level *socketLevel

@@ -38,7 +38,9 @@
 //     that we cut (TSO, USO), a message sends up to 64 datagrams (UDP_SEGMENT), an
 //     arrival brings as many (UDP_GRO), and we join those for the device. The
 //     arithmetic is package offload's; none of it shows on the wire. Each offload
-//     is used where the kernel has it and given up alone where it refuses.
+//     is used where the kernel has it and given up alone where it refuses, and
+//     its packets then go one by one. With Offload off there are none but the join of
+//     TCP packets for the device, and calls still move several packets.
 //   - Packets for nobody are answered with net unreachable, those above the MTU
 //     that must not be fragmented with fragmentation needed, those whose TTL ran
 //     out with time exceeded: RFC 792, 1191, 4443; rate-limited, and never about

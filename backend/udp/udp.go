@@ -41,7 +41,9 @@ const (
 type Options struct {
 	// Port is where we and all peers that publish no other receive.
 	Port uint16
-	// Whole moves packets as they are on the wire: Offload is off.
+	// Whole does without the offloads that a kernel may refuse: Offload is off. Packets
+	// are moved as they are on the wire, but for TCP's on their way in, which are
+	// joined for the device all the same: see joinable.
 	Whole bool
 	// FixedSource sends everything from our port: SourcePorts is fixed.
 	FixedSource bool
