@@ -21,14 +21,16 @@ import (
 // send to. It keeps no lock and allocates nothing per packet.
 type path struct {
 	// queue is the number of the device's queue.
-	queue   int
-	devices *slot
-	outlets *outlets
-	world   *atomic.Pointer[world]
-	answers *answers
-	mtu     *atomic.Int64
-	out, in *counters
-	log     *slog.Logger
+	queue int
+	// arrivals is how many one read takes: see arrivalsOf.
+	arrivals int
+	devices  *slot
+	outlets  *outlets
+	world    *atomic.Pointer[world]
+	answers  *answers
+	mtu      *atomic.Int64
+	out, in  *counters
+	log      *slog.Logger
 	// can is what the device takes joined, joins what of it it has refused.
 	can   offload.Protocols
 	joins *joinLevel
@@ -222,7 +224,7 @@ func (p *path) receiveLoop(ctx context.Context) error {
 func (p *path) receiveFrom(ctx context.Context, o *outlet) error {
 	var (
 		tries patience
-		batch = newArrivals(arrivalsMost)
+		batch = newArrivals(p.arrivals)
 		r     = newReceiver(p)
 	)
 	for {
@@ -245,8 +247,16 @@ func (p *path) receiveFrom(ctx context.Context, o *outlet) error {
 	}
 }
 
-// arrivalsMost is how many arrivals one read takes at most.
-const arrivalsMost = 32
+const (
+	// arrivalsMost is how many arrivals one read takes at most.
+	arrivalsMost = 32
+	// arrivalsAll is how many those of all queues together take: 16 MiB.
+	arrivalsAll = 256
+)
+
+// arrivalsOf is how many arrivals one read takes with so many queues. Under full load
+// each of them is filled with 64 KiB, and most of the daemon's memory.
+func arrivalsOf(queues int) int { return min(arrivalsMost, arrivalsAll/queues) }
 
 // receiver is the way in: socket to device.
 type receiver struct {

@@ -32,7 +32,7 @@ type lab struct {
 func newLab() *lab {
 	l := &lab{device: newMemoryDevice(), conn: newMemoryConn(), ended: make(chan error, 1)}
 	l.path = path{
-		devices: newSlot(), outlets: newOutlets(), world: new(atomic.Pointer[world]), answers: &answers{out: &l.told},
+		arrivals: arrivalsMost, devices: newSlot(), outlets: newOutlets(), world: new(atomic.Pointer[world]), answers: &answers{out: &l.told},
 		mtu: new(atomic.Int64), out: new(counters), in: new(counters), log: slog.New(slog.DiscardHandler),
 		can: offload.Protocols{TCP: true}, joins: &joinLevel{log: slog.New(slog.DiscardHandler)},
 	}

@@ -246,17 +246,18 @@ func (b *Backend) Run(ctx context.Context) error {
 	paths := make([]*path, b.queues)
 	for i := range paths {
 		paths[i] = &path{
-			queue:   i,
-			devices: b.devices,
-			outlets: b.outlets,
-			world:   &b.world,
-			answers: &b.answers,
-			mtu:     &b.mtu,
-			out:     &b.traffic[i].out,
-			in:      &b.traffic[i].in,
-			log:     b.log.With("device", b.device),
-			can:     can,
-			joins:   &b.joins,
+			queue:    i,
+			arrivals: arrivalsOf(b.queues),
+			devices:  b.devices,
+			outlets:  b.outlets,
+			world:    &b.world,
+			answers:  &b.answers,
+			mtu:      &b.mtu,
+			out:      &b.traffic[i].out,
+			in:       &b.traffic[i].in,
+			log:      b.log.With("device", b.device),
+			can:      can,
+			joins:    &b.joins,
 		}
 	}
 	return run(ctx, paths, b.Close)
