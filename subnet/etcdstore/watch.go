@@ -320,8 +320,13 @@ func (w *watch) rest() {
 }
 
 // prove makes sure that the store is the same, and asks the stream for a sign of
-// life.
+// life. A stream that is not verified yet is about to be: it has a deadline of its own
+// until then, and an etcd that takes so long has enough to do.
 func (w *watch) prove(ctx context.Context, stream pb.Watch_WatchClient) error {
+	if !w.verified {
+		w.rest()
+		return nil
+	}
 	if w.silent++; w.silent > 2 {
 		return errStalled
 	}

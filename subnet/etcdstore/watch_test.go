@@ -226,6 +226,28 @@ func TestWatchNoticesASilentStream(t *testing.T) {
 	}
 }
 
+// An etcd that takes long to open a stream is asked for nothing else meanwhile: where
+// thousands start at once all of them would be.
+func TestWatchAsksForNoProofBeforeItIsOpen(t *testing.T) {
+	s := open(t, Options{Endpoints: startServer(t, etcdtest.Options{}).Endpoints(), Prefix: "/p"})
+	s.tick = 20 * time.Millisecond
+	w := loaded(t, s)
+	before, asked := s.Stats().Requests, make(chan uint64, 1)
+	s.watches = tampered{s.watches, func(m *pb.WatchResponse) *pb.WatchResponse {
+		if m.Created {
+			<-time.After(10 * s.tick)
+			asked <- s.Stats().Requests
+		}
+		return m
+	}}
+	if r := next(t, follow(t, s, w.Revision)); r.err != nil {
+		t.Fatalf("Watch of a store that takes its time = %v", r.err)
+	}
+	if n := <-asked - before; n != 1 {
+		t.Errorf("%d requests until the stream was open, want the one that opens it", n)
+	}
+}
+
 // etcd 3.4.23 may answer a progress request with a revision ahead of events that
 // are still to come: they must come nevertheless.
 func TestWatchDoesNotBelieveProgressAhead(t *testing.T) {
