@@ -90,13 +90,13 @@
 //     Sums are 4, looking again 4. What vxlan does not have is these copies.
 //   - Of many peers the cache holds a part only, and a small packet waited twice for
 //     memory, for the cell and the endpoint of its peer. A batch is looked up as a whole
-//     now, so that these reads overlap. What 10,000 peers cost the way out, kernel
-//     included and each frame to any of them, in one run on a busy machine
-//     (BenchmarkPeers): frames of 64 KiB 0.6 %, with an endpoint each 0.7, with an
-//     address each 1.5; small packets, each sent alone, 2 %, with an endpoint each 7,
-//     IPv6 within as much, with an address each 18, of which 11 are the kernel's alone.
-//     One TCP stream among them loses nothing that can be told from the machine's
-//     own changes (BenchmarkStreamAmongPeers).
+//     now, in passes so short that these reads overlap, and an endpoint is one line of the
+//     cache: small packets to any of 10,000 endpoints cost 3 % more than to one, where it
+//     was 6 to 7 (BenchmarkPeers, in turn with what was before, beside other programs).
+//     With an address each it is 12 where it was 17 to 20, of which 11 to 12 are the
+//     kernel's: a bare array of addresses costs them too. Frames of 64 KiB lose less than
+//     a hundredth, and one TCP stream nothing that can be told from the machine's own
+//     changes (BenchmarkStreamAmongPeers). docs/benchmarks.md has the figures of a run.
 //   - Memory is that of the buffers of 64 KiB: 8 for frames and, with up to 8 queues, 32
 //     for arrivals in each of them. With more queues they share 256, so that all have
 //     at most 36 MB (TestMemoryOfQueues). A daemon of 16 queues with 32 streams had

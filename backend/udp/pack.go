@@ -27,6 +27,9 @@ type packer struct {
 	// a hash on until there is the chain or 0.
 	places [1 << placesBits]uint8
 
+	// mixed: the chains are not in the order of their sources.
+	mixed bool
+
 	messages []Message
 	parts    [][]byte
 	heads    []byte
@@ -75,13 +78,16 @@ func (p *packer) add(i int, to *endpoint, source int, cut offload.Cut) {
 			return
 		}
 	}
+	p.mixed = p.mixed || len(p.chains) > 0 && source < p.chains[len(p.chains)-1].source
 	p.chains = append(p.chains, chain{to: to, source: source, first: i, last: i})
 	p.places[at] = uint8(len(p.chains)) //nolint:gosec // at most framesMost
 }
 
 // pack sends what was added, and forgets it.
 func (p *packer) pack(frames []Frame) {
-	slices.SortStableFunc(p.chains, func(a, b chain) int { return a.source - b.source })
+	if p.mixed { // seldom, and sorting what is sorted costs as much as a lookup of each
+		slices.SortStableFunc(p.chains, func(a, b chain) int { return a.source - b.source })
+	}
 	for n := range p.chains {
 		c := &p.chains[n]
 		p.open = false
@@ -93,7 +99,7 @@ func (p *packer) pack(frames []Frame) {
 		}
 	}
 	p.flush()
-	p.chains, p.places = p.chains[:0], [len(p.places)]uint8{}
+	p.chains, p.places, p.mixed = p.chains[:0], [len(p.places)]uint8{}, false
 }
 
 // cut puts the wire packets of one frame into messages.

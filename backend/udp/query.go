@@ -39,9 +39,10 @@ func (t *table) answer(q *query, e end) {
 // answerAll looks all of them up, of one batch. What costs is waiting for memory: with
 // many peers the cells and the endpoint of a packet's are seldom in the cache. Here the
 // reads stand close together and none waits for another, so that the processor waits for
-// many of them at once: first for the cells at which the lookups begin, then, while they
-// are done, for the endpoints. The sum of what was read is of no use but that it has to be
-// computed.
+// many of them at once: first for the cells at which the lookups begin, then, with the
+// answers there, for the endpoints, each of which is one line of the cache. Between two
+// reads must be next to nothing: the processor looks ahead some hundred instructions. The
+// sum of what was read is of no use but that it has to be computed.
 func (t *table) answerAll(queries []query, e end) (sum uint32) {
 	for i := range queries {
 		if q := &queries[i]; q.ok {
@@ -49,9 +50,11 @@ func (t *table) answerAll(queries []query, e end) (sum uint32) {
 		}
 	}
 	for i := range queries {
-		q := &queries[i]
-		if t.answer(q, e); q.peer != nil && q.peer.vary {
-			sum++
+		t.answer(&queries[i], e)
+	}
+	for i := range queries {
+		if to := queries[i].peer; to != nil {
+			sum += uint32(to.to.Port())
 		}
 	}
 	return sum

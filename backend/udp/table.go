@@ -21,6 +21,8 @@ type endpoint struct {
 	vary bool
 	// direct: the peer also takes packets that come without the tunnel.
 	direct bool
+	// An endpoint fills a line of the cache, and so never lies in two.
+	_ [16]byte
 }
 
 // formers are addresses that a peer has left a moment ago; those that are not valid mean

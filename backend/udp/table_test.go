@@ -3,10 +3,12 @@ package udp
 import (
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
+	"unsafe"
 
 	"pgregory.net/rapid"
 
@@ -335,5 +337,13 @@ func BenchmarkOutbound(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// Where pointers have 64 bits an endpoint is a line of the cache, so that a lookup waits for
+// one only.
+func TestEndpointFillsALine(t *testing.T) {
+	if size := unsafe.Sizeof(endpoint{}); bits.UintSize == 64 && size != 64 {
+		t.Errorf("an endpoint has %d bytes, want 64", size)
 	}
 }
