@@ -66,7 +66,12 @@ func readSamples(text []byte) iter.Seq[sample] {
 
 // symbols name what stands at an address of a Go program, which a stripped one can do,
 // too: its own stack traces need it.
-type symbols struct{ table *gosym.Table }
+type symbols struct {
+	table *gosym.Table
+	// offset is from what perf says to an address: of a stripped program it says where
+	// in the file a place is.
+	offset uint64
+}
 
 func readSymbols(path string) (*symbols, error) {
 	file, err := elf.Open(path)
@@ -86,7 +91,11 @@ func readSymbols(path string) (*symbols, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read symbols: %w", err)
 	}
-	return &symbols{table}, nil
+	s := &symbols{table: table}
+	if file.Section(".symtab") == nil {
+		s.offset = text.Addr - text.Offset
+	}
+	return s, nil
 }
 
 // frame is a place in a program.
@@ -99,6 +108,7 @@ func (s *symbols) frames(stack []uint64) []frame {
 		if ofKernel(address) {
 			continue
 		}
+		address += s.offset
 		if i > 0 {
 			address-- // where it returns to may be another line
 		}
