@@ -73,13 +73,13 @@ STORM_FLAGS ?= --rate 5 $(CALM)
 .PHONY: bench
 bench: deps build ## benchmarks into docs/: the data path, many peers, boot storms; batches to the kernel, diffs, whole hosts
 	@missed=(); part() { echo "== $$1"; local name=$$1; shift; "$$@" || missed+=("$$name"); }; \
-	suites() { $(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./subnet ./backend/...; }; \
-	hosts() { $(GO) test -count=1 -v -run '$(FIGURES)' ./test/netns | grep -E '^ +[a-z_]+_test.go|^(---|    ---|ok|FAIL)'; }; \
+	suites() { local failed=0; $(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./subnet ./backend/... || failed=1; \
+		$(GO) test -count=1 -v -run '$(FIGURES)' ./test/netns || failed=1; return $$failed; }; \
+	tables() { suites | bin/flannel-lab parts --docs docs; }; \
 	part "data path" bin/flannel-lab bench $(BENCH_FLAGS); \
 	part "many peers" bin/flannel-lab scale $(SCALE_FLAGS); \
 	part "boot storms" bin/flannel-lab storm $(STORM_FLAGS); \
-	part "parts" suites; \
-	part "whole hosts" hosts; \
+	part "parts and whole hosts" tables; \
 	for name in "$${missed[@]}"; do echo "bench: not as wanted: $$name; see its last lines" >&2; done; \
 	((!$${#missed[@]}))
 

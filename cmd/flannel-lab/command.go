@@ -20,6 +20,7 @@ const usage = `usage: flannel-lab COMMAND [FLAGS]
   bench   what each way to join two hosts carries, and what it costs
   storm   many hosts at once on one etcd, and what each costs it
   scale   what thousands of peers cost a host, and how soon one more is reached
+  parts   tables of what go test prints of benchmarks and figures, read from standard input
   faults  for how long traffic stands still when a host is broken, fault by fault
 
 flannel-lab COMMAND --help lists the command's flags.
@@ -61,6 +62,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return err
 		}
 		return runStorm(ctx, o, stdout, stderr)
+	case "parts":
+		return runParts(ctx, rest, os.Stdin, stdout, stderr)
 	case lab.EtcdCommand:
 		return runEtcd(ctx, rest, stderr)
 	case bench.TrafficCommand:

@@ -6,6 +6,7 @@
 //	flannel-lab scale    thousands of peers: the start, one change, many changes
 //	flannel-lab faults   one thing after the other that breaks a host: what is lost
 //	flannel-lab storm    many hosts at once on one etcd: requests, bytes, times
+//	flannel-lab parts    tables of what go test prints
 //	flannel-lab etcd     a member of what a lab runs as its etcd; not for people
 //	flannel-lab traffic  what sends and receives in a container; likewise
 //	flannel-lab forward  the floor that the bench compares with; likewise
