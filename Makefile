@@ -75,7 +75,7 @@ bench: deps build ## benchmarks into docs/: the data path, many peers, boot stor
 	@missed=(); part() { echo "== $$1"; local name=$$1; shift; "$$@" || missed+=("$$name"); }; \
 	suites() { local failed=0; $(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./subnet ./backend/... || failed=1; \
 		$(GO) test -count=1 -v -run '$(FIGURES)' ./test/netns || failed=1; return $$failed; }; \
-	tables() { suites | bin/flannel-lab parts --docs docs; }; \
+	tables() { bin/flannel-lab calm --within 3m; suites | bin/flannel-lab parts --docs docs; }; \
 	part "data path" bin/flannel-lab bench $(BENCH_FLAGS); \
 	part "many peers" bin/flannel-lab scale $(SCALE_FLAGS); \
 	part "boot storms" bin/flannel-lab storm $(STORM_FLAGS); \

@@ -64,6 +64,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return runStorm(ctx, o, stdout, stderr)
 	case "parts":
 		return runParts(ctx, rest, os.Stdin, stdout, stderr)
+	case calmCommand:
+		return runCalm(ctx, rest, stderr)
 	case lab.EtcdCommand:
 		return runEtcd(ctx, rest, stderr)
 	case bench.TrafficCommand:

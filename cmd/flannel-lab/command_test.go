@@ -199,6 +199,7 @@ func TestUsageErrors(t *testing.T) {
 		"storm: time":      {[]string{"storm", "--quiet=10ms"}, "--quiet: 10ms: must be 0, or between 1s and 1h"},
 		"storm: form":      {[]string{"storm", "--output=xml"}, `--output: "xml": must be one of table, json`},
 		"parts: argument":  {[]string{"parts", "10"}, `"10": takes flags only`},
+		"calm: argument":   {[]string{"calm", "10"}, `"10": takes flags only`},
 		"traffic nowhere":  {[]string{"traffic", "--addr=10.0.0.1"}, "--socket"},
 		"traffic at IPv6":  {[]string{"traffic", "--socket=/s", "--addr=::1"}, "IPv4 --addr"},
 		"forward nowhere":  {[]string{"forward", "--from=10.0.0.1", "--subnet=10.5.1.0/24"}, "--to"},

@@ -9,6 +9,7 @@
 //	flannel-lab parts    tables of what go test prints
 //	flannel-lab etcd     a member of what a lab runs as its etcd; not for people
 //	flannel-lab traffic  what sends and receives in a container; likewise
+//	flannel-lab calm     waits until nothing else keeps the machine busy; likewise
 //	flannel-lab forward  the floor that the bench compares with; likewise
 //
 // The hosts themselves are package lab's; what is measured on them is package

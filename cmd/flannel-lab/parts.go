@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
+
+	"github.com/spf13/pflag"
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/parts"
@@ -30,4 +33,18 @@ func runParts(ctx context.Context, args []string, in io.Reader, out, progress io
 	}
 	r.Machine = on
 	return errors.Join(o.tell(r, out), judge(r.Claims(), r.Machine, progress), context.Cause(ctx))
+}
+
+// calmCommand waits for a calm machine, where what is to be read is started behind it.
+const calmCommand = "calm"
+
+// runCalm is that command.
+func runCalm(ctx context.Context, args []string, stderr io.Writer) error {
+	var within time.Duration
+	fs := pflag.NewFlagSet(calmCommand, pflag.ContinueOnError)
+	fs.DurationVar(&within, "within", 0, "the longest `time` to wait")
+	if err := parsePlain(fs, args, stderr); err != nil {
+		return err
+	}
+	return machine.Calm(ctx, within, stderr)
 }
