@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -26,6 +27,10 @@ const (
 	// the choice has stayed the same for moveMemory.
 	moveAfter, moveAfterMost = time.Second, time.Minute
 	movesFree, moveMemory    = 4, 2 * time.Minute
+	// replaceAfter is for how long an address must have been there to be followed if it
+	// replaces the uplink's: that one is gone, and this one came during replaceMemory
+	// before. What was there for longer replaces nothing.
+	replaceAfter, replaceMemory = 100 * time.Millisecond, time.Minute
 	// moveSpread is what peers get to learn of another address before we send from
 	// it, moveLinger how long the former one counts after that, with us as with
 	// peers.
@@ -40,7 +45,8 @@ const (
 //	   |  '-------- the present one is chosen again ---+------------------------'   |
 //	   '---- sends by the next one <--------- etcd has it, moveSpread --------------'
 //	                 ^
-//	   broken, and another chosen for moveAfter, or the same address elsewhere
+//	   broken, and another chosen for moveAfter, a replacement for replaceAfter,
+//	   or the same address elsewhere
 type moveState struct {
 	// stale: the kernel has told of changes since the choice at the uptime chosenAt.
 	stale    bool
@@ -54,6 +60,9 @@ type moveState struct {
 	// addresses; etcd since the uptime told, if that is not 0.
 	opened, announced bool
 	told              time.Duration
+	// seen are the addresses of the present one's interface, with the uptime since when
+	// they are there.
+	seen map[netip.Prefix]time.Duration
 	// former are those that were left a moment ago and still count.
 	former formerUplinks
 	// moves are those of late; another choice was made last at the uptime swayed.
@@ -149,6 +158,53 @@ func (m *moveState) patience() time.Duration {
 	return min(moveAfter<<max(0, min(m.moves-movesFree, 10)), moveAfterMost)
 }
 
+// see notes which addresses the present uplink's interface has. Those of the first look
+// were always there. While the uplink's own are missing those that go are remembered,
+// too: who takes all away puts them back one by one.
+func (m *moveState) see(list []kernel.Addr, missing bool, now time.Duration) {
+	seen := make(map[netip.Prefix]time.Duration, len(list))
+	if missing {
+		maps.Copy(seen, m.seen)
+	}
+	for _, a := range list {
+		since, known := m.seen[a.Prefix]
+		switch {
+		case known:
+		case m.seen == nil:
+			since = now - replaceMemory
+		default:
+			since = now
+		}
+		seen[a.Prefix] = since
+	}
+	m.seen = seen
+}
+
+// replacement is since when the addresses are there by which the next uplink replaces
+// those of the present one, which are gone; not ok: it does not. An address alone in its
+// prefix is no host's own, and comes and goes.
+func (m *moveState) replacement(present backend.Uplink, now time.Duration) (since time.Duration, ok bool) {
+	if m.next.Link.Index != present.Link.Index || m.moves >= movesFree {
+		return 0, false
+	}
+	for f, addr := range m.next.Addr {
+		if addr == present.Addr[f] {
+			continue
+		}
+		came := now - replaceMemory
+		for p, at := range m.seen {
+			if p.Addr() == addr && !p.IsSingleIP() {
+				came = at
+			}
+		}
+		if came <= now-replaceMemory {
+			return 0, false
+		}
+		since = max(since, came)
+	}
+	return since, true
+}
+
 func (m *moveState) wakeIn(d time.Duration) {
 	if m.wake == 0 || d < m.wake {
 		m.wake = max(d, time.Millisecond)
@@ -196,7 +252,11 @@ func (l *loop) moveUplink(ctx context.Context, trouble error, now time.Duration)
 		l.adoptUplink(ctx, m.next, attrs, trouble == nil)
 		return nil
 	}
-	if left := m.since + m.patience() - now; left > 0 {
+	ripe := m.since + m.patience()
+	if since, ok := m.replacement(l.uplink, now); ok && trouble != nil {
+		ripe = since + replaceAfter
+	}
+	if left := ripe - now; left > 0 {
 		m.wakeIn(left)
 		return trouble
 	}
@@ -245,6 +305,9 @@ func (l *loop) adoptUplink(ctx context.Context, up backend.Uplink, attrs subnet.
 	m, now, former := &l.move, l.clock.Uptime(), l.uplink
 	m.goTo(backend.Uplink{}, now)
 	m.announced = false
+	if up.Link.Index != former.Link.Index {
+		m.seen = nil
+	}
 	gone := []backend.Uplink{former}
 	if m.former.forget(up); both {
 		gone = m.former.add(former, now+moveLinger)
@@ -348,6 +411,7 @@ func (l *loop) lookAtUplink(ctx context.Context) error {
 		return &harmless{fmt.Errorf("look at uplink %s: %w", name, err)}
 	}
 	now, missing := uplink.Again(l.uplink, link, list)
+	l.move.see(list, len(missing) > 0, l.clock.Uptime())
 	switch {
 	case !link.Up:
 		return &untrue{withHint(fmt.Errorf("uplink %s is down", link.Name), "ip link set %s up, and then the routes that it had", link.Name)}

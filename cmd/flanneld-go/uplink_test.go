@@ -106,7 +106,7 @@ func TestAddressIsFollowed(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.readdress("198.18.0.1/24", "198.18.0.77/24")
-		time.Sleep(moveAfter / 2)
+		time.Sleep(replaceAfter / 2)
 		synctest.Wait()
 		if addr, _ := h.published(); addr != netip.MustParseAddr("198.18.0.1") {
 			t.Errorf("%s is published at once", addr)
@@ -132,6 +132,102 @@ func TestAddressIsFollowed(t *testing.T) {
 		}
 		if h.log.count("repaired what somebody else") != 0 {
 			t.Error("what follows from it is called a repair")
+		}
+	})
+}
+
+// What has come of late replaces what goes: at once if it was there beside it for a
+// while, and by that alone it is no reason to move. What was always there is waited for.
+func TestReplacedAddress(t *testing.T) {
+	const before, after = "198.18.0.1/24", "198.18.0.77/24"
+	prompt := replaceAfter / 2
+	for _, tc := range []struct {
+		name string
+		// beside is for how long both are there.
+		beside time.Duration
+		// most is when the new one is followed, and not before least.
+		least, most time.Duration
+	}{
+		{"both for a while", 2 * time.Second, 0, prompt},
+		{"both for half a minute", 30 * time.Second, 0, prompt},
+		{"both for a moment", replaceAfter / 4, prompt, replaceAfter + prompt},
+		{"both for minutes", 3 * replaceMemory, moveAfter - prompt, moveAfter + prompt},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			following(t, vxlanConfig, nil, func(t *testing.T, h *testHost) {
+				h.addr(h.eth0.Index, true, after)
+				time.Sleep(tc.beside)
+				synctest.Wait()
+				if addr, _ := h.published(); addr != netip.MustParseAddr("198.18.0.1") {
+					t.Fatalf("%s is published while the former is there", addr)
+				}
+				h.addr(h.eth0.Index, false, before)
+				h.defaultRoute(h.eth0.Index, true, "198.18.0.254", 0)
+				time.Sleep(tc.least)
+				synctest.Wait()
+				if addr, _ := h.published(); tc.least > 0 && addr != netip.MustParseAddr("198.18.0.1") {
+					t.Errorf("%s is published within %s", addr, tc.least)
+				}
+				h.eventually(tc.most-tc.least, "the new address", func() bool {
+					addr, _ := h.published()
+					return addr == netip.MustParseAddr("198.18.0.77") && h.local() == "198.18.0.77"
+				})
+			})
+		})
+	}
+}
+
+// What replaces nothing waits as everything else does.
+func TestReplacement(t *testing.T) {
+	up := func(index int, addrs ...string) (u backend.Uplink) {
+		u.Link.Index = index
+		for f, a := range addrs {
+			u.Addr[f] = netip.MustParseAddr(a)
+		}
+		return u
+	}
+	const now = time.Hour
+	was := up(1, "198.18.0.1", "fd00::1")
+	for _, tc := range []struct {
+		name  string
+		next  backend.Uplink
+		seen  map[string]time.Duration
+		moves int
+		since time.Duration
+		ok    bool
+	}{
+		{"one came", up(1, "198.18.0.2", "fd00::1"), map[string]time.Duration{"198.18.0.2/24": now - 5, "fd00::1/64": 0}, 0, now - 5, true},
+		{"both came", up(1, "198.18.0.2", "fd00::2"), map[string]time.Duration{"198.18.0.2/24": now - 5, "fd00::2/64": now - 3}, 0, now - 3, true},
+		{"one of them was there", up(1, "198.18.0.2", "fd00::2"), map[string]time.Duration{"198.18.0.2/24": now - 5, "fd00::2/64": 0}, 0, 0, false},
+		{"alone in its prefix", up(1, "198.18.0.2", "fd00::1"), map[string]time.Duration{"198.18.0.2/32": now - 5}, 0, 0, false},
+		{"not seen yet", up(1, "198.18.0.2", "fd00::1"), nil, 0, 0, false},
+		{"another interface's", up(2, "198.18.0.2", "fd00::1"), map[string]time.Duration{"198.18.0.2/24": now - 5}, 0, 0, false},
+		{"a change too many", up(1, "198.18.0.2", "fd00::1"), map[string]time.Duration{"198.18.0.2/24": now - 5}, movesFree, 0, false},
+	} {
+		m := moveState{next: tc.next, moves: tc.moves, seen: map[netip.Prefix]time.Duration{}}
+		for p, at := range tc.seen {
+			m.seen[netip.MustParsePrefix(p)] = at
+		}
+		if since, ok := m.replacement(was, now); since != tc.since || ok != tc.ok {
+			t.Errorf("%s: since %s, %t; want %s, %t", tc.name, since, ok, tc.since, tc.ok)
+		}
+	}
+}
+
+// An interface whose addresses are put back in another order goes on by the one that it
+// had: the other was always there.
+func TestAddressesThatReturnInAnotherOrder(t *testing.T) {
+	following(t, vxlanConfig, func(h *testHost) { h.addr(h.eth0.Index, true, "198.18.0.77/24") }, func(t *testing.T, h *testHost) {
+		h.addr(h.eth0.Index, false, "198.18.0.1/24")
+		h.addr(h.eth0.Index, false, "198.18.0.77/24")
+		time.Sleep(moveAfter / 2)
+		h.addr(h.eth0.Index, true, "198.18.0.77/24")
+		h.defaultRoute(h.eth0.Index, true, "198.18.0.254", 0)
+		time.Sleep(moveAfter / 2)
+		h.addr(h.eth0.Index, true, "198.18.0.1/24")
+		time.Sleep(time.Minute)
+		if addr, _ := h.published(); addr != netip.MustParseAddr("198.18.0.1") || h.local() != "198.18.0.1" || h.log.count("msg=\"uplink changed\"") != 0 {
+			t.Errorf("published %s, sends from %s", addr, h.local())
 		}
 	})
 }
