@@ -122,7 +122,7 @@ func (m *measurement) tell(r report, out io.Writer) error {
 // each, and the command ends with status 1. What is about time and was missed on a machine
 // that was busy before proves nothing; it is said, and no error.
 func judge(claims []page.Claim, on machine.Description, progress io.Writer) error {
-	missed, excused := page.Missed(claims, on.Busy())
+	excused, missed := page.Missed(claims, on.Busy())
 	for _, line := range excused {
 		fmt.Fprintf(progress, "flannel-lab: %s, on a machine that was busy, which proves nothing: %s\n", page.ErrMissed, line)
 	}

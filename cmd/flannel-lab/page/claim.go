@@ -76,7 +76,7 @@ func (c Claim) String() string {
 // Missed returns an [ErrMissed] for each claim that does not hold, joined. On a machine
 // that was busy with other programs what is about time proves nothing either way: that is
 // in excused instead, a line each.
-func Missed(claims []Claim, busy bool) (missed error, excused []string) {
+func Missed(claims []Claim, busy bool) (excused []string, missed error) {
 	var errs []error
 	for _, c := range claims {
 		switch {
@@ -87,5 +87,5 @@ func Missed(claims []Claim, busy bool) (missed error, excused []string) {
 			errs = append(errs, fmt.Errorf("%w: %s", ErrMissed, c))
 		}
 	}
-	return errors.Join(errs...), excused
+	return excused, errors.Join(errs...)
 }

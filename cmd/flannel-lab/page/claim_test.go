@@ -48,7 +48,7 @@ func TestMissed(t *testing.T) {
 		"only excused": {[]Claim{slow}, true, "", []string{slowly}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			missed, excused := Missed(tc.claims, tc.busy)
+			excused, missed := Missed(tc.claims, tc.busy)
 			got := ""
 			if missed != nil {
 				got = missed.Error()

@@ -67,7 +67,7 @@ func TestTables(t *testing.T) {
 
 // Of what an address each costs, only what is not the kernel's is ours to answer for.
 func TestClaims(t *testing.T) {
-	missed, _ := page.Missed(known(t).Claims(), false)
+	_, missed := page.Missed(known(t).Claims(), false)
 	if missed == nil || strings.Count(missed.Error(), "\n") != 0 ||
 		!strings.Contains(missed.Error(), "small packets, an endpoint each, at one address: 7.00 %, wanted under 5 %") {
 		t.Errorf("got %v", missed)

@@ -78,7 +78,7 @@ func readSymbols(path string) (*symbols, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read symbols: %w", err)
 	}
-	defer file.Close()
+	defer file.Close() //nolint:errcheck // it was read
 	text, lines := file.Section(".text"), file.Section(".gopclntab")
 	if text == nil || lines == nil {
 		return nil, fmt.Errorf("read symbols: %s is no Go program", path)

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // checkBoot tests what is promised of a boot.
 func checkBoot(t *testing.T, boot Phase) {
 	t.Helper()
-	if err, _ := page.Missed(Report{Phases: []Phase{boot}}.Claims(), false); err != nil {
+	if _, err := page.Missed(Report{Phases: []Phase{boot}}.Claims(), false); err != nil {
 		t.Errorf("%v; %d got no answer in time", err, boot.Retries)
 	}
 	// Fewer than these were not all counted.

@@ -80,7 +80,7 @@ func TestClaims(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := known()
 			tc.spoil(&r)
-			missed, excused := page.Missed(r.Claims(), true)
+			excused, missed := page.Missed(r.Claims(), true)
 			switch {
 			case len(excused) > 0:
 				t.Errorf("a busy machine excuses %v", excused)
