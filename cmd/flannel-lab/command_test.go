@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -100,6 +101,30 @@ func TestParseFaults(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// missed is a report of something that was not as wanted.
+type missed struct{ told []string }
+
+func (m *missed) Markdown(io.Writer) error { m.told = append(m.told, "table"); return nil }
+func (m *missed) JSON(io.Writer) error     { m.told = append(m.told, "json"); return nil }
+func (m *missed) WriteDocs(string) error   { m.told = append(m.told, "docs"); return nil }
+func (m *missed) Err() error               { m.told = append(m.told, "verdict"); return faults.ErrMissed }
+
+// What is not as wanted is told first, and fails the command then.
+func TestFaultsThatMissFailTheCommand(t *testing.T) {
+	for output, want := range map[string][]string{
+		"table": {"docs", "table", "verdict"},
+		"json":  {"docs", "json", "verdict"},
+	} {
+		m, o := &missed{}, faultsOptions{measurement: measurement{docs: "docs", output: output}}
+		if err := o.conclude(m, io.Discard); !errors.Is(err, faults.ErrMissed) {
+			t.Errorf("conclude = %v, want %v", err, faults.ErrMissed)
+		}
+		if diff := cmp.Diff(want, m.told); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", output, diff)
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/faults"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
 )
 
@@ -35,7 +36,7 @@ func parseFaults(args []string, out io.Writer) (faultsOptions, error) {
 	fs.StringSliceVar(&o.backends, "backend", faults.Backends(), "`names` of the backends to break")
 	fs.IntVar(&o.rounds, "rounds", 3, "`number` of rounds, of which the worst counts")
 	fs.DurationVar(&o.outage, "outage", time.Minute, "how long etcd is down, in the last round only")
-	fs.StringVar(&o.previous, "previous", "", "`path` of the daemon that is upgraded from (default the same)")
+	fs.StringVar(&o.previous, "previous", "", "`path` of the daemon that is upgraded from and taken back to; without one neither is done")
 	if err := o.parse(fs, args); err != nil {
 		return faultsOptions{}, err
 	}
@@ -83,6 +84,9 @@ func runFaults(ctx context.Context, o faultsOptions, out, progress io.Writer) er
 			return fmt.Errorf("--previous: %w", err)
 		}
 	}
+	if err := machine.Calm(ctx, o.calm, progress); err != nil {
+		return err
+	}
 	var r faults.Report
 	err := o.onLab(ctx, faults.HostsFor(o.backends), func(l *lab.Lab) (err error) {
 		r, err = faults.Run(ctx, l, faults.Options{
@@ -94,5 +98,16 @@ func runFaults(ctx context.Context, o faultsOptions, out, progress io.Writer) er
 	if err != nil {
 		return err
 	}
-	return errors.Join(o.tell(&r, out), r.Err())
+	return o.conclude(&r, out)
+}
+
+// verdict is a report that says whether it is as wanted.
+type verdict interface {
+	report
+	Err() error
+}
+
+// conclude tells what was found, and fails then if that is not as wanted.
+func (o *faultsOptions) conclude(v verdict, out io.Writer) error {
+	return errors.Join(o.tell(v, out), v.Err())
 }

@@ -23,7 +23,7 @@ func TestFaultsAreHealed(t *testing.T) {
 	})
 	picked := faults.Pick("kill", "key-deleted", "device-deleted", "device-down", "mac-changed", "mtu-changed", "address-removed",
 		"routes-deleted", "routes-replaced", "route-flapping", "fdb-deleted", "fdb-entry-deleted", "neighbours-replaced", "neighbour-replaced",
-		"events-lost", "rules-flushed", "forwarding-off", "interface-forwarding-off", "uplink-flapped")
+		"events-lost", "rules-flushed", "forwarding-off", "interface-forwarding-off", "uplink-flapped", "uplink-address-both")
 	r, err := faults.Run(within(t, 3*time.Minute), l, faults.Options{
 		Backends: faults.Backends(), Faults: picked, Rounds: 1, Current: daemon, Together: true, Progress: t.Output(),
 	})

@@ -21,6 +21,11 @@
 //   - A [Sample] is what one fault did in one round: packets lost, the longest gap
 //     without an answer, and how long it was until the host was as before. The
 //     table shows the worst of all rounds.
+//   - What lasts is done in the last round alone; etcd goes down for all networks at
+//     once.
+//   - What something is missing for, such as a previous build or systemd-networkd, is
+//     in the table as not run, with the reason. flannel itself is never there: what
+//     stands in for it does on the host what flannel's code does at its start.
 //   - A sample during which the machine itself dropped packets is taken again.
 //   - A fault that is never healed is a result. The daemon is then started anew,
 //     and what even that does not heal fails the run.

@@ -16,8 +16,11 @@ type Fault struct {
 	bounds map[string]Bound
 	// absent says why a backend cannot have it.
 	absent map[string]string
-	// common: it happens to all networks at once, and only in the last round,
-	// since it lasts.
+	// lacks, if any, says what is missing here for it to be done; empty: nothing.
+	lacks func(Options) string
+	// once: it is done in the last round alone, since it lasts.
+	once bool
+	// common: it happens to all networks at once.
 	common bool
 	// prepare, if any, goes before the pings.
 	prepare func(context.Context, *network) error
@@ -57,7 +60,7 @@ func (b Bound) met(s Sample) bool {
 	switch {
 	case b < 0:
 		return true
-	case s.Received == 0 || !s.Healed():
+	case s.Received == 0 || !s.Healed() || s.Wrong != "":
 		return false
 	case b == 0:
 		return s.Lost() == 0
@@ -111,7 +114,10 @@ func Pick(names ...string) []Fault {
 // All lists the faults, in the order in which they are done and shown.
 func All() []Fault {
 	var all []Fault
-	for _, group := range [][]Fault{processFaults(), storeFaults(), deviceFaults(), routeFaults(), entryFaults(), ruleFaults(), uplinkFaults()} {
+	for _, group := range [][]Fault{
+		processFaults(), flannelFaults(), storeFaults(), deviceFaults(), routeFaults(), entryFaults(), ruleFaults(), uplinkFaults(),
+		networkdFaults(),
+	} {
 		all = append(all, group...)
 	}
 	return all

@@ -37,6 +37,7 @@ func TestBound(t *testing.T) {
 		{"nothing ever answered", 300 * ms, sample(100, 0, 0), false},
 		{"nothing sent", 0, Sample{}, false},
 		{"none lost, and never healed", 0, sample(0, 0, never), false},
+		{"none lost, and something else wrong", 300 * ms, Sample{Sent: 100, Received: 100, Wrong: "said twice"}, false},
 		{"measured only", Unbounded, sample(100, time.Hour, never), true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -58,6 +59,7 @@ func TestWorse(t *testing.T) {
 		"more lost":       {Sample{Sent: 20, Received: 15, Gap: 30, Heal: 8}, Sample{Sent: 20, Received: 15, Gap: 40, Heal: 8}},
 		"a longer gap":    {Sample{Sent: 20, Received: 20, Gap: 50, Heal: 1}, Sample{Sent: 10, Received: 9, Gap: 50, Heal: 7}},
 		"never healed":    {Sample{Sent: 20, Received: 20, Heal: never}, Sample{Sent: 10, Received: 9, Gap: 40, Heal: never}},
+		"wrong":           {Sample{Sent: 20, Received: 20, Wrong: "x"}, Sample{Sent: 10, Received: 9, Gap: 40, Heal: 7, Wrong: "x"}},
 		"disturbed":       {Sample{Sent: 20, Received: 20, Disturbed: true}, Sample{Sent: 10, Received: 9, Gap: 40, Heal: 7, Disturbed: true}},
 		"no worse at all": {Sample{Sent: 20, Received: 20}, a},
 	} {
@@ -113,15 +115,20 @@ func testReport() Report {
 		Faults: []Fault{
 			{Name: "restart", Title: "daemon restarted", bounds: byUDP(50 * ms)},
 			{Name: "mac", Title: "MAC changed", bounds: alike(300 * ms), absent: lacking("no MAC", udp)},
-			{Name: "key", Title: "key deleted", bounds: alike(0)},
+			{Name: "key", Title: "key deleted", bounds: alike(0), once: true},
+			{Name: "upgrade", Title: "upgraded", bounds: byUDP(50 * ms)},
+			{Name: "flap", Title: "flapping", bounds: alike(300 * ms)},
 		},
-		samples: map[cell]Sample{},
+		Notes:   []string{"The previous build is that of Monday."},
+		samples: map[cell]Sample{}, lacking: map[string]string{"upgrade": "no previous build was given"},
 	}
 	r.add(cell{"restart", vxlan}, Sample{Sent: 10, Received: 10})
 	r.add(cell{"restart", udp}, Sample{Sent: 10, Received: 4, Gap: 40 * time.Millisecond})
 	r.add(cell{"restart", udp}, Sample{Sent: 10, Received: 3, Gap: 45 * time.Millisecond, Heal: second})
 	r.add(cell{"mac", vxlan}, Sample{Sent: 100, Received: 50, Gap: second / 2, Heal: never})
 	r.add(cell{"key", vxlan}, Sample{Sent: 10, Heal: second, Disturbed: true})
+	r.add(cell{"flap", vxlan}, Sample{Sent: 10, Received: 10, Wrong: "said twice\n30 repairs"})
+	r.add(cell{"flap", udp}, Sample{Sent: 10, Received: 10})
 	return r
 }
 
@@ -157,6 +164,8 @@ func TestReport(t *testing.T) {
 	want := []string{
 		"mac, vxlan: 50 lost, 500 ms; not healed in 10 s, wanted 300 ms",
 		"key, vxlan: all lost; healed in 1000 ms (the machine dropped packets), wanted 0 lost",
+		"key, udp: not done, wanted 0 lost",
+		"flap, vxlan: 0 lost; healed in 0 ms; said twice, 30 repairs, wanted 300 ms",
 	}
 	if diff := cmp.Diff(want, r.Missed()); diff != "" {
 		t.Errorf("missed (-want +got):\n%s", diff)
@@ -166,6 +175,59 @@ func TestReport(t *testing.T) {
 	}
 	if err := (&Report{}).Err(); err != nil {
 		t.Errorf("Err() of nothing = %v", err)
+	}
+}
+
+// What lasts is done in the last round alone, what something is missing for never.
+func TestDue(t *testing.T) {
+	r := Report{Rounds: 3, lacking: map[string]string{"upgrade": "no previous build", "kill": ""}}
+	for _, tc := range []struct {
+		fault Fault
+		want  []bool
+	}{
+		{Fault{Name: "kill"}, []bool{true, true, true}},
+		{Fault{Name: "etcd-down", once: true}, []bool{false, false, true}},
+		{Fault{Name: "upgrade"}, []bool{false, false, false}},
+		{Fault{Name: "upgrade", once: true}, []bool{false, false, false}},
+	} {
+		for round, want := range tc.want {
+			if got := r.due(&tc.fault, round); got != want {
+				t.Errorf("%+v in round %d: %t, want %t", tc.fault, round, got, want)
+			}
+		}
+	}
+}
+
+// What takes part is named by what it says of itself, and only what does take part.
+func TestNotes(t *testing.T) {
+	daemon := filepath.Join(t.TempDir(), "flanneld-go")
+	if err := os.WriteFile(daemon, []byte("#!/bin/sh\n[ $1 = --version ] && echo flanneld-go v7-3-gabc && echo more\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name    string
+		faults  []Fault
+		lacking map[string]string
+		want    []string
+	}{
+		{"nothing to name", Pick("kill", "etcd-down"), nil, nil},
+		{"a previous build", Pick("upgrade"), nil, []string{"The previous build is flanneld-go v7-3-gabc."}},
+		{"the way back alone", Pick("downgrade"), nil, []string{"The previous build is flanneld-go v7-3-gabc."}},
+		{"none", Pick("upgrade", "networkd"), map[string]string{"upgrade": "none given", "networkd": "not installed"}, nil},
+	} {
+		got, err := notes(t.Context(), Options{Faults: tc.faults, Previous: daemon}, tc.lacking)
+		if diff := cmp.Diff(tc.want, got); err != nil || diff != "" {
+			t.Errorf("%s: %v (-want +got):\n%s", tc.name, err, diff)
+		}
+	}
+	if _, err := notes(t.Context(), Options{Faults: Pick("upgrade"), Previous: "/nonexistent/daemon"}, nil); err == nil {
+		t.Error("a previous build that does not start is not reported")
+	}
+	if got := lacksPrevious(Options{}); got == "" {
+		t.Error("no previous build is missed")
+	}
+	if got := lacksPrevious(Options{Previous: daemon}); got != "" {
+		t.Errorf("with a previous build %q", got)
 	}
 }
 

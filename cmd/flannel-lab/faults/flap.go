@@ -60,7 +60,10 @@ func flapRoute(ctx context.Context, n *network) (time.Time, error) {
 	}
 	since := time.Now()
 	after, err := flapCost(ctx, n)
-	return since, errors.Join(err, after.sub(before).check())
+	if err != nil {
+		return since, err
+	}
+	return since, after.sub(before).check()
 }
 
 // cost is what somebody who undoes repairs has cost a daemon.
@@ -94,7 +97,10 @@ func (c cost) check() error {
 	if c.cpu > mostFlapCPU {
 		errs = append(errs, fmt.Errorf("%s of CPU while a route was deleted %d times, want at most %s", c.cpu, flaps, mostFlapCPU))
 	}
-	return errors.Join(errs...)
+	if len(errs) == 0 {
+		return nil
+	}
+	return &wrongError{errors.Join(errs...)}
 }
 
 // makePeace starts the daemon anew: it would mend slowly for a minute yet.

@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,8 @@ type Sample struct {
 	Heal time.Duration
 	// Disturbed: the machine dropped packets, and did so each time.
 	Disturbed bool
+	// Wrong is what was not as it should be besides; empty: nothing.
+	Wrong string
 }
 
 // Lost is the number of pings without an answer, both ways.
@@ -41,6 +44,7 @@ func (s Sample) worse(o Sample) Sample {
 		worst.Heal = never
 	}
 	worst.Disturbed = s.Disturbed || o.Disturbed
+	worst.Wrong = cmp.Or(s.Wrong, o.Wrong)
 	return worst
 }
 
@@ -74,7 +78,7 @@ func measure(ctx context.Context, f *Fault, nets []*network) ([]Sample, error) {
 		if err != nil || after == before {
 			return samples, err
 		}
-		if attempt == attempts || f.common {
+		if attempt == attempts || f.once {
 			for i := range samples {
 				samples[i].Disturbed = true
 			}
@@ -119,11 +123,20 @@ func once(ctx context.Context, f *Fault, nets []*network) (_ []Sample, err error
 		return nil, err
 	}
 	since, err := f.do(ctx, nets[0])
-	if err != nil {
+	var wrong *wrongError
+	if err != nil && !errors.As(err, &wrong) {
 		return nil, err
 	}
-	return finish(ctx, f, all, since)
+	samples, err := finish(ctx, f, all, since)
+	if err == nil && wrong != nil {
+		samples[0].Wrong = wrong.Error()
+	}
+	return samples, err
 }
+
+// wrongError is what a fault has found that should not be. It is a result: the run
+// goes on, and misses what is wanted.
+type wrongError struct{ error }
 
 // finish waits for the healing and counts what was lost since a time.
 func finish(ctx context.Context, f *Fault, all []*series, since time.Time) ([]Sample, error) {

@@ -33,6 +33,8 @@ type network struct {
 	mtu int
 	// previous and current are paths of the daemon.
 	previous, current string
+	// networkd is the broken host's, while it has one.
+	networkd *lab.Process
 	// outage is how long etcd is away.
 	outage time.Duration
 }

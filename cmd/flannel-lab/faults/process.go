@@ -16,10 +16,27 @@ func processFaults() []Fault {
 		{Name: "restart", Title: "daemon restarted", bounds: byUDP(udpRestart), do: replace(stop, nil), healed: isWell},
 		{Name: "kill", Title: "daemon killed with -9 and started", bounds: byUDP(udpRestart), do: replace(kill, nil), healed: isWell},
 		{
-			Name: "upgrade", Title: "upgraded from the previous build", bounds: byUDP(udpRestart), prepare: downgrade,
-			do: replace(stop, func(n *network) string { return n.current }), healed: isWell,
+			Name: "upgrade", Title: "upgraded from the previous build", bounds: byUDP(udpRestart), lacks: lacksPrevious,
+			prepare: build(previous).install, do: replace(stop, current), healed: isWell,
+		},
+		{
+			Name: "downgrade", Title: "taken back to the previous build", bounds: byUDP(udpRestart), lacks: lacksPrevious,
+			do: replace(stop, previous), healed: isWell, undo: build(current).install,
 		},
 	}
+}
+
+// build is one of the daemon's: its path.
+type build func(*network) string
+
+func current(n *network) string  { return n.current }
+func previous(n *network) string { return n.previous }
+
+func lacksPrevious(o Options) string {
+	if o.Previous == "" {
+		return "no previous build was given"
+	}
+	return ""
 }
 
 func stop(ctx context.Context, h *lab.Host) error { return h.Daemon.Stop(ctx) }
@@ -28,27 +45,23 @@ func kill(_ context.Context, h *lab.Host) error { return h.Daemon.Kill() }
 
 // replace ends the daemon and starts it at once, as a supervisor does; nil: the
 // same build.
-func replace(end func(context.Context, *lab.Host) error, build func(*network) string) func(context.Context, *network) (time.Time, error) {
+func replace(end func(context.Context, *lab.Host) error, by build) func(context.Context, *network) (time.Time, error) {
 	return func(ctx context.Context, n *network) (time.Time, error) {
 		h := n.host()
 		if err := end(ctx, h); err != nil {
 			return time.Time{}, err
 		}
 		path := ""
-		if build != nil {
-			path = build(n)
+		if by != nil {
+			path = by(n)
 		}
 		return time.Time{}, h.ReplaceDaemon(path)
 	}
 }
 
-// downgrade runs the previous build, for the upgrade.
-func downgrade(ctx context.Context, n *network) error {
-	h := n.host()
-	if err := h.Daemon.Stop(ctx); err != nil {
-		return err
-	}
-	if err := h.ReplaceDaemon(n.previous); err != nil {
+// install runs a build in place of the one that runs.
+func (b build) install(ctx context.Context, n *network) error {
+	if _, err := replace(stop, b)(ctx, n); err != nil {
 		return err
 	}
 	return n.waitWell(ctx)

@@ -18,8 +18,8 @@ func Section() page.Section {
 	return page.Section{Page: "benchmarks.md", Name: "faults", By: "make faults"}
 }
 
-// ErrMissed: a bound was not kept.
-var ErrMissed = errors.New("traffic stood still for longer than wanted")
+// ErrMissed: a bound was not kept, or something else was not as it should be.
+var ErrMissed = errors.New("not as wanted")
 
 // Report is what a run found.
 type Report struct {
@@ -28,8 +28,12 @@ type Report struct {
 	Faults   []Fault
 	Rounds   int
 	Outage   time.Duration
+	// Notes say what took part.
+	Notes []string
 
 	samples map[cell]Sample
+	// lacking says, by fault, what was missing for it to be done.
+	lacking map[string]string
 }
 
 // cell is where a sample stands in the table.
@@ -55,7 +59,12 @@ func (r *Report) Missed() []string {
 	for i := range r.Faults {
 		f := &r.Faults[i]
 		for _, backend := range r.Backends {
-			if s, ok := r.Sample(f.Name, backend); ok && !f.Bound(backend).met(s) {
+			s, ok := r.Sample(f.Name, backend)
+			switch {
+			case f.Absent(backend) != "" || r.lacking[f.Name] != "" || ok && f.Bound(backend).met(s):
+			case !ok:
+				missed = append(missed, fmt.Sprintf("%s, %s: not done, wanted %s", f.Name, backend, f.Bound(backend)))
+			default:
 				missed = append(missed, fmt.Sprintf("%s, %s: %s, wanted %s", f.Name, backend, s, f.Bound(backend)))
 			}
 		}
@@ -84,7 +93,11 @@ func (r *Report) WriteDocs(folder string) error {
 // Markdown writes what was found as a table for people.
 func (r *Report) Markdown(out io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s.\nThe worst of %d rounds; etcd was down once, for %.3g s. Bold: longer than wanted.\n\n", r.Machine, r.Rounds, r.Outage.Seconds())
+	fmt.Fprintf(&b, "%s.\nThe worst of %d rounds; etcd was down for %.3g s. Bold: not as wanted.\n", r.Machine, r.Rounds, r.Outage.Seconds())
+	for _, note := range r.Notes {
+		fmt.Fprintf(&b, "%s\n", note)
+	}
+	b.WriteString("\n")
 	if r.Machine.Busy() {
 		b.WriteString(page.Disturbed)
 	}
@@ -95,7 +108,11 @@ func (r *Report) Markdown(out io.Writer) error {
 	b.WriteString("\n|---|---|" + strings.Repeat("---|", len(r.Backends)) + "\n")
 	for i := range r.Faults {
 		f := &r.Faults[i]
-		fmt.Fprintf(&b, "| %s | %s |", f.Title, f.wanted(r.Backends))
+		title := f.Title
+		if f.once && r.Rounds > 1 {
+			title += ": once"
+		}
+		fmt.Fprintf(&b, "| %s | %s |", title, f.wanted(r.Backends))
 		for _, backend := range r.Backends {
 			fmt.Fprintf(&b, " %s |", r.text(f, backend))
 		}
@@ -127,6 +144,8 @@ func (r *Report) text(f *Fault, backend string) string {
 	}
 	s, ok := r.Sample(f.Name, backend)
 	switch {
+	case r.lacking[f.Name] != "":
+		return "not run (" + r.lacking[f.Name] + ")"
 	case !ok:
 		return page.Absent
 	case f.Bound(backend).met(s):
@@ -156,6 +175,9 @@ func (s Sample) String() string {
 	if s.Disturbed {
 		text += " (the machine dropped packets)"
 	}
+	if s.Wrong != "" {
+		text += "; " + strings.ReplaceAll(s.Wrong, "\n", ", ")
+	}
 	return text
 }
 
@@ -165,6 +187,7 @@ type (
 		Machine machine.Description `json:"machine"`
 		Rounds  int                 `json:"rounds"`
 		Outage  float64             `json:"outage"`
+		Notes   []string            `json:"notes"`
 		Faults  []jsonFault         `json:"faults"`
 	}
 	jsonFault struct {
@@ -177,12 +200,13 @@ type (
 		// Heal is absent when it was not healed.
 		Heal      *float64 `json:"heal,omitempty"`
 		Disturbed bool     `json:"disturbed,omitempty"`
+		Wrong     string   `json:"wrong,omitempty"`
 	}
 )
 
 // JSON writes everything that was found, for programs.
 func (r *Report) JSON(out io.Writer) error {
-	j := jsonReport{Machine: r.Machine, Rounds: r.Rounds, Outage: r.Outage.Seconds(), Faults: []jsonFault{}}
+	j := jsonReport{Machine: r.Machine, Rounds: r.Rounds, Outage: r.Outage.Seconds(), Notes: append([]string{}, r.Notes...), Faults: []jsonFault{}}
 	for i := range r.Faults {
 		f := &r.Faults[i]
 		for _, backend := range r.Backends {
@@ -193,7 +217,7 @@ func (r *Report) JSON(out io.Writer) error {
 			bound := f.Bound(backend)
 			row := jsonFault{
 				Name: f.Name, Backend: backend, Wanted: bound.String(), Met: bound.met(s),
-				Lost: s.Lost(), Gap: s.Gap.Seconds(), Disturbed: s.Disturbed,
+				Lost: s.Lost(), Gap: s.Gap.Seconds(), Disturbed: s.Disturbed, Wrong: s.Wrong,
 			}
 			if s.Healed() {
 				heal := s.Heal.Seconds()

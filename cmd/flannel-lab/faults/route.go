@@ -37,7 +37,7 @@ func routeFaults() []Fault {
 		},
 		{
 			Name: "route-flapping", Title: "a route deleted every 100 ms for 5 s (repairs slow down, said once), then left alone",
-			bounds: alike(slowestRepair), do: flapRoute, undo: makePeace,
+			bounds: alike(slowestRepair), once: true, do: flapRoute, undo: makePeace,
 		},
 	}
 }

@@ -1,7 +1,6 @@
 package faults
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -20,8 +19,8 @@ type Options struct {
 	Rounds   int
 	// Outage is how long etcd is down.
 	Outage time.Duration
-	// Previous is the path of the daemon that is upgraded from, Current of the
-	// one that the lab runs.
+	// Previous is the path of the daemon that is upgraded from and taken back to,
+	// Current of the one that the lab runs. Without a previous one that is not done.
 	Previous, Current string
 	// Together breaks the networks at the same time: quicker, and the figures are
 	// of a busier machine.
@@ -36,15 +35,23 @@ const upWithin = 60 * time.Second
 // Run breaks the hosts of a lab on which nothing runs yet. What it starts is the
 // lab's to end.
 func Run(ctx context.Context, l *lab.Lab, o Options) (r Report, err error) {
-	r = Report{Backends: o.Backends, Faults: o.Faults, Rounds: o.Rounds, Outage: o.Outage, samples: map[cell]Sample{}}
+	r = Report{Backends: o.Backends, Faults: o.Faults, Rounds: o.Rounds, Outage: o.Outage, samples: map[cell]Sample{}, lacking: map[string]string{}}
 	if r.Machine, err = machine.Describe(); err != nil {
+		return r, err
+	}
+	for _, f := range o.Faults {
+		if f.lacks != nil {
+			r.lacking[f.Name] = f.lacks(o)
+		}
+	}
+	if r.Notes, err = notes(ctx, o, r.lacking); err != nil {
 		return r, err
 	}
 	nets := make([]*network, len(o.Backends))
 	for i, backend := range o.Backends {
 		nets[i] = &network{
 			backend: backend, lab: l, hosts: l.Hosts[hostsEach*i : hostsEach*(i+1)],
-			previous: cmp.Or(o.Previous, o.Current), current: o.Current, outage: o.Outage,
+			previous: o.Previous, current: o.Current, outage: o.Outage,
 		}
 	}
 	defer func() {
@@ -58,7 +65,7 @@ func Run(ctx context.Context, l *lab.Lab, o Options) (r Report, err error) {
 	for round := range o.Rounds {
 		for i := range o.Faults {
 			f := &o.Faults[i]
-			if f.common && round < o.Rounds-1 {
+			if !r.due(f, round) {
 				continue
 			}
 			if err := r.round(ctx, f, nets, o); err != nil {
@@ -67,6 +74,11 @@ func Run(ctx context.Context, l *lab.Lab, o Options) (r Report, err error) {
 		}
 	}
 	return r, nil
+}
+
+// due reports whether a fault is done in a round; they count from 0.
+func (r *Report) due(f *Fault, round int) bool {
+	return r.lacking[f.Name] == "" && (!f.once || round == r.Rounds-1)
 }
 
 func bringUp(ctx context.Context, l *lab.Lab, nets []*network) error {

@@ -12,7 +12,7 @@ import (
 
 func storeFaults() []Fault {
 	return []Fault{
-		{Name: "etcd-down", Title: "etcd down", bounds: alike(0), common: true, do: stopEtcd, healed: isWell},
+		{Name: "etcd-down", Title: "etcd down", bounds: alike(0), once: true, common: true, do: stopEtcd, healed: isWell},
 		{Name: "key-deleted", Title: "own key deleted in etcd", bounds: alike(0), do: deleteKey, healed: keyIsBack},
 		{Name: "lease-revoked", Title: "own lease revoked in etcd", bounds: alike(0), do: revokeLease, healed: keyIsBack},
 	}

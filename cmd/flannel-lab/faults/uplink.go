@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -28,6 +29,12 @@ func uplinkFaults() []Fault {
 		{
 			Name: "uplink-address-beside", Title: "uplink's new address added, then the old one removed", bounds: alike(3000 * ms),
 			do: moveUplink(addedFirst), healed: published, undo: moveBack,
+		},
+		{
+			// Nothing tells before that the old one will go, and peers send there until
+			// they have heard of the new one.
+			Name: "uplink-address-both", Title: "uplink's new address added, the old one removed 2 s later", bounds: alike(300 * ms),
+			do: moveUplink(addedLongFirst), healed: published, undo: moveBack,
 		},
 		{
 			Name: "uplink-address-late", Title: "uplink without an address for 2 s, then another", bounds: alike(3000 * ms),
@@ -113,11 +120,13 @@ const (
 	// addedFirst: as systemd-networkd does, which has the kernel promote what was
 	// the second of a segment.
 	addedFirst
+	// addedLongFirst: as who renumbers a host with care.
+	addedLongFirst
 	// addedLate: nobody offered one for a while.
 	addedLate
 )
 
-// lateAfter is how long an uplink is without an address.
+// lateAfter is how long an uplink is without an address, or has two.
 const lateAfter = 2 * time.Second
 
 // moveUplink gives the uplink another address in place of its own.
@@ -128,8 +137,12 @@ func moveUplink(o order) func(context.Context, *network) (time.Time, error) {
 		switch o {
 		case removedFirst:
 			err = errors.Join(remove(), add())
-		case addedFirst:
-			err = errors.Join(n.kernel.SetSysctl("net/ipv4/conf/"+uplink+"/promote_secondaries", "1"), add(), remove())
+		case addedFirst, addedLongFirst:
+			err = errors.Join(n.kernel.SetSysctl("net/ipv4/conf/"+uplink+"/promote_secondaries", "1"), add())
+			if err == nil && o == addedLongFirst {
+				err = lab.Wait(ctx, lateAfter)
+			}
+			err = errors.Join(err, remove())
 		case addedLate:
 			err = errors.Join(remove(), lab.Wait(ctx, lateAfter), add())
 			since = time.Now()
@@ -138,12 +151,23 @@ func moveUplink(o order) func(context.Context, *network) (time.Time, error) {
 	}
 }
 
-// moveBack gives the uplink its own address again.
+// moveBack gives the uplink its own address again, and has the daemon forget that it
+// has moved: it follows an address that keeps changing ever more slowly.
 func moveBack(ctx context.Context, n *network) error {
-	return errors.Join(
+	ctx, cancel := context.WithTimeout(ctx, wellWithin)
+	defer cancel()
+	err := errors.Join(
 		n.run(ctx, "ip addr delete %s dev %s", n.away(), uplink),
 		n.run(ctx, "ip addr add %s dev %s", n.home(), uplink),
 		n.restoreDefault(ctx))
+	for err == nil {
+		var done bool
+		if done, err = n.publishes(ctx, n.home().Addr()); done {
+			return makePeace(ctx, n)
+		}
+		err = errors.Join(err, lab.Wait(ctx, healLook))
+	}
+	return err
 }
 
 // renewUplink is a client that begins anew and is offered what it had.
@@ -165,11 +189,16 @@ func renameUplink(from, to string) func(context.Context, *network) (time.Time, e
 
 // published looks for the new address in the host's key.
 func published(ctx context.Context, n *network) (bool, error) {
+	return n.publishes(ctx, n.away().Addr())
+}
+
+// publishes reports whether the host's key has an address.
+func (n *network) publishes(ctx context.Context, addr netip.Addr) (bool, error) {
 	resp, err := n.lab.Client().Get(ctx, n.key())
 	if err != nil || len(resp.Kvs) == 0 {
 		return false, err
 	}
-	return strings.Contains(string(resp.Kvs[0].Value), `"`+n.away().Addr().String()+`"`), nil
+	return strings.Contains(string(resp.Kvs[0].Value), `"`+addr.String()+`"`), nil
 }
 
 // The uplink's MTU before and after.
