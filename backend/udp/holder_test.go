@@ -100,6 +100,91 @@ func TestKernelBusyPort(t *testing.T) {
 	}
 }
 
+const holdDevice = "UDP_TEST_HOLDS_DEVICE"
+
+// TestHoldDevice is not a test but another process's daemon.
+func TestHoldDevice(t *testing.T) {
+	name := os.Getenv(holdDevice)
+	if name == "" {
+		return // the test that needs it starts it
+	}
+	held, err := openTUN(name, tunOptions{Queues: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	fmt.Println("held")
+	_, _ = bufio.NewReader(os.Stdin).ReadByte()
+}
+
+// hold starts a process that has the device name in ns until let go is called.
+func hold(t *testing.T, ns netns, name string) (pid int, letGo func()) {
+	t.Helper()
+	other := exec.Command("ip", "netns", "exec", string(ns), os.Args[0], "-test.run=^TestHoldDevice$")
+	other.Env = append(os.Environ(), holdDevice+"="+name)
+	stdin, err1 := other.StdinPipe()
+	stdout, err2 := other.StdoutPipe()
+	if err := errors.Join(err1, err2, other.Start()); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "held\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	return other.Process.Pid, func() {
+		stdin.Close()
+		if err := other.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestKernelBusyDevice(t *testing.T) {
+	for _, options := range []string{`{"Queues":1}`, `{"Queues":2}`} {
+		t.Run(options, func(t *testing.T) { testBusyDevice(t, options) })
+	}
+}
+
+func testBusyDevice(t *testing.T, options string) {
+	m := twoMachines(t)
+	a := m[0]
+	a.options = options
+	// Whoever has a device of that name elsewhere, or another one, has not this one,
+	// whichever is found first.
+	for _, end := range []netns{m[1].ns, a.container} {
+		_, letGo := hold(t, end, device)
+		defer letGo()
+	}
+	_, letGo := hold(t, a.ns, device+"1")
+	defer letGo()
+	pid, letGo := hold(t, a.ns, device)
+	for _, other := range []struct {
+		ns   netns
+		name string
+	}{{m[1].container, device}, {a.ns, device + "2"}} {
+		_, letGo := hold(t, other.ns, other.name)
+		defer letGo()
+	}
+	a.boot(t)
+	err := a.apply(t)
+	want := fmt.Sprintf("open device flannel0: device is busy: held by udp.test (process %d); stop it first", pid)
+	if !errors.Is(err, ErrDeviceBusy) || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	letGo()
+	if err := a.apply(t); err != nil {
+		t.Errorf("apply once the device is free: %v", err)
+	}
+	second := &machine{n: 1, ns: a.ns, host: a.host, options: a.options}
+	second.boot(t)
+	second.port = 9999
+	if err := second.apply(t); !errors.Is(err, ErrDeviceBusy) || !strings.Contains(err.Error(), "held by this process") {
+		t.Errorf("second backend: %v", err)
+	}
+	if err := errors.Join(a.Close(), second.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestParseSockets(t *testing.T) {
 	c, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6loopback})
 	if err != nil {

@@ -1,15 +1,12 @@
 package udp
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
@@ -351,65 +348,6 @@ func TestKernelForeignDevices(t *testing.T) {
 		}
 		a.ns.ip(t, "link del flannel0")
 		a.Close()
-	}
-}
-
-const holdDevice = "UDP_TEST_HOLDS_DEVICE"
-
-// TestHoldDevice is not a test but another process's daemon.
-func TestHoldDevice(t *testing.T) {
-	if os.Getenv(holdDevice) == "" {
-		return // the test that needs it starts it
-	}
-	held, err := openTUN(device, tunOptions{Queues: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer held.Close()
-	fmt.Println("held")
-	_, _ = bufio.NewReader(os.Stdin).ReadByte()
-}
-
-func TestKernelBusyDevice(t *testing.T) {
-	for _, options := range []string{`{"Queues":1}`, `{"Queues":2}`} {
-		t.Run(options, func(t *testing.T) { testBusyDevice(t, options) })
-	}
-}
-
-func testBusyDevice(t *testing.T, options string) {
-	a := twoMachines(t)[0]
-	a.options = options
-	other := exec.Command("ip", "netns", "exec", string(a.ns), os.Args[0], "-test.run=^TestHoldDevice$")
-	other.Env = append(os.Environ(), holdDevice+"=1")
-	stdin, err1 := other.StdinPipe()
-	stdout, err2 := other.StdoutPipe()
-	if err := errors.Join(err1, err2, other.Start()); err != nil {
-		t.Fatal(err)
-	}
-	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "held\n" {
-		t.Fatalf("%q, %v", line, err)
-	}
-	a.boot(t)
-	err := a.apply(t)
-	want := fmt.Sprintf("open device flannel0: device is busy: held by udp.test (process %d); stop it first", other.Process.Pid)
-	if !errors.Is(err, ErrDeviceBusy) || err.Error() != want {
-		t.Errorf("got  %v\nwant %s", err, want)
-	}
-	stdin.Close()
-	if err := other.Wait(); err != nil {
-		t.Error(err)
-	}
-	if err := a.apply(t); err != nil {
-		t.Errorf("apply once the device is free: %v", err)
-	}
-	second := &machine{n: 1, ns: a.ns, host: a.host, options: a.options}
-	second.boot(t)
-	second.port = 9999
-	if err := second.apply(t); !errors.Is(err, ErrDeviceBusy) || !strings.Contains(err.Error(), "held by this process") {
-		t.Errorf("second backend: %v", err)
-	}
-	if err := errors.Join(a.Close(), second.Close()); err != nil {
-		t.Error(err)
 	}
 }
 
