@@ -18,6 +18,7 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
+	"github.com/flanneld-go/flanneld-go/subnet/etcdstore/etcdtest"
 )
 
 func TestConfigValidate(t *testing.T) {
@@ -81,50 +82,21 @@ func TestConfigSetOvertaken(t *testing.T) {
 	newShell(t).want(`{"Network":"10.9.0.0/16"}`+"\n", "config", "get", "--etcd-endpoints="+endpoint)
 }
 
-// overtaking is a proxy before etcd, which calls f when a client first sends
-// something with word in it, before etcd gets that.
+// overtaking is a relay to etcd, which calls f when a client first sends something with
+// word in it, before etcd gets that.
 func overtaking(t *testing.T, endpoint string, f func(), word string) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	var once sync.Once
+	r, err := etcdtest.StartRelay(endpoint, func(b []byte) {
+		if bytes.Contains(b, []byte(word)) {
+			once.Do(f)
+		}
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var group sync.WaitGroup
-	var once sync.Once
-	forward := func(to, from net.Conn, watch bool) {
-		defer to.Close()
-		buf := make([]byte, 64<<10)
-		for {
-			n, err := from.Read(buf)
-			if watch && bytes.Contains(buf[:n], []byte(word)) {
-				once.Do(f)
-			}
-			if _, writeErr := to.Write(buf[:n]); err != nil || writeErr != nil {
-				return
-			}
-		}
-	}
-	group.Go(func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial("tcp", strings.TrimPrefix(endpoint, "http://"))
-			if err != nil {
-				t.Error(err)
-				client.Close()
-				return
-			}
-			group.Go(func() { forward(server, client, true) })
-			group.Go(func() { forward(client, server, false) })
-		}
-	})
-	t.Cleanup(func() {
-		l.Close()
-		group.Wait()
-	})
-	return "http://" + l.Addr().String()
+	t.Cleanup(r.Close)
+	return r.URL
 }
 
 func put(t *testing.T, client *clientv3.Client, key, value string, lease clientv3.LeaseID) {

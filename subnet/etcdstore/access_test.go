@@ -66,7 +66,7 @@ func TestWatchSurvivesOtherCertificates(t *testing.T) {
 	files := newSite(t)
 	server := files.start(t)
 	p := newProxy(t, server)
-	opts := files.options(p.endpoint())
+	opts := files.options(p.URL)
 	opts.DialTimeout = 20 * time.Second
 	s := open(t, opts)
 	results := follow(t, s, loaded(t, s).Revision)
@@ -89,7 +89,7 @@ func TestWatchSurvivesOtherCertificates(t *testing.T) {
 	again := writePKI(t)
 	files.installServer(t, again)
 	put(t, files.ours.CA, contentOf(t, again.CA))
-	p.cut()
+	p.Cut()
 	// The server still asks for certificates of the authority it started with.
 	arrives("another certificate of the server")
 

@@ -272,14 +272,14 @@ func TestDiscoveryFollowsTheRecords(t *testing.T) {
 	server := startServer(t, etcdtest.Options{})
 	z := newZone(t)
 	first, second := newProxy(t, server), newProxy(t, server)
-	z.set(plainName, "e1.test:"+port(t, first.endpoint()))
+	z.set(plainName, "e1.test:"+port(t, first.URL))
 	s := open(t, Options{DiscoverySRV: "example.test", Resolver: z.resolver(), Prefix: "/p", DialTimeout: 20 * time.Second})
 	s.discovery.pause = 10 * time.Millisecond
 	o := newOperator(t, server, "/p")
 	results := follow(t, s, loaded(t, s).Revision)
 
 	z.fail(dnsmessage.RCodeServerFailure)
-	first.cut()
+	first.Cut()
 	o.config(t, "DNS is down")
 	if got := config(t, results); got != "DNS is down" {
 		t.Errorf("config %q", got)
@@ -287,9 +287,9 @@ func TestDiscoveryFollowsTheRecords(t *testing.T) {
 	// DNS is still down when the connection is lost, and the one endpoint that
 	// is known stays gone.
 	z.questions()
-	first.close()
+	first.Refuse()
 	z.awaitQuestion(t)
-	z.set(plainName, "e1.test:"+port(t, first.endpoint()), "e2.test:"+port(t, second.endpoint()))
+	z.set(plainName, "e1.test:"+port(t, first.URL), "e2.test:"+port(t, second.URL))
 	o.config(t, "moved")
 	if got := config(t, results); got != "moved" {
 		t.Errorf("config %q", got)
@@ -298,7 +298,7 @@ func TestDiscoveryFollowsTheRecords(t *testing.T) {
 		t.Errorf("endpoints %v, want both", got)
 	}
 	// As long as one is gone DNS is asked, and then no more.
-	z.set(plainName, "e2.test:"+port(t, second.endpoint()))
+	z.set(plainName, "e2.test:"+port(t, second.URL))
 	for end := time.Now().Add(20 * time.Second); len(s.Endpoints()) != 1; await(t, 10*time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("endpoints %v, want the second alone", s.Endpoints())
@@ -310,7 +310,7 @@ func TestDiscoveryFollowsTheRecords(t *testing.T) {
 	if asked := z.questions(); len(asked) > 0 {
 		t.Errorf("asked %v although all is well", asked)
 	}
-	second.cut() // A connection that ends is reason enough.
+	second.Cut() // A connection that ends is reason enough.
 	z.awaitQuestion(t)
 }
 

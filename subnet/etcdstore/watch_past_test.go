@@ -30,7 +30,7 @@ func TestWatchNoticesAnotherPast(t *testing.T) {
 			defer cancel()
 			server := startServer(t, etcdtest.Options{})
 			p := newProxy(t, server)
-			s := open(t, Options{Endpoints: []string{p.endpoint()}, Prefix: "/p", DialTimeout: time.Minute})
+			s := open(t, Options{Endpoints: []string{p.URL}, Prefix: "/p", DialTimeout: time.Minute})
 			s.tick = time.Hour // Only a stream that breaks makes it look.
 			o := newOperator(t, server, "/p")
 			if _, err := o.Put(ctx, storetest.KV{Path: key, Value: `{"PublicIP":"192.0.2.1"}`}); err != nil {
@@ -51,7 +51,7 @@ func TestWatchNoticesAnotherPast(t *testing.T) {
 						seen = r.Revision
 					}
 				}
-				p.freeze()
+				p.Freeze()
 				return nil
 			})
 			if err != nil {
@@ -62,7 +62,7 @@ func TestWatchNoticesAnotherPast(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			p.thaw()
+			p.Thaw()
 			for {
 				if r := next(t, results); r.err != nil {
 					if !errors.Is(r.err, subnet.ErrStoreChanged) {

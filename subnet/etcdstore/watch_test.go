@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -96,13 +94,13 @@ func (o *operator) config(t *testing.T, text string) {
 func TestWatchSurvivesBrokenConnections(t *testing.T) {
 	server := startServer(t, etcdtest.Options{})
 	p := newProxy(t, server)
-	s := open(t, Options{Endpoints: []string{p.endpoint()}, Prefix: "/p", DialTimeout: 20 * time.Second})
+	s := open(t, Options{Endpoints: []string{p.URL}, Prefix: "/p", DialTimeout: 20 * time.Second})
 	o := newOperator(t, server, "/p")
 	results := follow(t, s, loaded(t, s).Revision)
 	for i := range 5 {
 		text := fmt.Sprint(i)
 		if i%2 == 1 {
-			p.cut()
+			p.Cut()
 		}
 		o.config(t, text)
 		if got := config(t, results); got != text {
@@ -127,10 +125,10 @@ func TestWatchEndsWithoutEtcd(t *testing.T) {
 		lose func()
 		why  string
 	}{
-		{"silence", p.freeze, "no answer in time"},
-		{"refused", p.close, "connection refused"},
+		{"silence", p.Freeze, "no answer in time"},
+		{"refused", p.Refuse, "connection refused"},
 	} {
-		s := open(t, Options{Endpoints: []string{p.endpoint()}, Prefix: "/p", DialTimeout: time.Second})
+		s := open(t, Options{Endpoints: []string{p.URL}, Prefix: "/p", DialTimeout: time.Second})
 		results := follow(t, s, loaded(t, s).Revision)
 		if r := next(t, results); r.err != nil {
 			t.Fatalf("%s: Watch: %v", c.name, r.err)
@@ -146,9 +144,9 @@ func TestWatchEndsWithoutEtcd(t *testing.T) {
 		if _, ok := <-results; ok {
 			t.Errorf("%s: watch goes on after its error", c.name)
 		}
-		p.thaw()
+		p.Thaw()
 	}
-	s := open(t, Options{Endpoints: []string{p.endpoint()}, Prefix: "/p", DialTimeout: time.Second})
+	s := open(t, Options{Endpoints: []string{p.URL}, Prefix: "/p", DialTimeout: time.Second})
 	for _, err := range s.Watch(t.Context(), 1) {
 		if !errors.Is(err, ErrUnreachable) {
 			t.Errorf("Watch from the beginning without etcd = %v, want %v", err, ErrUnreachable)
@@ -302,97 +300,21 @@ func TestWatchPutsFragmentsTogether(t *testing.T) {
 	}
 }
 
-// proxy stands between a store and its server.
-type proxy struct {
-	listener       net.Listener
-	scheme, target string
-	done           sync.WaitGroup
-
-	mu     sync.Mutex
-	conns  map[net.Conn]bool
-	frozen bool
-	moved  *sync.Cond
+// newProxy stands between a store and its server, until the test's end.
+func newProxy(t *testing.T, server *etcdtest.Server) *etcdtest.Relay {
+	t.Helper()
+	return startRelay(t, server.Endpoint(), nil)
 }
 
-func newProxy(t *testing.T, server *etcdtest.Server) *proxy {
+// startRelay starts one that ends with the test, after the clients.
+func startRelay(t *testing.T, endpoint string, sent func([]byte)) *etcdtest.Relay {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	r, err := etcdtest.StartRelay(endpoint, sent)
 	if err != nil {
 		t.Fatal(err)
 	}
-	scheme, target, _ := strings.Cut(server.Endpoint(), "://")
-	p := &proxy{listener: l, scheme: scheme, target: target, conns: map[net.Conn]bool{}}
-	p.moved = sync.NewCond(&p.mu)
-	p.done.Go(p.accept)
-	t.Cleanup(func() { p.close(); p.thaw(); p.done.Wait() })
-	return p
-}
-
-func (p *proxy) endpoint() string { return p.scheme + "://" + p.listener.Addr().String() }
-
-func (p *proxy) accept() {
-	for {
-		in, err := p.listener.Accept()
-		if err != nil {
-			return
-		}
-		out, err := net.Dial("tcp", p.target)
-		if err != nil {
-			in.Close()
-			continue
-		}
-		p.mu.Lock()
-		p.conns[in], p.conns[out] = true, true
-		p.mu.Unlock()
-		p.done.Go(func() { p.forward(in, out) })
-		p.done.Go(func() { p.forward(out, in) })
-	}
-}
-
-func (p *proxy) forward(to, from net.Conn) {
-	defer to.Close()
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := from.Read(buf)
-		p.mu.Lock()
-		for p.frozen {
-			p.moved.Wait()
-		}
-		p.mu.Unlock()
-		if err != nil {
-			return
-		}
-		if _, err := to.Write(buf[:n]); err != nil {
-			return
-		}
-	}
-}
-
-// cut ends all connections; new ones are welcome.
-func (p *proxy) cut() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for c := range p.conns {
-		c.Close()
-		delete(p.conns, c)
-	}
-}
-
-// close refuses connections from now on.
-func (p *proxy) close() {
-	p.listener.Close()
-	p.cut()
-}
-
-// freeze lets nothing pass until thaw.
-func (p *proxy) freeze() { p.set(true) }
-func (p *proxy) thaw()   { p.set(false) }
-
-func (p *proxy) set(frozen bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.frozen = frozen
-	p.moved.Broadcast()
+	t.Cleanup(r.Close)
+	return r
 }
 
 // The identity is in the stream: nobody waits for the next tick to learn that it

@@ -2,13 +2,9 @@ package etcdstore
 
 import (
 	"fmt"
-	"io"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -60,72 +56,20 @@ func TestAbandon(t *testing.T) {
 	}
 }
 
-// relay hands on what goes between clients and a server, and counts what clients send.
-type relay struct {
-	url  string
-	sent atomic.Int64
-}
-
-// Write implements [io.Writer].
-func (r *relay) Write(b []byte) (int, error) {
-	r.sent.Add(int64(len(b)))
-	return len(b), nil
-}
-
-// startRelay starts one to a server. It ends with the test, after the clients.
-func startRelay(t *testing.T, endpoint string) *relay {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &relay{url: "http://" + l.Addr().String()}
-	var running sync.WaitGroup
-	running.Go(func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial("tcp", strings.TrimPrefix(endpoint, "http://"))
-			if err != nil {
-				t.Error(err)
-				client.Close()
-				return
-			}
-			for _, way := range [][2]net.Conn{{client, server}, {server, client}} {
-				running.Go(func() {
-					from := io.Reader(way[0])
-					if from == client {
-						from = io.TeeReader(client, r)
-					}
-					_, _ = io.Copy(way[1], from) // an end is an end
-					client.Close()
-					server.Close()
-				})
-			}
-		}
-	})
-	t.Cleanup(func() {
-		l.Close()
-		running.Wait()
-	})
-	return r
-}
-
 // Events are read and not answered: to find out how wide its window should be, gRPC would
 // send a ping for nearly each.
 func TestEventsAreNotAnswered(t *testing.T) {
 	server := startServer(t, etcdtest.Options{})
-	r := startRelay(t, server.Endpoints()[0])
-	s := open(t, Options{Endpoints: []string{r.url}, Prefix: "/p"})
+	var sent atomic.Int64
+	r := startRelay(t, server.Endpoint(), func(b []byte) { sent.Add(int64(len(b))) })
+	s := open(t, Options{Endpoints: []string{r.URL}, Prefix: "/p"})
 	s.tick = time.Hour // no proofs meanwhile
 	results := follow(t, s, loaded(t, s).Revision)
 	if r := next(t, results); r.err != nil {
 		t.Fatal(r.err)
 	}
 	time.Sleep(100 * time.Millisecond) // for what the opening leaves to be sent
-	before, operator := r.sent.Load(), newOperator(t, server, "/p")
+	before, operator := sent.Load(), newOperator(t, server, "/p")
 	const events, ping = 50, 17 // bytes of a frame
 	for n := range events {
 		text := fmt.Sprintf("{\"n\":%d}", n)
@@ -134,7 +78,7 @@ func TestEventsAreNotAnswered(t *testing.T) {
 			t.Fatalf("config %s, want %s", got, text)
 		}
 	}
-	if sent := r.sent.Load() - before; sent > events/5*ping {
-		t.Errorf("%d bytes were sent on account of %d events", sent, events)
+	if more := sent.Load() - before; more > events/5*ping {
+		t.Errorf("%d bytes were sent on account of %d events", more, events)
 	}
 }
