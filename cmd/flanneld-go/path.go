@@ -46,6 +46,8 @@ type pathState struct {
 	// again. since is the uptime at which it began to run; 0: it does not.
 	failure atomic.Pointer[error]
 	since   atomic.Int64
+	// down is told when it has ended so: what it had open is closed, and takes an Apply.
+	down chan struct{}
 }
 
 // dataPathProof is how long a data path that failed must run again to be
@@ -276,6 +278,10 @@ func (l *loop) runDataPath(ctx context.Context, runner backend.Runner) {
 		l.path.failure.Store(&err)
 		l.path.since.Store(0)
 		l.report(s, err) // now, and not when the next round comes
+		select {
+		case l.path.down <- struct{}{}:
+		default: // that round is to come
+		}
 		if l.clock.Uptime()-began > retryMax {
 			pause = retryMin
 		}

@@ -6,8 +6,10 @@ import (
 	"io"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 // forwarder is a backend with a data path in user space.
@@ -27,6 +29,36 @@ func (f *forwarder) Run(ctx context.Context) error {
 func (f *forwarder) Cleanup(context.Context) error {
 	f.cleaned(len(f.running) > 0)
 	return nil
+}
+
+// A data path that fails has closed what it had open. The next Apply opens that, and does
+// not wait for its time, nor for a change of peers that waits for its own.
+func TestDataPathFailureIsApplied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.opts.iptablesResync = time.Hour
+		h.data.OverwriteConfig(networkConfig)
+		h.start()
+		defer h.stop()
+		h.ready()
+		time.Sleep(time.Minute + resyncEvery/2)
+		synctest.Wait()
+		runs := h.board.Snapshot().Sync.Runs
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go h.loop.runDataPath(ctx, &flaky{})
+		synctest.Wait()
+		if now := h.board.Snapshot().Sync.Runs; now != runs+1 || h.board.Snapshot().Ready {
+			t.Errorf("%d rounds at once, want 1", now-runs)
+		}
+	})
+	l, _ := heirLoop(t)
+	l.snap = &subnet.Snapshot{}
+	l.path.follow.snap = l.snap
+	l.path.down <- struct{}{}
+	if l.idle(t.Context(), &wakes{}, time.Hour); l.path.follow.snap != nil {
+		t.Error("what is in the kernel is taken for known")
+	}
 }
 
 // A data path in user space is ended before its device is deleted, which it

@@ -92,6 +92,7 @@ func (h *heartbeat) last() time.Duration      { return time.Duration(h.nanos.Loa
 
 func newLoop(d *daemon, host kernel.Host, group *errgroup.Group) *loop {
 	l := &loop{daemon: d, host: host, group: group, beat: &heartbeat{}, retry: retryMin, heir: heirState{kept: map[string]syscall.RawConn{}}}
+	l.path.down = make(chan struct{}, 1)
 	l.beat.set(d.clock.Uptime())
 	return l
 }
@@ -187,6 +188,8 @@ func (l *loop) idle(ctx context.Context, w *wakes, pause time.Duration) {
 			l.retry = retryMin
 		case <-l.lease.changed():
 			l.retry = retryMin
+		case <-l.path.down:
+			l.path.follow.end()
 		case <-timer.C:
 			again = l.clock.Uptime() < round && l.letGo(ctx)
 		case _, ok := <-w.events:
