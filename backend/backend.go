@@ -159,7 +159,8 @@ type Heir interface {
 	Runner
 	// Inherit takes those of files, by their names, that are what this backend
 	// would open itself, makes the packet path see d's peers, and closes the
-	// rest. Without files it opens what it needs, if its device is there as an earlier
+	// rest. Of d.Also, here all that are ours, those count at which that process
+	// received. Without files it opens what it needs, if its device is there as an earlier
 	// process left it; else it opens nothing. No device, address or route is created,
 	// changed or deleted. If the data path is whole, Run can be started before the first Apply; Apply opens what lacks.
 	// It may be called once, before Apply.
@@ -177,6 +178,9 @@ type Heir interface {
 type Inheritance struct {
 	// Whole: packets can be forwarded.
 	Whole bool
+	// Also are those of Desired.Also at which packets are received: peers may not know
+	// yet that we have left them.
+	Also []netip.Addr
 	// Refused are the files that were closed, with the reasons.
 	Refused []error
 }

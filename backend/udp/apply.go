@@ -57,14 +57,9 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 // openSockets opens what is not open yet, and closes those of addresses that we have
 // left. The new ones come first: there is no moment without any.
 func (b *Backend) openSockets(ctx context.Context, d backend.Desired) error {
-	f := outer(d.Uplink)
 	have := b.outlets.load().sets
 	sets := make([]*outletSet, 0, 1+len(d.Also))
-	for i, addr := range append([]netip.Addr{d.Uplink.Addr[f]}, d.Also...) {
-		at := netip.AddrPortFrom(addr, b.port)
-		if !addr.IsValid() || subnet.FamilyOf(addr) != f || slices.ContainsFunc(sets, func(s *outletSet) bool { return s.at == at }) {
-			continue
-		}
+	for i, at := range b.receiveAt(d) {
 		if n := slices.IndexFunc(have, func(s *outletSet) bool { return s.at == at }); n >= 0 {
 			sets = append(sets, have[n])
 			continue
@@ -77,7 +72,7 @@ func (b *Backend) openSockets(ctx context.Context, d backend.Desired) error {
 			return err
 		default:
 			// Then nothing comes there, and what we send by does not suffer.
-			b.log.Warn("not receiving at another address of ours", "address", addr, "error", err)
+			b.log.Warn("not receiving at another address of ours", "address", at.Addr(), "error", err)
 		}
 	}
 	if err := b.outlets.put(sets...); err != nil {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 // errNoHeirloom is why a file of an earlier process is not used, wrapped.
@@ -70,38 +71,77 @@ func parseHeirloom(name string) (heirloom, error) {
 	return h, nil
 }
 
-// Inherit implements [backend.Heir]. Of the device's queues, and of the sockets, it
-// takes all that there must be, or none: those that lack would get no packets, and
-// those that are too many would not be read. Without any it attaches to the device that
-// an earlier process left, and opens the sockets anew.
+// Inherit implements [backend.Heir]. Of the device's queues, and of the sockets at one
+// address, it takes all that there must be, or none: those that lack would get no packets,
+// and those that are too many would not be read. Where sockets were kept at other addresses
+// of ours only, as when the uplink has changed since, it opens its own beside those.
+// Without any files it attaches to the device that an earlier process left, and opens the
+// sockets anew.
 func (b *Backend) Inherit(ctx context.Context, d backend.Desired, files []*os.File) backend.Inheritance {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.project(d) // the first Apply says which peers do not fit
 	b.setPeers(p.peers, p.own)
 	if len(files) == 0 {
+		d.Also = nil // nobody says which of these somebody sends to
 		return backend.Inheritance{Whole: b.reattach(ctx, d)}
 	}
 	b.follow(files)
 	b.openAnswers(ctx)
-	var in backend.Inheritance
-	at := netip.AddrPortFrom(d.Uplink.Addr[outer(d.Uplink)], b.port)
 	b.mtu.Store(int64(b.MTU(d.Uplink)))
-	queues, sockets, refused := b.sift(at, files)
-	if t, err := inheritTUN(b.device, queues, b.whole); err == nil {
+	kept := b.sift(b.receiveAt(d), files)
+	if t, err := inheritTUN(b.device, kept.queues, b.whole); err == nil {
 		b.tunnel = t
 		b.devices.put(t.queues()...)
 	} else {
-		refused = append(refused, refuse(queues, err)...)
+		kept.refuse(kept.queues, err)
 	}
-	conns, err := inheritSockets(at, sockets, b.socketOptions())
-	if err == nil {
-		err = b.outlets.put(newOutletSet(at, conns, b.openMore(ctx, at.Addr())))
+	return b.inheritSets(ctx, kept)
+}
+
+// receiveAt are the addresses at which packets may come, each once, the uplink's first.
+func (b *Backend) receiveAt(d backend.Desired) []netip.AddrPort {
+	f := outer(d.Uplink)
+	list := []netip.AddrPort{netip.AddrPortFrom(d.Uplink.Addr[f], b.port)}
+	for _, addr := range d.Also {
+		at := netip.AddrPortFrom(addr, b.port)
+		if addr.IsValid() && subnet.FamilyOf(addr) == f && !slices.Contains(list, at) {
+			list = append(list, at)
+		}
 	}
-	if err != nil {
-		refused = append(refused, refuse(sockets, err)...)
+	return list
+}
+
+// inheritSets takes over the sockets, by address. The uplink's come first, or there are
+// none of them.
+func (b *Backend) inheritSets(ctx context.Context, kept *sifted) (in backend.Inheritance) {
+	var first, also []*outletSet
+	for i, at := range kept.at {
+		files := kept.sockets[at]
+		if files == nil {
+			continue
+		}
+		conns, err := inheritSockets(at, files, b.socketOptions())
+		switch {
+		case err != nil:
+			kept.refuse(files, err)
+		case i == 0:
+			first = append(first, newOutletSet(at, conns, b.openMore(ctx, at.Addr())))
+		default:
+			also = append(also, newOutletSet(at, conns, b.openMore(ctx, at.Addr())))
+			in.Also = append(in.Also, at.Addr())
+		}
 	}
-	in.Whole, in.Refused = b.tunnel != nil && b.outlets.load().open(), refused
+	if len(also) > 0 && kept.sockets[kept.at[0]] == nil {
+		// Without them the first Apply says what is wrong.
+		if set, err := b.openSet(ctx, kept.at[0]); err == nil {
+			first = append(first, set)
+		}
+	}
+	if err := b.outlets.put(append(first, also...)...); err != nil {
+		b.log.Warn("closing what is of no use failed", "error", err)
+	}
+	in.Whole, in.Refused = b.tunnel != nil && len(first) > 0, kept.refused
 	return in
 }
 
@@ -151,20 +191,37 @@ func (b *Backend) follow(files []*os.File) {
 	b.traffic = make([]traffic, most)
 }
 
+// sifted are files by what they are for; nil: there is none of that number.
+type sifted struct {
+	// at are the addresses that are wanted, the uplink's first.
+	at      []netip.AddrPort
+	queues  []*os.File
+	sockets map[netip.AddrPort][]*os.File
+	refused []error
+}
+
+// refuse closes files, of which some may be nil, because of err.
+func (s *sifted) refuse(files []*os.File, err error) {
+	s.refused = append(s.refused, refuse(files, err)...)
+}
+
 // sift sorts files by kind and number, and refuses those whose names do not fit.
-func (b *Backend) sift(at netip.AddrPort, files []*os.File) (queues, sockets []*os.File, refused []error) {
-	queues, sockets = make([]*os.File, b.queues), make([]*os.File, b.queues)
+func (b *Backend) sift(at []netip.AddrPort, files []*os.File) *sifted {
+	s := &sifted{at: at, queues: make([]*os.File, b.queues), sockets: map[netip.AddrPort][]*os.File{}}
 	for _, f := range files {
 		h, err := parseHeirloom(f.Name())
 		var to []*os.File
 		switch {
 		case err != nil:
-		case h == heirloom{n: h.n, device: b.device}:
-			to = queues
-		case h == heirloom{n: h.n, at: at}:
-			to = sockets
+		case h.device == b.device:
+			to = s.queues
+		case h.device == "" && slices.Contains(at, h.at):
+			if s.sockets[h.at] == nil {
+				s.sockets[h.at] = make([]*os.File, b.queues)
+			}
+			to = s.sockets[h.at]
 		default:
-			err = fmt.Errorf("%w: wanted are device %s and sockets at %s", errNoHeirloom, b.device, at)
+			err = fmt.Errorf("%w: wanted are device %s and sockets at %s", errNoHeirloom, b.device, at[0])
 		}
 		switch {
 		case err != nil:
@@ -176,9 +233,9 @@ func (b *Backend) sift(at netip.AddrPort, files []*os.File) (queues, sockets []*
 			to[h.n] = f
 			continue
 		}
-		refused = append(refused, refuse([]*os.File{f}, err)...)
+		s.refuse([]*os.File{f}, err)
 	}
-	return queues, sockets, refused
+	return s
 }
 
 // refuse closes files, of which some may be nil, because of err.

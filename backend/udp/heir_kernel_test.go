@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/flanneld-go/flanneld-go/backend"
-	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
 // keep duplicates what is open, as a service manager does.
@@ -42,12 +41,7 @@ func (m *machine) keep(t testing.TB) []*os.File {
 // inherit hands files to the new backend.
 func (m *machine) inherit(t testing.TB, files []*os.File, peers ...*machine) (in backend.Inheritance) {
 	t.Helper()
-	d := backend.Desired{Config: m.config(), Uplink: m.uplink(), Own: m.lease()}
-	for _, p := range peers {
-		lease := p.lease()
-		d.Peers = append(d.Peers, &lease)
-	}
-	m.ns.do(t, func() { in = m.Inherit(context.Background(), d, files) })
+	m.ns.do(t, func() { in = m.Inherit(context.Background(), m.desired(peers...), files) })
 	return in
 }
 
@@ -331,6 +325,8 @@ func TestKernelRefusesHeirlooms(t *testing.T) {
 			b.boot(t)
 			b.mustApply(t, a)
 			b.start(t)
+			defer debug.SetGCPercent(debug.SetGCPercent(-1)) // which closes what nobody has
+			open := descriptors()
 			a.boot(t)
 			a.mustApply(t, b)
 			files := a.keep(t)
@@ -359,89 +355,12 @@ func TestKernelRefusesHeirlooms(t *testing.T) {
 			}
 			a.start(t)
 			mustPing(t, a.container, "10.5.2.2")
+			a.stop(t)
+			if left := descriptors(); left != open {
+				t.Errorf("open after the end are %+v, before the first process %+v", left, open)
+			}
 		})
 	}
-}
-
-// Where nobody said how many queues there must be, those of the former process are
-// taken over, whatever became of the cores; what does not make a whole is replaced.
-func TestKernelInheritsQueues(t *testing.T) {
-	tests := []struct {
-		name          string
-		options       string
-		before, cores int
-		drop          string
-		queues        int
-		whole         bool
-	}{
-		{name: "fewer cores", options: "{}", before: 4, cores: 2, queues: 4, whole: true},
-		{name: "more cores", options: "{}", before: 2, cores: 4, queues: 2, whole: true},
-		{name: "more than one core", options: "{}", before: 1, cores: 3, queues: 1, whole: true},
-		{name: "one queue is missing", options: "{}", before: 3, cores: 3, drop: queue1, queues: 3},
-		{name: "one queue is missing, fewer cores", options: "{}", before: 3, cores: 2, drop: queue1, queues: 2},
-		{name: "one socket is missing", options: "{}", before: 3, cores: 2, drop: socket1, queues: 3},
-		{name: "the number is set", options: `{"Queues":2}`, before: 2, cores: 4, queues: 2, whole: true},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			cores := runtime.GOMAXPROCS(2 * tt.before) // a queue for two
-			defer runtime.GOMAXPROCS(cores)
-			m := twoMachines(t)
-			a, b := m[0], m[1]
-			b.boot(t)
-			b.mustApply(t, a)
-			b.start(t)
-			a.options = tt.options
-			a.boot(t)
-			a.mustApply(t, b)
-			files := a.keep(t)
-			a.Close()
-			if tt.drop != "" {
-				files = drop(files, tt.drop)
-			}
-			runtime.GOMAXPROCS(2 * tt.cores)
-			a.boot(t)
-			in := a.inherit(t, files, b)
-			if in.Whole != tt.whole || tt.whole && in.Refused != nil {
-				t.Errorf("inherited %+v", in)
-			}
-			a.mustApply(t, b)
-			if got := a.Level().Queues; got != tt.queues || len(a.Descriptors()) != 2*tt.queues {
-				t.Errorf("%d queues, descriptors %v; want %d", got, names(a.Descriptors()), tt.queues)
-			}
-			a.start(t)
-			mustPing(t, a.container, "10.5.2.2")
-			mustPing(t, b.container, "10.5.1.2")
-		})
-	}
-}
-
-// Who has no offloads takes the queues of one that had, and turns theirs off; sockets
-// that join datagrams cannot be told not to, and are opened anew.
-func TestKernelInheritsWithoutOffloads(t *testing.T) {
-	a, b := joined(t)
-	if tso, _ := a.tunnel.offloads(); !tso {
-		t.Fatal("the first process has no offloads: the test proves nothing")
-	}
-	files := a.keep(t)
-	a.stop(t)
-	a.options = `{"Queues":2,"Offload":"off"}`
-	a.boot(t)
-	in := a.inherit(t, files, b)
-	var refused []string
-	for _, err := range in.Refused {
-		refused = append(refused, err.Error())
-	}
-	if diff := cmp.Diff(both(socket0, socket1, "it joins datagrams, and Offload is off"), refused); diff != "" || in.Whole {
-		t.Errorf("whole: %t; refused (-want +got):\n%s", in.Whole, diff)
-	}
-	if tso, uso := a.tunnel.offloads(); tso || uso {
-		t.Errorf("the queues have tso %t, uso %t", tso, uso)
-	}
-	a.mustApply(t, b)
-	a.start(t)
-	echoStream(t, a, b, subnet.IPv4)
-	echoStream(t, b, a, subnet.IPv4)
 }
 
 // null is no descriptor of ours under a name.

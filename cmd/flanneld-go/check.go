@@ -23,9 +23,9 @@ func (d *daemon) check(ctx context.Context, out io.Writer) (err error) {
 	d.warn()
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	host, err := kernel.Open(kernel.Options{Instance: d.opts.instance.Instance})
+	host, err := d.open(kernel.Options{Instance: d.opts.instance.Instance})
 	if err != nil {
-		return fmt.Errorf("open netlink: %w", err)
+		return err
 	}
 	defer host.Close()
 	world, err := d.store.Load(ctx)

@@ -11,8 +11,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/firewall"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/catalog"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/version"
@@ -54,6 +56,24 @@ type daemon struct {
 	inherited []*os.File
 	units     units
 	places    dockerPlaces
+	// open and construct are the doors to the kernel: [kernel.Open] and the catalog's, or
+	// a test's.
+	open      func(kernel.Options) (openHost, error)
+	construct backend.Constructor
+}
+
+// openHost is a kernel, until it is closed.
+type openHost interface {
+	kernel.Host
+	Close() error
+}
+
+func openKernel(o kernel.Options) (openHost, error) {
+	host, err := kernel.Open(o)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	return host, nil
 }
 
 // newDaemon builds the graph. It reads files that options name, and touches
@@ -88,6 +108,9 @@ func newDaemon(opts options, log *slog.Logger) (*daemon, error) {
 		firewall: firewall.New(firewall.Options{Instance: opts.instance.Instance, Log: log}),
 		units:    systemdUnits{},
 		places:   dockerPlaces{pidFile: dockerd.PIDFile, rootless: dockerd.RootlessPIDFiles, proc: "/proc"},
+
+		open:      openKernel,
+		construct: catalog.New,
 	}, nil
 }
 
@@ -122,10 +145,10 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { _ = os.Remove(d.opts.socket) }() // its listener removes it too
-	host, err := kernel.Open(kernel.Options{Instance: d.opts.instance.Instance, OthersOnly: true})
+	host, err := d.open(kernel.Options{Instance: d.opts.instance.Instance, OthersOnly: true})
 	if err != nil {
 		ls.close()
-		return fmt.Errorf("open netlink: %w", err)
+		return err
 	}
 	defer host.Close()
 	d.log.Info("started", "version", version.String(), "node", d.node, "etcd", d.opts.etcd.Where(),

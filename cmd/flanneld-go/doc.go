@@ -20,7 +20,8 @@
 // changing. If the present one is broken we go there at once then, and say so in etcd.
 // If it works, peers come first: the new address is put into our key, and when etcd
 // has had it for a second we send from it. Both hosts know both addresses meanwhile,
-// and for some seconds after: also where one move follows another by then.
+// and for some seconds after: also where one move follows another by then, and where the
+// process is another by then, if it has got the sockets of the one before.
 //
 // A host in several networks runs a daemon for each: --instance. Everything that has a
 // name or a number has the instance's, see [kernel.Instance], so that none has to know

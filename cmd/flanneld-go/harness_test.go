@@ -19,10 +19,12 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/firewall"
 	"github.com/flanneld-go/flanneld-go/backend/firewall/native"
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/catalog"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/cli"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
@@ -177,9 +179,11 @@ type testHost struct {
 	gone        goneAddrs
 	deaf        atomic.Bool
 	board       *status.Board
-	loop        *loop
-	cancel      context.CancelFunc
-	group       *errgroup.Group
+	// also is what the next process inherits: loop.heir.also.
+	also   []backend.Uplink
+	loop   *loop
+	cancel context.CancelFunc
+	group  *errgroup.Group
 }
 
 // newHost is a host with an uplink and its daemon stopped. It belongs into a
@@ -236,12 +240,13 @@ func (h *testHost) start() {
 				h.creating()
 			}
 		}}, firewall: firewall.New(firewall.Options{Log: log, Tools: h.tools, Native: h.table}),
-		units: h.units, places: h.places,
+		units: h.units, places: h.places, construct: catalog.New,
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(h.t.Context()))
 	h.cancel = cancel
 	h.group, ctx = errgroup.WithContext(ctx)
 	h.loop = newLoop(d, h.kernel, h.group)
+	h.loop.heir.also = h.also
 	h.group.Go(func() error { return h.loop.run(ctx) })
 }
 

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"syscall"
 	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend"
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/catalog"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
@@ -23,6 +25,9 @@ type heirState struct {
 	// inherited was let go.
 	backend backend.Heir
 	config  *subnet.Config
+	// also are the uplinks by which that process received beside the present one, until
+	// etcd has that one's addresses.
+	also []backend.Uplink
 	// kept is what the service manager has, by name: the same Conn is the same
 	// descriptor, nil is none that is open here.
 	kept map[string]syscall.RawConn
@@ -60,7 +65,7 @@ func (l *loop) resume(ctx context.Context) {
 		for _, d := range l.heir.backend.Descriptors() {
 			// Of two under one name we have one, and the other, which is still kept,
 			// would go on taking packets. So that name is dropped, and kept anew.
-			if !twice[d.Name] {
+			if _, came := l.heir.kept[d.Name]; came && !twice[d.Name] {
 				l.heir.kept[d.Name] = d.Conn
 			}
 		}
@@ -100,11 +105,66 @@ func (l *loop) inherit(ctx context.Context) (in backend.Inheritance, _ error) {
 		return in, err
 	}
 	peers, _ := selectPeers(cfg, self{l.node, attrs.PublicIP, l.cache.Own.Subnet}, subnet.Each(l.cache.World().Leases))
-	in = heir.Inherit(ctx, backend.Desired{Config: cfg, Uplink: up, Own: l.cache.Own, Peers: peers}, l.inherited)
+	others, err := l.otherUplinks(ctx, up)
+	if err != nil {
+		return in, err
+	}
+	in = heir.Inherit(ctx, backend.Desired{Config: cfg, Uplink: up, Also: ownAddrs(others), Own: l.cache.Own, Peers: peers}, l.inherited)
 	if in.Whole || len(l.inherited) > 0 { // else nothing is open
 		l.heir.backend, l.heir.config = heir, cfg
 	}
+	for _, other := range others {
+		if slices.ContainsFunc(ownAddrs([]backend.Uplink{other}), func(a netip.Addr) bool { return slices.Contains(in.Also, a) }) {
+			l.heir.also = append(l.heir.also, other)
+		}
+	}
+	l.heir.also = l.heir.also[max(0, len(l.heir.also)-backend.MostFormer):]
 	return in, nil
+}
+
+// otherUplinks are all addresses of this host but those of up, each as an uplink.
+func (l *loop) otherUplinks(ctx context.Context, up backend.Uplink) (others []backend.Uplink, _ error) {
+	links, err := l.host.Links(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	addrs, err := l.host.Addrs(0).List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		at, addr := slices.IndexFunc(links, func(x kernel.Link) bool { return x.Index == a.Link }), a.Prefix.Addr()
+		if at < 0 || slices.Contains(up.Addr[:], addr) {
+			continue
+		}
+		other := backend.Uplink{Link: links[at]}
+		f := subnet.FamilyOf(addr)
+		other.Addr[f], other.Public[f] = addr, addr
+		others = append(others, other)
+	}
+	return others, nil
+}
+
+// takeFormer has the uplinks by which an earlier process received count for a while still.
+func (l *loop) takeFormer(now time.Duration) {
+	for _, up := range l.heir.also {
+		l.move.former = append(l.move.former, former[backend.Uplink]{up, now + moveLinger})
+		l.move.wakeIn(moveLinger)
+	}
+}
+
+// holdFormer has them count as if we had left them at uptime now, until etcd has the
+// present one's addresses: peers cannot know another before.
+func (l *loop) holdFormer(now time.Duration) {
+	for i := range l.move.former {
+		f := &l.move.former[i]
+		if slices.ContainsFunc(l.heir.also, func(up backend.Uplink) bool { return sameWay(up, f.what) }) {
+			f.until = now + moveLinger
+		}
+	}
+	if k := l.lease.keeper; k != nil && k.Lease().Attrs.PublicIP == l.attrs.PublicIP {
+		l.heir.also = nil
+	}
 }
 
 // heirOf returns the backend that has inherited if it is what the config asks for, and

@@ -37,6 +37,11 @@ func (h *keptHost) spoilers() map[string]func() {
 			name := rapid.SampledFrom([]string{"stored", "udp.tun.2.flannel0", "udp.tun.0.flannel1", "udp.socket.0.9000.198.18.0.1", "udp.socket.7.8285.198.18.0.1"}).Draw(h.T, "name")
 			s.put(h.T, name, h.socket("198.18.0.1:9000"))
 		},
+		"moved a moment ago": func() {
+			for n := range 2 {
+				s.put(h.T, fmt.Sprintf("udp.socket.%d.%d.%s", n, h.former, formerAddr), h.socket(fmt.Sprintf("%s:%d", formerAddr, h.former)))
+			}
+		},
 		"two exchange their names": func() { s.exchange(h.T) },
 		"all are lost":             func() { s.remove(func(*os.File) bool { return true }) },
 		"little room":              func() { s.limit(rapid.IntRange(0, 3).Draw(h.T, "most")) },
@@ -204,6 +209,7 @@ func TestKernelHeirloomWalk(t *testing.T) {
 	(&keptHost{outer: t}).ip(`link set lo up
 link add eth0 type veth peer name other
 addr add 198.18.0.1/24 dev eth0
+addr add 198.18.0.3/24 dev eth0
 addr add 198.18.0.2/32 dev lo
 link set eth0 up
 link set other up

@@ -19,6 +19,7 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/firewall"
+	"github.com/flanneld-go/flanneld-go/cmd/internal/catalog"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/statedir"
 	"github.com/flanneld-go/flanneld-go/cmd/internal/status"
 	"github.com/flanneld-go/flanneld-go/subnet"
@@ -151,7 +152,7 @@ func heirLoop(t *testing.T) (*loop, *logBuffer) {
 	log := &logBuffer{}
 	d := &daemon{
 		log: slog.New(slog.NewTextHandler(log, nil)), clock: bubbleClock{time.Now()}, node: "me",
-		dir: statedir.Dir(t.TempDir()), board: status.NewBoard(time.Now, status.Status{}),
+		dir: statedir.Dir(t.TempDir()), board: status.NewBoard(time.Now, status.Status{}), construct: catalog.New,
 	}
 	return newLoop(d, nil, &errgroup.Group{}), log
 }

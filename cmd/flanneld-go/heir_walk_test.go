@@ -195,9 +195,7 @@ func (h *keptHost) live(files []*os.File) {
 	l.resume(h.Context())
 	if l.heir.backend != nil {
 		h.wantKept(l.heir.backend) // the process may end before it comes to a round
-		if whole := len(l.heir.backend.Descriptors()) == 4; whole != (l.path.stop != nil) {
-			h.Errorf("all is open: %t, and forwarding goes on: %t", whole, !whole)
-		}
+		h.wantResumed(l)
 	}
 	b, err := l.heirOf(h.Context(), cfg)
 	if b == nil && err == nil {
@@ -224,9 +222,47 @@ func (h *keptHost) live(files []*os.File) {
 	h.former = h.port
 }
 
-// wantTraffic sends as many flows as find every queue, and every socket, but once in
-// millions, and wants an answer to each.
-func (h *keptHost) wantTraffic() {
+// formerAddr is one more address of the host's, by which nothing is sent.
+const formerAddr = "198.18.0.3"
+
+// wantResumed wants the data path to run if it is whole, and the former address to count
+// if packets are received there.
+func (h *keptHost) wantResumed(l *loop) {
+	open, also := 0, 0
+	for _, d := range l.heir.backend.Descriptors() {
+		if strings.HasSuffix(d.Name, "."+formerAddr) {
+			also++
+		} else {
+			open++
+		}
+	}
+	if whole := open == 4; whole != (l.path.stop != nil) {
+		h.Errorf("all is open: %t, and forwarding goes on: %t", whole, !whole)
+	}
+	if ups := l.heir.also; (also == 2) != (len(ups) == 1 && ups[0].Link.Name == "eth0" && ups[0].Addr[subnet.IPv4].String() == formerAddr) || also%2 != 0 {
+		h.Errorf("%d sockets are open at %s, and what counts is %+v", also, formerAddr, ups)
+	}
+	if also == 2 && l.path.stop != nil && h.port == h.former && hasDevice() {
+		h.wantTrafficAt(formerAddr)
+	}
+}
+
+// hasDevice reports whether nobody has done anything to the device that needs an Apply.
+func hasDevice() bool {
+	link, err := net.InterfaceByName("flannel0")
+	if err != nil || link.Flags&net.FlagUp == 0 {
+		return false
+	}
+	addrs, err := link.Addrs()
+	return err == nil && slices.ContainsFunc(addrs, func(a net.Addr) bool { return a.String() == "10.5.1.0/32" })
+}
+
+// wantTraffic is wantTrafficAt the uplink's address.
+func (h *keptHost) wantTraffic() { h.wantTrafficAt("198.18.0.1") }
+
+// wantTrafficAt sends as many flows as find every queue, and every socket, but once in
+// millions, and wants an answer to each, which comes to the address at.
+func (h *keptHost) wantTrafficAt(at string) {
 	const flows = 40
 	listen := func(at string) net.PacketConn {
 		c, err := net.ListenPacket("udp4", at)
@@ -255,7 +291,7 @@ func (h *keptHost) wantTraffic() {
 		}
 		if p := b[:n]; n == 33 && binary.BigEndian.Uint16(p[22:]) == 5000 {
 			asked++
-			h.answer(p)
+			h.answer(p, at)
 		}
 	}
 	for i, c := range askers {
@@ -267,14 +303,14 @@ func (h *keptHost) wantTraffic() {
 
 // answer sends a packet back where it came from: to exchange addresses and ports leaves
 // its checksums right. Each answer is sent from a port of its own.
-func (h *keptHost) answer(p []byte) {
+func (h *keptHost) answer(p []byte, at string) {
 	turned := slices.Concat(p[:12], p[16:20], p[12:16], p[22:24], p[20:22], p[24:])
 	c, err := net.ListenPacket("udp4", "198.18.0.2:0")
 	if err != nil {
 		h.Fatal(err)
 	}
 	defer c.Close()
-	if _, err := c.WriteTo(turned, &net.UDPAddr{IP: net.IPv4(198, 18, 0, 1), Port: h.port}); err != nil {
+	if _, err := c.WriteTo(turned, &net.UDPAddr{IP: net.ParseIP(at), Port: h.port}); err != nil {
 		h.Fatal(err)
 	}
 }

@@ -296,7 +296,7 @@ func needsRestart(old, changed *subnet.Config) []string {
 
 // newBackend makes a backend of cfg.
 func (l *loop) newBackend(cfg *subnet.Config) (backend.Backend, error) {
-	return catalog.New(backend.Params{
+	return l.construct(backend.Params{
 		Config:    cfg,
 		Node:      l.node,
 		Instance:  l.opts.instance.Instance,

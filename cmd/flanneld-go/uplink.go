@@ -81,10 +81,12 @@ func (l *loop) takeUplink(ctx context.Context) error {
 		}
 		l.log.Info("uplink", "interface", up.Link.Name, "mtu", up.Link.MTU, "addresses", addrs(up.Addr), "public_addresses", addrs(up.Public))
 		l.setUplink(up)
+		l.takeFormer(l.clock.Uptime())
 		return nil
 	}
 	l.move.wake = 0
 	now := l.clock.Uptime()
+	l.holdFormer(now)
 	l.abandon(l.uplink, expire(&l.move.former, now)) // before such an address goes, too
 	if len(l.move.former) > 0 {
 		l.move.wakeIn(l.move.former[0].until - now)
