@@ -248,6 +248,7 @@ func TestKeeperAfterSleep(t *testing.T) {
 	}
 }
 
+// What the store answers to a release is the end of it, whatever it is.
 func TestKeeperRelease(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -257,16 +258,28 @@ func TestKeeperRelease(t *testing.T) {
 	}{
 		{"ours", func(*host) {}, false, nil},
 		{"gone", func(h *host) { h.data.DeleteKey(home) }, false, subnet.ErrLeaseLost},
+		{"another store's", func(h *host) { h.data.Wipe() }, false, subnet.ErrStoreChanged},
 		{"another's", func(h *host) { put(h.t, h.data, home, attrs("b", "198.18.0.2"), ttl) }, true, subnet.ErrLeaseLost},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				h := start(t, newStore(config), nil)
+				data, asked := newStore(config), 0
+				h := start(t, data, func(o *subnet.KeeperOptions) {
+					o.Store = data.Open(memstore.Options{Before: func(method string) error {
+						if method == "Release" {
+							asked++
+						}
+						return nil
+					}})
+				})
 				h.stop()
 				<-h.result
 				tt.do(h)
 				if err := h.keeper.Release(t.Context()); !errors.Is(err, tt.want) {
 					t.Errorf("Release = %v, want %v", err, tt.want)
+				}
+				if asked != 1 {
+					t.Errorf("asked %d times for what was answered", asked)
 				}
 				if _, ok := stored(t, h.data, home); ok != tt.left {
 					t.Errorf("the key is there: %v, want %v", ok, tt.left)

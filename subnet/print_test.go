@@ -2,6 +2,7 @@ package subnet
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -49,6 +50,48 @@ func TestAppendJSON(t *testing.T) {
 			t.Fatalf("%+v: %v (-want +got):\n%s", l, err, diff)
 		}
 	})
+}
+
+// One thing that is odd is enough for encoding/json to write a lease: each of them, and no
+// other beside it.
+func TestAppendJSONOfOneOddity(t *testing.T) {
+	odd := map[string]func(l *Lease){}
+	for _, text := range []string{`"`, `\`, "<", ">", "&", "\x1f", "~", "\x7f", "\xff", "é", "\u2028", "null"} {
+		odd[fmt.Sprintf("type %q", text)] = func(l *Lease) { l.Attrs.BackendType = text }
+		odd[fmt.Sprintf("owner %q", text)] = func(l *Lease) { l.Attrs.Owner = NodeID(text) }
+		odd[fmt.Sprintf("instance %q", text)] = func(l *Lease) { l.Attrs.Instance = "a" + text + "b" }
+		odd[fmt.Sprintf("a string %q", text)] = func(l *Lease) { l.Attrs.BackendData[IPv6] = RawJSON(`{"a":"` + text + `"}`) }
+	}
+	for _, value := range []RawJSON{
+		"", "null", "{}", "7", `"x"`, ` {"a":1}`, `{"a":1} `, `{"a": 1}`, `{"a":1}}`, `{"a":1},"Owner":"evil","x":{"b":1}`, `{"a":1}null`, `{"a":[1]}`,
+	} {
+		odd[fmt.Sprintf("data %q", value)] = func(l *Lease) { l.Attrs.BackendData[IPv4] = value }
+	}
+	for _, a := range []netip.Addr{{}, netip.MustParseAddr("fe80::1%<"), netip.MustParseAddr(`fe80::1%"`), netip.MustParseAddr("fe80::1%eth0"), netip.MustParseAddr("::ffff:192.0.2.1")} {
+		for _, f := range Families() {
+			odd[fmt.Sprintf("%s address %s", f, a)] = func(l *Lease) { l.Attrs.PublicIP[f] = a }
+		}
+	}
+	for _, p := range []netip.Prefix{{}, netip.PrefixFrom(netip.IPv6Unspecified(), -1), netip.MustParsePrefix("::ffff:1.2.3.0/120")} {
+		for _, f := range Families() {
+			odd[fmt.Sprintf("%s subnet %s", f, p)] = func(l *Lease) { l.Subnet[f] = p }
+		}
+	}
+	odd["challenge"] = func(l *Lease) { l.Attrs.Challenge.Instance = "i" }
+	odd["negative numbers"] = func(l *Lease) { l.ID, l.TTL, l.Created, l.Modified = -1, -2, -3, -4 }
+	for name, spoil := range odd {
+		l := usualLease()
+		spoil(&l)
+		want, wantErr := json.Marshal(l)
+		got, err := l.AppendJSON([]byte("before"))
+		if (err != nil) != (wantErr != nil) {
+			t.Errorf("%s: %v, want %v", name, err, wantErr)
+			continue
+		}
+		if diff := cmp.Diff("before"+string(want), string(got)); wantErr == nil && diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
 }
 
 // What flannel and we write must not go the slow way.
