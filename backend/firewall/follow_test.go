@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os/exec"
@@ -134,5 +135,114 @@ func TestOthersChangesAreNotOurs(t *testing.T) {
 	}
 	if got := rules(); got != want {
 		t.Errorf("it was not mended:\n%s", got)
+	}
+}
+
+// scripted is our own table as a test says it is.
+type scripted struct {
+	fakeNative
+	follows   error
+	disturbed bool
+	wrote     native.Step
+}
+
+func (s *scripted) Follow(context.Context, []native.Peer, []native.Peer) error { return s.follows }
+func (s *scripted) Undisturbed(context.Context) bool                           { return !s.disturbed }
+func (s *scripted) Wrote() native.Step                                         { return s.wrote }
+
+// What goes wrong is told with where it did; what cannot be followed is no failure.
+func TestFollowTells(t *testing.T) {
+	broken := errors.New("no memory")
+	for name, tc := range map[string]struct {
+		follows error
+		want    string
+	}{
+		"followed":     {nil, ""},
+		"not followed": {native.ErrNotFollowed, native.ErrNotFollowed.Error()},
+		"failed":       {broken, "nftables: no memory"},
+	} {
+		f := New(Options{Log: quiet(), Tools: newFakeTools(), Native: &scripted{follows: tc.follows}, Firewalld: noFirewalld{}})
+		err := f.Follow(t.Context(), nil, []native.Peer{member(1)})
+		if !errors.Is(err, tc.follows) || err != nil && err.Error() != tc.want {
+			t.Errorf("%s: %v, want %q", name, err, tc.want)
+		}
+	}
+}
+
+// Whatever of ours may have changed, or cannot be asked for, disturbs us; a family in which
+// nothing of ours is wanted does not.
+func TestWhatDisturbs(t *testing.T) {
+	for name, tc := range map[string]struct {
+		harm func(tools *fakeTools, table *scripted)
+		want bool
+	}{
+		"nothing":                   {func(*fakeTools, *scripted) {}, true},
+		"our own table":             {func(_ *fakeTools, table *scripted) { table.disturbed = true }, false},
+		"rules of iptables":         {func(tools *fakeTools, _ *scripted) { delete(tools.sets, "iptables-nft") }, false},
+		"iptables does not tell":    {func(tools *fakeTools, _ *scripted) { tools.fail = unknown(subnet.IPv4) }, false},
+		"a family that is not ours": {func(tools *fakeTools, _ *scripted) { tools.fail = unknown(subnet.IPv6) }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tools, table := newFakeTools(), &scripted{}
+			f := New(Options{Log: quiet(), Tools: tools, Native: table, Firewalld: noFirewalld{}})
+			for range 2 {
+				if err := f.Apply(t.Context(), vxlanDesired()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			tc.harm(tools, table)
+			if got := f.Undisturbed(t.Context()); got != tc.want {
+				t.Errorf("undisturbed: %t", got)
+			}
+		})
+	}
+}
+
+// unknown refuses to tell what a family's rules are.
+func unknown(family subnet.Family) func(op string, v Variant, table string) error {
+	return func(op string, v Variant, _ string) error {
+		if op == "stamp" && v.Family == family {
+			return errors.New("not told")
+		}
+		return nil
+	}
+}
+
+// What is known of iptables' rules in nf_tables holds behind one step of ours from there,
+// and behind nothing else.
+func TestPassed(t *testing.T) {
+	enterNamespace(t)
+	var at []native.Generation
+	for _, name := range []string{"a", "b", "c"} {
+		if out, err := exec.Command("nft", "add", "table", "ip", name).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		g, err := native.CurrentGeneration(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		at = append(at, g)
+	}
+	nft, legacy := Variant{Command: "iptables-nft", NFT: true}, Variant{Command: "iptables-legacy"}
+	for name, tc := range map[string]struct {
+		step native.Step
+		want native.Generation
+	}{
+		"one step":           {native.Step{From: at[0], To: at[1]}, at[1]},
+		"two":                {native.Step{From: at[0], To: at[2]}, at[0]},
+		"one from elsewhere": {native.Step{From: at[1], To: at[2]}, at[0]},
+		"none":               {native.Step{}, at[0]},
+	} {
+		f := New(Options{Log: quiet(), Tools: newFakeTools(), Native: &scripted{wrote: tc.step}, Firewalld: noFirewalld{}})
+		f.known[nft], f.known[legacy] = reading{stamp: Stamp{Generation: at[0]}}, reading{stamp: Stamp{Tables: "some"}}
+		if err := f.Follow(t.Context(), nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		if got := f.known[nft].stamp.Generation; got != tc.want {
+			t.Errorf("%s: known of %v, want %v", name, got, tc.want)
+		}
+		if got := f.known[legacy].stamp; got != (Stamp{Tables: "some"}) {
+			t.Errorf("%s: the legacy variant is known of %+v", name, got)
+		}
 	}
 }

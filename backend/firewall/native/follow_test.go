@@ -128,11 +128,15 @@ func TestNotFollowed(t *testing.T) {
 // was not alone does.
 func TestPassed(t *testing.T) {
 	for name, tc := range map[string]struct {
-		tables []string
-		want   error
+		// before and tables are what is made before that, by somebody else, and by this
+		// host.
+		before, tables []string
+		want           error
 	}{
-		"one transaction": {[]string{"a"}, nil},
-		"two":             {[]string{"a", "b"}, ErrNotFollowed},
+		"one transaction":       {nil, []string{"a"}, nil},
+		"two":                   {nil, []string{"a", "b"}, ErrNotFollowed},
+		"one after another's":   {[]string{"a"}, []string{"b"}, ErrNotFollowed},
+		"none, after another's": {[]string{"a"}, nil, ErrNotFollowed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t, kerneltest.NetNS(t, kernel.Options{}))
@@ -147,10 +151,14 @@ func TestPassed(t *testing.T) {
 				}
 				return g
 			}
-			before := generation()
-			for _, other := range tc.tables {
-				h.Run(t, "nft", "add", "table", "ip", other)
+			add := func(tables []string) {
+				for _, name := range tables {
+					h.Run(t, "nft", "add", "table", "ip", name)
+				}
 			}
+			add(tc.before)
+			before := generation()
+			add(tc.tables)
 			h.t.Passed(Step{before, generation()})
 			var err error
 			h.Do(t, func() { err = h.t.Follow(t.Context(), nil, []Peer{many(9).Peers[8]}) })
@@ -159,6 +167,83 @@ func TestPassed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// refusing is a door through which nothing is written.
+type refusing struct{ door }
+
+func (refusing) write(context.Context, subnet.ByFamily[change]) error { return errRefused }
+
+var errRefused = errors.New("refused")
+
+// After a transaction of which it is not known what came, nothing is followed: Apply finds
+// out.
+func TestFollowRefused(t *testing.T) {
+	h := newHost(t, kerneltest.NetNS(t, kernel.Options{}))
+	d := many(3)
+	h.apply(t, d)
+	h.apply(t, d)
+	joined := many(9).Peers[8]
+	follow := func() (err error) {
+		h.Do(t, func() { err = h.t.Follow(t.Context(), nil, []Peer{joined}) })
+		return err
+	}
+	there := h.t.door
+	h.t.door = refusing{there}
+	if err := follow(); !errors.Is(err, errRefused) {
+		t.Errorf("Follow: %v, want %v", err, errRefused)
+	}
+	h.t.door = there
+	if err := follow(); !errors.Is(err, ErrNotFollowed) {
+		t.Errorf("Follow after that: %v, want %v", err, ErrNotFollowed)
+	}
+	d.Peers = append(d.Peers, joined)
+	h.apply(t, d)
+	if err := follow(); err != nil {
+		t.Errorf("Follow after Apply: %v", err)
+	}
+}
+
+// A kernel that does not tell its generation leaves nothing undisturbed, whatever was
+// applied before.
+func TestDisturbedWhereNobodyKnows(t *testing.T) {
+	table := New(Options{Log: quiet()})
+	table.door = &idle{fails: errors.New("not told")}
+	if table.Undisturbed(t.Context()) {
+		t.Error("undisturbed, before anything was applied")
+	}
+}
+
+// Of a family for which the kernel has no tables nothing is followed.
+func TestFollowWithoutTables(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		m := &memoryDoor{t: rt, id: 1}
+		table := New(Options{Log: quiet()})
+		table.door, table.release = m, ""
+		table.lost[subnet.IPv6][FeatureTables] = true
+		d := dual()
+		for range 2 {
+			if err := table.Apply(t.Context(), d); err != nil && !errors.As(err, new(*ErrUnsupported)) {
+				rt.Fatal(err)
+			}
+		}
+		joined := hostAt(3, 0)
+		if err := table.Follow(t.Context(), nil, []Peer{joined}); err != nil {
+			rt.Fatal(err)
+		}
+		want := d
+		want.Peers = append(slices.Clone(d.Peers), joined)
+		compiled, err := compile(want, subnet.IPv4, table.lost)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		if diff := cmp.Diff(keys(compiled), keys(m.tables[subnet.IPv4])); diff != "" {
+			rt.Fatalf("keys (-want +got):\n%s", diff)
+		}
+		if len(keys(m.tables[subnet.IPv6])) > 0 {
+			rt.Fatalf("keys of a family without tables: %v", keys(m.tables[subnet.IPv6]))
+		}
+	})
 }
 
 // memoryDoor leads to tables that nobody else writes.
