@@ -59,6 +59,24 @@ func TestNew(t *testing.T) {
 	}
 }
 
+func TestParseOptions(t *testing.T) {
+	for text, want := range map[string]Options{
+		"":                       {Port: defaultPort},
+		`{"Type":"udp"}`:         {Port: defaultPort},
+		`{"Offload":"off"}`:      {Port: defaultPort, Whole: true},
+		`{"SourcePorts":"vary"}`: {Port: defaultPort},
+		`{"Port":9000,"Queues":16,"Offload":"auto","SourcePorts":"fixed","DirectRouting":true}`: {Port: 9000, Queues: 16, FixedSource: true, DirectRouting: true},
+	} {
+		got, unknown, err := ParseOptions(testConfig(text))
+		if got != want || len(unknown) != 0 || err != nil {
+			t.Errorf("%s: got %+v, unknown %q, %v; want %+v", text, got, unknown, err, want)
+		}
+	}
+	if _, unknown, err := ParseOptions(testConfig(`{"VNI":1}`)); len(unknown) != 1 || unknown[0] != "Backend.VNI" || err != nil {
+		t.Errorf("unknown keys %q, %v", unknown, err)
+	}
+}
+
 func TestDefaultQueues(t *testing.T) {
 	for cores, want := range map[int]int{1: 1, 2: 1, 3: 1, 4: 2, 9: 4, 32: 16, 256: queuesMost} {
 		if got := defaultQueues(cores); got != want {
