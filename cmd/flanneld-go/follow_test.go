@@ -346,6 +346,9 @@ func TestRoundsOfChanges(t *testing.T) {
 				if pause := f.due - now; made == 0 && pause != roundSoon || pause > max(2*(now-start), roundPause, takes) || pause > roundLatest {
 					t.Fatalf("the round of change %d is made %s after it, in a row that has lasted for %s", made+1, pause, now-start)
 				}
+				if pause := f.due - now; made > 0 && pause < min(max(roundPause, takes), roundShare*takes, roundLatest) {
+					t.Fatalf("the round of change %d is made %s after the one before", made+1, pause)
+				}
 				now = f.due + takes
 				f.rounded(f.due, now)
 				made++
