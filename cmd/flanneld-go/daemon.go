@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -65,7 +66,7 @@ type daemon struct {
 // openHost is a kernel, until it is closed.
 type openHost interface {
 	kernel.Host
-	Close() error
+	io.Closer
 }
 
 func openKernel(o kernel.Options) (openHost, error) {

@@ -440,7 +440,7 @@ func TestEndsAreHeard(t *testing.T) {
 					if tc.is != nil && !errors.Is(e.err, tc.is) {
 						t.Errorf("the end is %v, want %v", e.err, tc.is)
 					}
-					if tc.is == io.EOF && e.bytes != 1 {
+					if errors.Is(tc.is, io.EOF) && e.bytes != 1 {
 						t.Errorf("%d bytes before the end, want 1", e.bytes)
 					}
 				case <-time.After(10 * time.Second):

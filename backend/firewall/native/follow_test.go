@@ -254,6 +254,7 @@ type memoryDoor struct {
 }
 
 func (m *memoryDoor) read(_ context.Context, f subnet.Family) (table, error) { return m.tables[f], nil }
+
 func (m *memoryDoor) generation(context.Context) (Generation, error) {
 	return Generation{id: m.id}, nil
 }
@@ -261,6 +262,7 @@ func (m *memoryDoor) probe(context.Context, subnet.Family, Feature) error { retu
 func (m *memoryDoor) counters(context.Context, subnet.Family) (map[string]uint64, error) {
 	return nil, nil
 }
+
 func (m *memoryDoor) write(_ context.Context, changes subnet.ByFamily[change]) error {
 	for f, c := range changes {
 		m.tables[f] = c.apply(m.t, m.tables[f])
