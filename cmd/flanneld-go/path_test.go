@@ -61,6 +61,20 @@ func TestDataPathFailureIsApplied(t *testing.T) {
 	}
 }
 
+// Somebody who keeps undoing what this host does in the kernel holds up no failed data path.
+func TestQuarrelDoesNotHoldUpTheDataPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, _ := heirLoop(t)
+		l.snap = &subnet.Snapshot{}
+		l.quarrel.last, l.quarrel.wait = l.clock.Uptime(), quarrelMax
+		l.path.down <- struct{}{}
+		began := time.Now()
+		if l.drain(t.Context(), &wakes{}); time.Since(began) > 0 {
+			t.Errorf("it waited for %s", time.Since(began))
+		}
+	})
+}
+
 // A data path in user space is ended before its device is deleted, which it
 // would otherwise report as a failure, and can be started again. It outlives all else.
 func TestTakeDownEndsTheDataPath(t *testing.T) {

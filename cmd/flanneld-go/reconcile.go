@@ -226,6 +226,8 @@ func (l *loop) drain(ctx context.Context, w *wakes) {
 			return
 		case <-l.lease.changed():
 			return
+		case <-l.path.down: // nor packets that nobody forwards
+			return
 		case <-timer.C:
 			return
 		case _, ok := <-w.events:
