@@ -222,6 +222,9 @@ func (h *keptHost) live(files []*os.File) {
 	h.former = h.port
 }
 
+// heirPatience is for what takes a moment, on a busy machine a longer one.
+const heirPatience = 20 * time.Second
+
 // formerAddr is one more address of the host's, by which nothing is sent.
 const formerAddr = "198.18.0.3"
 
@@ -269,7 +272,7 @@ func (h *keptHost) wantTrafficAt(at string) {
 		if err != nil {
 			h.Fatal(err)
 		}
-		_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(heirPatience))
 		return c
 	}
 	peer := listen(fmt.Sprintf("198.18.0.2:%d", h.port))
@@ -324,7 +327,7 @@ func (h *keptHost) wantKept(b any) {
 	slices.Sort(want)
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); <-tick.C {
+	for end := time.Now().Add(heirPatience); time.Now().Before(end); <-tick.C {
 		if got = h.store.names(); slices.Equal(got, want) || len(got) == h.store.most && len(got) < len(want) {
 			break
 		}
