@@ -39,7 +39,7 @@ func TestFaultsAreHealed(t *testing.T) {
 			s, ok := r.Sample(f.Name, backend)
 			most := max(byEvent, 2*time.Duration(f.Bound(backend)))
 			switch {
-			case !ok || s.Received == 0 || !s.Healed():
+			case !ok || s.Received == 0 || !s.Healed() || s.Wrong != "":
 				t.Errorf("%s, %s: %s, done: %t", f.Name, backend, s, ok)
 			case s.Disturbed:
 				t.Logf("%s, %s: %s", f.Name, backend, s)
