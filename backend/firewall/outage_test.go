@@ -24,7 +24,11 @@ func (m *machine) keep(t *testing.T) {
 		drift := m.b.f.Drift(ctx)
 		close(watching)
 		for range drift {
-			if err := m.applied(ctx); err != nil && ctx.Err() == nil {
+			err := m.applied(ctx)
+			// Another program was not through with its own changes.
+			for ; errors.Is(err, ErrNotConverged) && ctx.Err() == nil; err = m.applied(ctx) {
+			}
+			if err != nil && ctx.Err() == nil {
 				errs = errors.Join(errs, err)
 			}
 		}
