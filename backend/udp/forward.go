@@ -203,6 +203,9 @@ func (p *path) receiveLoop(ctx context.Context) error {
 	g.Go(func() error {
 		for read := []*outlet(nil); ; {
 			list := p.outlets.load()
+			if inner.Err() != nil { // then they may be the next run's, and nobody ends a read of those for us
+				return context.Cause(inner)
+			}
 			open := list.in(p.queue)
 			for _, o := range open {
 				if !slices.Contains(read, o) {
