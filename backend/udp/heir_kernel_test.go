@@ -59,13 +59,19 @@ type numbers struct {
 	// size is that of the payload in bytes, at least four; burst how many are sent
 	// at once. Both are raised to what makes sense.
 	size, burst int
+	// grace is how long after the last was sent those are waited for that lack; 0, for
+	// where none should: patient.
+	grace time.Duration
 }
 
 // start sends them and returns the numbers of those that came. It ends when all came,
-// or a second after the last.
+// or when grace is over.
 func (s numbers) start(t testing.TB) <-chan []int {
 	t.Helper()
 	payload, burst := make([]byte, max(4, s.size)), max(1, s.burst)
+	if s.grace == 0 {
+		s.grace = patient
+	}
 	var in, out *net.UDPConn
 	address := &net.UDPAddr{IP: net.IPv4(10, 5, byte(s.to.n), 2), Port: 4000}
 	s.to.container.do(t, func() {
@@ -83,7 +89,11 @@ func (s numbers) start(t testing.TB) <-chan []int {
 	if in == nil || out == nil {
 		t.FailNow()
 	}
-	if err := in.SetReadBuffer(4 << 20); err != nil {
+	raw, err := in.SyscallConn()
+	if err == nil { // all that wait while no process runs come at once
+		err = control(raw, func(fd int) error { enlarge(fd); return nil })
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	go func() {
@@ -97,13 +107,13 @@ func (s numbers) start(t testing.TB) <-chan []int {
 			binary.BigEndian.PutUint32(payload, uint32(i))
 			_, _ = out.Write(payload)
 		}
+		_ = in.SetReadDeadline(time.Now().Add(s.grace))
 	}()
 	got := make(chan []int, 1)
 	go func() {
 		defer in.Close()
 		var numbers []int
 		for b := make([]byte, 2000); len(numbers) < streamLength; {
-			_ = in.SetReadDeadline(time.Now().Add(deadFor + time.Second))
 			if _, err := in.Read(b); err != nil {
 				break
 			}
@@ -122,7 +132,11 @@ func TestKernelRestartUnnoticed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a, b := joined(t)
 			mustPing(t, a.container, "10.5.2.2")
-			there, back := numbers{from: a, to: b}.start(t), numbers{from: b, to: a}.start(t)
+			grace := time.Duration(0)
+			if !kept {
+				grace = time.Second
+			}
+			there, back := numbers{from: a, to: b, grace: grace}.start(t), numbers{from: b, to: a, grace: grace}.start(t)
 			pinged := make(chan string, 1)
 			go func() { pinged <- a.container.ping("-c 150 -w 30 10.5.2.2") }()
 			for _, m := range []*machine{a, b} {

@@ -21,7 +21,8 @@ type endpoint struct {
 	vary bool
 	// direct: the peer also takes packets that come without the tunnel.
 	direct bool
-	// An endpoint fills a line of the cache, and so never lies in two.
+	// An endpoint is as long as a line of the cache, and so lies in one, not two, where they
+	// are many: a large array begins with a page.
 	_ [16]byte
 }
 
