@@ -11,6 +11,9 @@ import (
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
+// roundPause is what a daemon lets pass between two rounds at least.
+const roundPause = 400 * time.Millisecond
+
 // A change of one peer is in the path at once, and not by a round that looks at all of
 // them: many changes, one after the other, take few rounds.
 func TestChangesAreFollowedWithoutARound(t *testing.T) {
@@ -35,7 +38,7 @@ func TestChangesAreFollowedWithoutARound(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			before, changes := rounds(t, h), uint64(0)
+			before, changes, began := rounds(t, h), uint64(0), time.Now()
 			const subnets = 15
 			for n := least + ghosts; n < least+ghosts+subnets; n++ {
 				if env.Subnets[subnet.IPv4] == ghostsOwn(n) {
@@ -53,9 +56,12 @@ func TestChangesAreFollowedWithoutARound(t *testing.T) {
 				}
 			}
 			made := rounds(t, h) - before
+			// On a machine so slow that a change takes as long as the pause between two
+			// rounds each may have its own.
+			slow := uint64(time.Since(began)/roundPause) + 1
 			t.Logf("%d changes, %d rounds", changes, made)
-			if made*2 > changes || changes == 0 {
-				t.Errorf("%d changes of single peers took %d rounds, want less than half of them", changes, made)
+			if made > max(changes/2, slow) || changes == 0 {
+				t.Errorf("%d changes of single peers took %d rounds, want at most half of them or %d", changes, made, slow)
 			}
 		})
 	}
