@@ -13,10 +13,15 @@ const lookEvery = 5 * time.Second
 // Calm waits until the machine is not busy, but not for longer than within: a run that
 // follows another would take its load for that of other programs. Progress is told.
 func Calm(ctx context.Context, within time.Duration, progress io.Writer) error {
+	return calm(ctx, within, progress, Describe)
+}
+
+// calm waits by what look finds.
+func calm(ctx context.Context, within time.Duration, progress io.Writer, look func() (Description, error)) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for until, told := time.Now().Add(within), false; time.Now().Before(until); told = true {
-		now, err := Describe()
+		now, err := look()
 		if err != nil || !now.Busy() {
 			return err
 		}
