@@ -22,6 +22,7 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page/pagetest"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/traffic"
 )
 
@@ -166,24 +167,6 @@ func known(names ...string) Report {
 	return r
 }
 
-// checkGolden compares with a file that -update writes.
-func checkGolden(t *testing.T, name string, got []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), string(got)); diff != "" {
-		t.Errorf("%s (-want +got):\n%s", path, diff)
-	}
-}
-
 func TestMarkdown(t *testing.T) {
 	busy := known("veth", nameUDP)
 	busy.Machine.Load = 0.51
@@ -193,7 +176,7 @@ func TestMarkdown(t *testing.T) {
 			if err := r.Markdown(&out); err != nil {
 				t.Fatal(err)
 			}
-			checkGolden(t, name, out.Bytes())
+			pagetest.Golden(t, *update, name, out.Bytes())
 		})
 	}
 }
@@ -244,7 +227,7 @@ func TestJSON(t *testing.T) {
 
 func TestPlot(t *testing.T) {
 	plot := known().Plot()
-	checkGolden(t, "plot.svg", plot)
+	pagetest.Golden(t, *update, "plot.svg", plot)
 	for d := xml.NewDecoder(bytes.NewReader(plot)); ; {
 		if _, err := d.Token(); errors.Is(err, io.EOF) {
 			break
@@ -294,7 +277,7 @@ func TestWriteDocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkGolden(t, "page.md", got)
+	pagetest.Golden(t, *update, "page.md", got)
 	plot, err := os.ReadFile(filepath.Join(folder, section().Picture))
 	if err != nil || !bytes.Equal(plot, r.Plot()) {
 		t.Errorf("the plot beside the page: %d bytes, %v", len(plot), err)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page/pagetest"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -43,19 +44,7 @@ func TestTables(t *testing.T) {
 	if err := errors.Join(r.Markdown(&out), r.JSON(&text)); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join("testdata", "all.md")
-	if *update {
-		if err := os.WriteFile(path, out.Bytes(), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), out.String()); diff != "" {
-		t.Errorf("%s (-want +got):\n%s", path, diff)
-	}
+	pagetest.Golden(t, *update, "all.md", out.Bytes())
 	var got Report
 	if err := json.Unmarshal(text.Bytes(), &got); err != nil {
 		t.Fatal(err)

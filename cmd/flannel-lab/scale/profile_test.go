@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page/pagetest"
 )
 
 // script is what perf prints, of a program whose name has a space too.
@@ -107,7 +109,7 @@ func TestPartOf(t *testing.T) {
 
 func TestProfileTable(t *testing.T) {
 	p := Profile{Peers: 10_000, Samples: map[part]int{partEtcd: 100, partNetlink: 300, partRuntime: 100}, Kernel: map[part]int{partNetlink: 150}}
-	checkGolden(t, "profile.md", []byte(p.markdown()))
+	pagetest.Golden(t, *update, "profile.md", []byte(p.markdown()))
 	seen := map[string]bool{}
 	for _, in := range Parts() {
 		if seen[in.String()] {

@@ -12,11 +12,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page/pagetest"
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
@@ -103,24 +103,6 @@ func known() Report {
 	return r
 }
 
-// checkGolden compares with a file that -update writes.
-func checkGolden(t *testing.T, name string, got []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), string(got)); diff != "" {
-		t.Errorf("%s (-want +got):\n%s", path, diff)
-	}
-}
-
 func TestMarkdown(t *testing.T) {
 	small := known()
 	small.Options.Sizes, small.Rounds, small.Changes = small.Options.Sizes[:1], small.Rounds[:1], nil
@@ -131,7 +113,7 @@ func TestMarkdown(t *testing.T) {
 			if err := r.Markdown(&out); err != nil {
 				t.Fatal(err)
 			}
-			checkGolden(t, name, out.Bytes())
+			pagetest.Golden(t, *update, name, out.Bytes())
 		})
 	}
 }
@@ -150,7 +132,7 @@ func TestComparison(t *testing.T) {
 	if err := errors.Join(compared().Markdown(&table), compared().JSON(&text)); err != nil {
 		t.Fatal(err)
 	}
-	checkGolden(t, "backends.md", table.Bytes())
+	pagetest.Golden(t, *update, "backends.md", table.Bytes())
 	var got jsonComparison
 	if err := json.Unmarshal(text.Bytes(), &got); err != nil || len(got.Starts) != 4 || got.Starts[1].Peers != 10_000 || len(got.Starts[1].Rounds) != 3 || got.Starts[3].Rounds != nil {
 		t.Errorf("%v: %s", err, text.String())
@@ -208,7 +190,7 @@ func TestJSON(t *testing.T) {
 	}
 }
 
-func TestPlot(t *testing.T) { checkGolden(t, "plot.svg", known().Plot()) }
+func TestPlot(t *testing.T) { pagetest.Golden(t, *update, "plot.svg", known().Plot()) }
 
 // A run that found nothing has a plot without lines, and it is whole.
 func TestPlotWithoutFigures(t *testing.T) {

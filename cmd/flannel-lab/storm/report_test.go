@@ -4,16 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"flag"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page"
+	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/page/pagetest"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -39,19 +36,7 @@ func TestMarkdown(t *testing.T) {
 	if err := known().Markdown(&out); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join("testdata", "all.md")
-	if *update {
-		if err := os.WriteFile(path, out.Bytes(), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), out.String()); diff != "" {
-		t.Errorf("%s (-want +got):\n%s", path, diff)
-	}
+	pagetest.Golden(t, *update, "all.md", out.Bytes())
 	// Each row of a table has as many cells as its head.
 	for _, table := range strings.Split(out.String(), "\n\n") {
 		head := strings.Count(strings.SplitN(table, "\n", 2)[0], "|")
