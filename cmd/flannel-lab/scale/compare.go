@@ -98,15 +98,8 @@ func (c Comparison) median(at run, key string) float64 {
 // Markdown writes what was found as a table for people.
 func (c Comparison) Markdown(out io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s.\nRounds: %d; a figure is their median.\n\n", c.Machine, c.Options.Rounds)
-	if c.Machine.Busy() {
-		b.WriteString(page.Disturbed)
-	}
-	b.WriteString("| |")
-	for _, backend := range c.Options.Backends {
-		fmt.Fprintf(&b, " %s |", backend)
-	}
-	b.WriteString("\n|---|" + strings.Repeat("---|", len(c.Options.Backends)) + "\n")
+	b.WriteString(begin(c.Machine, c.Options.Rounds))
+	writeHead(&b, " ", c.Options.Backends)
 	for _, size := range c.Options.Sizes {
 		for _, f := range startFigures() {
 			line, measured := fmt.Sprintf("| %d peers, %s, %s |", size, f.title, f.unit), false

@@ -21,18 +21,30 @@ func (r Report) Markdown(out io.Writer) error {
 	return err
 }
 
+// begin is what stands above medians of rounds on a machine.
+func begin(on machine.Description, rounds int) string {
+	text := fmt.Sprintf("%s.\nRounds: %d; a figure is their median.\n\n", on, rounds)
+	if on.Busy() {
+		text += page.Disturbed
+	}
+	return text
+}
+
+// writeHead writes the head of a table: the cell above the names of its rows, with its
+// blanks, then those of its columns.
+func writeHead[T any](b *strings.Builder, cell string, columns []T) {
+	fmt.Fprintf(b, "|%s|", cell)
+	for _, c := range columns {
+		fmt.Fprintf(b, " %v |", c)
+	}
+	b.WriteString("\n|---|" + strings.Repeat("---|", len(columns)) + "\n")
+}
+
 // tables are all but the profile, which has a page of its own.
 func (r Report) tables() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s.\nRounds: %d; a figure is their median.\n\n", r.Machine, r.Options.Rounds)
-	if r.Machine.Busy() {
-		b.WriteString(page.Disturbed)
-	}
-	b.WriteString("| peers |")
-	for _, size := range r.Options.Sizes {
-		fmt.Fprintf(&b, " %d |", size)
-	}
-	b.WriteString("\n|---|" + strings.Repeat("---|", len(r.Options.Sizes)) + "\n")
+	b.WriteString(begin(r.Machine, r.Options.Rounds))
+	writeHead(&b, " peers ", r.Options.Sizes)
 	for _, f := range startFigures() {
 		fmt.Fprintf(&b, "| %s, %s |", f.title, f.unit)
 		for _, size := range r.Options.Sizes {
