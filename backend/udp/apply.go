@@ -64,7 +64,7 @@ func (b *Backend) openSockets(ctx context.Context, d backend.Desired) error {
 			sets = append(sets, have[n])
 			continue
 		}
-		set, err := b.openSet(ctx, at)
+		set, err := b.openSet(at)
 		switch {
 		case err == nil:
 			sets = append(sets, set)
@@ -97,21 +97,21 @@ func (b *Backend) openAnswers(ctx context.Context) {
 }
 
 // openSet opens all sockets at an address.
-func (b *Backend) openSet(ctx context.Context, at netip.AddrPort) (*outletSet, error) {
-	conns, err := openSockets(ctx, at, b.socketOptions())
+func (b *Backend) openSet(at netip.AddrPort) (*outletSet, error) {
+	conns, err := openSockets(at, b.socketOptions())
 	if err != nil {
 		return nil, err
 	}
-	return newOutletSet(at, conns, b.openMore(ctx, at.Addr())), nil
+	return newOutletSet(at, conns, b.openMore(at.Addr())), nil
 }
 
 // openMore opens the sockets by which flows leave from ports of their own, for each
 // queue. Without them everything passes, too.
-func (b *Backend) openMore(ctx context.Context, at netip.Addr) [][]Sender {
+func (b *Backend) openMore(at netip.Addr) [][]Sender {
 	if b.fixed {
 		return nil
 	}
-	more, err := openSenders(ctx, at, sourcesMost, b.socketOptions())
+	more, err := openSenders(at, sourcesMost, b.socketOptions())
 	if err != nil {
 		b.log.Warn("sending from our own port only", "error", err)
 		return nil

@@ -1,10 +1,8 @@
 package udp
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"syscall"
@@ -38,7 +36,7 @@ type socketOptions struct {
 // They are bound to the uplink's address, as flannel's is, and not to all: so what
 // leaves has the source address that peers check, and two daemons with two
 // addresses can share a host.
-func openSockets(ctx context.Context, at netip.AddrPort, o socketOptions) (_ []Conn, err error) {
+func openSockets(at netip.AddrPort, o socketOptions) (_ []Conn, err error) {
 	var conns []Conn
 	defer func() {
 		if err != nil {
@@ -54,7 +52,7 @@ func openSockets(ctx context.Context, at netip.AddrPort, o socketOptions) (_ []C
 		if i == 0 {
 			first = func(int) error { return nil }
 		}
-		s, err := openSocket(ctx, at, first)
+		s, err := openSocket(at, true, first)
 		if err != nil {
 			return nil, err
 		}
@@ -69,7 +67,7 @@ func openSockets(ctx context.Context, at netip.AddrPort, o socketOptions) (_ []C
 // openSenders binds sockets at to n ports that nobody has, one for each queue at each
 // port, to send from and never to read. They are by queue: each can send from every
 // port. Ports of ip_local_reserved_ports are left out by the kernel.
-func openSenders(ctx context.Context, at netip.Addr, n int, o socketOptions) (_ [][]Sender, err error) {
+func openSenders(at netip.Addr, n int, o socketOptions) (_ [][]Sender, err error) {
 	senders := make([][]Sender, o.Queues)
 	defer func() {
 		if err != nil {
@@ -79,7 +77,7 @@ func openSenders(ctx context.Context, at netip.Addr, n int, o socketOptions) (_ 
 	for range n {
 		var port uint16 // of the kernel's choice, and then the same
 		for q := range senders {
-			s, err := openSocket(ctx, netip.AddrPortFrom(at, port), func(fd int) error {
+			s, err := openSocket(netip.AddrPortFrom(at, port), false, func(fd int) error {
 				if port == 0 {
 					return deafen(fd)
 				}
@@ -92,16 +90,10 @@ func openSenders(ctx context.Context, at netip.Addr, n int, o socketOptions) (_ 
 			if err := s.prepare(o); err != nil {
 				return nil, err
 			}
-			port = s.port()
+			port = s.at.Port()
 		}
 	}
 	return senders, nil
-}
-
-// port is the one that the socket is bound to.
-func (s *socket) port() uint16 {
-	at, _ := s.conn.LocalAddr().(*net.UDPAddr) // as openSocket has made sure
-	return at.AddrPort().Port()
 }
 
 func closeSenders(senders []Sender) error {
@@ -112,41 +104,81 @@ func closeSenders(senders []Sender) error {
 	return errors.Join(errs...)
 }
 
-// openSocket binds one socket at, after first was called with its descriptor.
-func openSocket(ctx context.Context, at netip.AddrPort, first func(fd int) error) (*socket, error) {
-	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		return control(raw, func(fd int) error {
-			enlarge(fd)
-			return first(fd)
-		})
-	}}
-	network := [...]string{"udp4", "udp6"}[subnet.FamilyOf(at.Addr())]
-	conn, err := lc.ListenPacket(ctx, network, at.String())
-	switch {
-	case errors.Is(err, unix.EADDRINUSE):
-		return nil, fmt.Errorf("%w: %s is held by %s: stop it (`ss -lunp sport = :%d` shows it; flanneld uses this port too) or set Backend.Port: %w",
-			ErrPortTaken, at, portHolder(at), at.Port(), err)
-	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return nil, fmt.Errorf("bind udp socket: the uplink has lost its address %s: %w", at.Addr(), err)
-	case err != nil:
-		return nil, fmt.Errorf("bind udp socket: %w", err)
+// openSocket binds one socket at, after first was called with its descriptor. It is
+// for sending only unless reads.
+func openSocket(at netip.AddrPort, reads bool, first func(fd int) error) (*socket, error) {
+	family := [...]int{unix.AF_INET, unix.AF_INET6}[subnet.FamilyOf(at.Addr())]
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open udp socket: %w", err)
 	}
-	udp, ok := conn.(*net.UDPConn)
-	if !ok {
-		return nil, errors.Join(fmt.Errorf("bind udp socket: unexpected %T", conn), conn.Close())
+	enlarge(fd)
+	if err = first(fd); err == nil {
+		err = unix.Bind(fd, sockaddr(at))
 	}
-	return newSocket(udp)
+	if err != nil {
+		return nil, errors.Join(bindError(at, err), unix.Close(fd))
+	}
+	raw, err := newHandle(fd, reads)
+	if err != nil {
+		return nil, err
+	}
+	return newSocket(raw)
 }
 
-// newSocket makes a Conn of conn, which it closes if it cannot.
-func newSocket(conn *net.UDPConn) (*socket, error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("poll udp socket: %w", err), conn.Close())
+func sockaddr(at netip.AddrPort) unix.Sockaddr {
+	if at.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: at.Addr().As4(), Port: int(at.Port())}
 	}
-	s := &socket{conn: conn, raw: raw}
+	return &unix.SockaddrInet6{Addr: at.Addr().As16(), Port: int(at.Port())}
+}
+
+// bindError explains why the address cannot be had.
+func bindError(at netip.AddrPort, err error) error {
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("%w: %s is held by %s: stop it (`ss -lunp sport = :%d` shows it; flanneld uses this port too) or set Backend.Port: %w",
+			ErrPortTaken, at, portHolder(at), at.Port(), err)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return fmt.Errorf("bind udp socket: the uplink has lost its address %s: %w", at.Addr(), err)
+	}
+	return fmt.Errorf("bind udp socket: %w", err)
+}
+
+// newSocket makes a Conn of raw, which it closes if it cannot.
+func newSocket(raw *handle) (*socket, error) {
+	s := &socket{raw: raw}
 	s.in.ready, s.out.ready = s.receive, s.send
+	err := control(raw, func(fd int) (err error) {
+		s.at, err = boundTo(fd)
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(err, raw.Close())
+	}
 	return s, nil
+}
+
+// boundTo is the address of a UDP socket.
+func boundTo(fd int) (netip.AddrPort, error) {
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("%w: %w", errNoHeirloom, err)
+	}
+	if protocol != unix.IPPROTO_UDP {
+		return netip.AddrPort{}, fmt.Errorf("%w: a socket of protocol %d, not of udp", errNoHeirloom, protocol)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("%w: %w", errNoHeirloom, err)
+	}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)), nil //nolint:gosec // a port
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port)), nil //nolint:gosec // a port
+	}
+	return netip.AddrPort{}, fmt.Errorf("%w: bound to %T", errNoHeirloom, sa)
 }
 
 // prepare turns on what o asks for and the kernel has: UDP_SEGMENT is Linux 4.18,

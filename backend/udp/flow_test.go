@@ -153,7 +153,7 @@ func TestFlowsKeepTheirSocket(t *testing.T) {
 // someSenders are those of so many queues, from so many ports.
 func someSenders(t *testing.T, queues, ports int) [][]Sender {
 	t.Helper()
-	senders, err := openSenders(t.Context(), netip.MustParseAddr("127.0.0.1"), ports, socketOptions{Queues: queues, Level: new(socketLevel)})
+	senders, err := openSenders(netip.MustParseAddr("127.0.0.1"), ports, socketOptions{Queues: queues, Level: new(socketLevel)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func TestSendersOfAllQueuesHaveTheSamePorts(t *testing.T) {
 	ports := make([][]uint16, 3)
 	for q, senders := range someSenders(t, 3, 4) {
 		for _, s := range senders {
-			ports[q] = append(ports[q], s.(*socket).port())
+			ports[q] = append(ports[q], s.(*socket).at.Port())
 		}
 	}
 	if distinct := slices.Compact(slices.Sorted(slices.Values(ports[0]))); len(distinct) != 4 {
@@ -190,7 +190,7 @@ func TestSendersOfAllQueuesHaveTheSamePorts(t *testing.T) {
 func TestSendersAreDeaf(t *testing.T) {
 	senders := someSenders(t, 1, 2)
 	s := senders[0][0].(*socket)
-	from, err := net.DialUDP("udp4", nil, s.conn.LocalAddr().(*net.UDPAddr))
+	from, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(s.at))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -96,7 +95,7 @@ func (b *Backend) Inherit(ctx context.Context, d backend.Desired, files []*os.Fi
 	} else {
 		kept.refuse(kept.queues, err)
 	}
-	return b.inheritSets(ctx, kept)
+	return b.inheritSets(kept)
 }
 
 // receiveAt are the addresses at which packets may come, each once, the uplink's first.
@@ -114,7 +113,7 @@ func (b *Backend) receiveAt(d backend.Desired) []netip.AddrPort {
 
 // inheritSets takes over the sockets, by address. The uplink's come first, or there are
 // none of them.
-func (b *Backend) inheritSets(ctx context.Context, kept *sifted) (in backend.Inheritance) {
+func (b *Backend) inheritSets(kept *sifted) (in backend.Inheritance) {
 	var first, also []*outletSet
 	for i, at := range kept.at {
 		files := kept.sockets[at]
@@ -126,15 +125,15 @@ func (b *Backend) inheritSets(ctx context.Context, kept *sifted) (in backend.Inh
 		case err != nil:
 			kept.refuse(files, err)
 		case i == 0:
-			first = append(first, newOutletSet(at, conns, b.openMore(ctx, at.Addr())))
+			first = append(first, newOutletSet(at, conns, b.openMore(at.Addr())))
 		default:
-			also = append(also, newOutletSet(at, conns, b.openMore(ctx, at.Addr())))
+			also = append(also, newOutletSet(at, conns, b.openMore(at.Addr())))
 			in.Also = append(in.Also, at.Addr())
 		}
 	}
 	if len(also) > 0 && kept.sockets[kept.at[0]] == nil {
 		// Without them the first Apply says what is wrong.
-		if set, err := b.openSet(ctx, kept.at[0]); err == nil {
+		if set, err := b.openSet(kept.at[0]); err == nil {
 			first = append(first, set)
 		}
 	}
@@ -289,11 +288,10 @@ func (b *Backend) Descriptors() []backend.Descriptor {
 // inheritTUN takes over files if they are queues of the TUN device name, as openTUN
 // makes them, in the network namespace of the calling thread. Where that fails they
 // are untouched.
-func inheritTUN(name string, files []*os.File, whole bool) (tuns, error) {
+func inheritTUN(name string, files []*os.File, whole bool) (all tuns, err error) {
 	if err := missing(files); err != nil {
 		return nil, err
 	}
-	var all tuns
 	for _, f := range files {
 		raw, err := f.SyscallConn()
 		if err == nil {
@@ -303,14 +301,34 @@ func inheritTUN(name string, files []*os.File, whole bool) (tuns, error) {
 			return nil, err
 		}
 	}
-	for _, f := range files {
-		t, err := newTUN(name, f, tunOptions{Whole: whole})
+	defer func() {
 		if err != nil {
-			return nil, err
+			err = errors.Join(err, all.Close())
+			all = nil
+		}
+	}()
+	for _, f := range files {
+		raw, err := duplicate(f)
+		if err != nil {
+			return all, err
+		}
+		t, err := newTUN(name, raw, tunOptions{Whole: whole})
+		if err != nil {
+			return all, errors.Join(err, raw.Close())
 		}
 		all = append(all, t)
 	}
-	return all, nil
+	return all, closeFiles(files)
+}
+
+// closeFiles closes what there are duplicates of.
+func closeFiles(files []*os.File) error {
+	for _, f := range files {
+		if err := f.Close(); err != nil {
+			return fmt.Errorf("close %s: %w", f.Name(), err)
+		}
+	}
+	return nil
 }
 
 // checkQueue reports whether fd is attached to the TUN device name here.
@@ -381,31 +399,22 @@ func inheritSockets(at netip.AddrPort, files []*os.File, o socketOptions) (conns
 			return conns, err
 		}
 	}
-	for _, f := range files {
-		if err := f.Close(); err != nil { // the sockets are duplicates
-			return conns, fmt.Errorf("close %s: %w", f.Name(), err)
-		}
-	}
-	return conns, nil
+	return conns, closeFiles(files)
 }
 
 // inheritSocket makes a socket of a duplicate of f. One that comes with an error
 // must be closed.
 func inheritSocket(f *os.File, at netip.AddrPort, o socketOptions) (*socket, error) {
-	conn, err := net.FilePacketConn(f)
+	raw, err := duplicate(f)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNoHeirloom, err)
 	}
-	udp, ok := conn.(*net.UDPConn)
-	if !ok {
-		return nil, errors.Join(fmt.Errorf("%w: it is a %T", errNoHeirloom, conn), conn.Close())
-	}
-	s, err := newSocket(udp)
+	s, err := newSocket(raw)
 	if err != nil {
 		return nil, err
 	}
-	if bound, ok := udp.LocalAddr().(*net.UDPAddr); !ok || bound.AddrPort() != at {
-		return s, fmt.Errorf("%w: it is bound to %s", errNoHeirloom, udp.LocalAddr())
+	if s.at != at {
+		return s, fmt.Errorf("%w: it is bound to %s", errNoHeirloom, s.at)
 	}
 	if err := control(s.raw, func(fd int) error { return checkSocket(fd, o.Whole) }); err != nil {
 		return s, err

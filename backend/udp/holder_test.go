@@ -73,7 +73,7 @@ func TestKernelBusyPort(t *testing.T) {
 			a.boot(t)
 			err := a.apply(t)
 			want := fmt.Sprintf("udp port is taken: 198.18.0.1:8285 is held by udp.test (process %d): stop it (`ss -lunp sport = :8285` shows it; "+
-				"flanneld uses this port too) or set Backend.Port: listen udp4 198.18.0.1:8285: bind: address already in use", other.Process.Pid)
+				"flanneld uses this port too) or set Backend.Port: address already in use", other.Process.Pid)
 			if !errors.Is(err, ErrPortTaken) || err.Error() != want {
 				t.Errorf("got  %v\nwant %s", err, want)
 			}

@@ -44,9 +44,6 @@ func interrupt(paths []*path, ended <-chan struct{}) {
 	}
 }
 
-// past is a deadline that is over.
-func past() time.Time { return time.Unix(1, 0) }
+func (t *tun) endReads() error { return t.raw.endReads() }
 
-func (t *tun) endReads() error { return t.file.SetReadDeadline(past()) }
-
-func (s *socket) endReads() error { return s.conn.SetReadDeadline(past()) }
+func (s *socket) endReads() error { return s.raw.endReads() }

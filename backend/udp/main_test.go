@@ -10,8 +10,12 @@ import (
 	"go.uber.org/goleak"
 )
 
-// TestMain fails when a test leaves a goroutine, a TUN descriptor or a socket.
+// TestMain fails when a test leaves a goroutine, a TUN descriptor, a socket or an epoll
+// instance.
 func TestMain(m *testing.M) {
+	if r, w, err := os.Pipe(); err == nil { // from now on Go's poller has its instance
+		_, _ = r.Close(), w.Close()
+	}
 	before := descriptors()
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		if after := descriptors(); after != before {
@@ -22,7 +26,7 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-type openDescriptors struct{ tuns, sockets int }
+type openDescriptors struct{ tuns, sockets, epolls int }
 
 func descriptors() (n openDescriptors) {
 	all, _ := filepath.Glob("/proc/self/fd/*")
@@ -32,6 +36,8 @@ func descriptors() (n openDescriptors) {
 			n.tuns++
 		case strings.HasPrefix(to, "socket:"):
 			n.sockets++
+		case strings.HasSuffix(to, "[eventpoll]"):
+			n.epolls++
 		}
 	}
 	return n

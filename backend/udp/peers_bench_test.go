@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -67,7 +66,7 @@ func newOutgoingLoad(b *testing.B, peers int, port uint16, how apart) *outgoingL
 		list = append(list, peer{netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 5, 6: byte(i >> 8), 7: byte(i)}), 64), to})
 	}
 	level := &socketLevel{log: slog.New(slog.DiscardHandler)}
-	conns, err := openSockets(b.Context(), netip.MustParseAddrPort("127.0.0.1:0"), socketOptions{Queues: 1, Level: level})
+	conns, err := openSockets(netip.MustParseAddrPort("127.0.0.1:0"), socketOptions{Queues: 1, Level: level})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -127,12 +126,12 @@ func (l *outgoingLoad) median() float64 {
 // for each 64 KiB. With endpoints apart each peer has one of its own, as where each has an
 // address; what many addresses cost beside that is the kernel's, with or without us.
 func BenchmarkPeers(b *testing.B) {
-	sink, err := openSocket(b.Context(), netip.MustParseAddrPort("0.0.0.0:0"), deafen)
+	sink, err := openSocket(netip.MustParseAddrPort("0.0.0.0:0"), false, deafen)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer sink.Close()
-	port := uint16(sink.conn.LocalAddr().(*net.UDPAddr).Port)
+	port := uint16(sink.at.Port())
 	kinds := map[string]func(l *outgoingLoad){
 		"small": func(l *outgoingLoad) {
 			for i := range framesMost { // each longer than the last, so that none share a message

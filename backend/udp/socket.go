@@ -4,9 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -14,12 +12,12 @@ import (
 
 // socket is a Conn of the kernel.
 //
-// Its calls run in the runtime's poller, so closing ends them. They never block, and
-// are made without telling Go's scheduler: see Cost. What they need stands in the
-// socket, made once, so that a call allocates nothing.
+// Its calls never block, and are made without telling Go's scheduler: see Cost. What they
+// need stands in the socket, made once, so that a call allocates nothing.
 type socket struct {
-	conn *net.UDPConn
-	raw  syscall.RawConn
+	raw *handle
+	// at is what it is bound to.
+	at netip.AddrPort
 	// level is shared with the other sockets.
 	level *socketLevel
 	in    incoming
@@ -279,7 +277,7 @@ func putAddrPort(sa *unix.RawSockaddrInet6, a netip.AddrPort) uint32 {
 
 // Close implements [Conn].
 func (s *socket) Close() error {
-	if err := s.conn.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+	if err := s.raw.Close(); err != nil {
 		return fmt.Errorf("close udp socket: %w", err)
 	}
 	return nil

@@ -36,7 +36,7 @@ func newWireTap(t testing.TB) *wireTap {
 	w.taps, w.to = taps, netip.MustParseAddrPort(taps.LocalAddr().String())
 	t.Cleanup(func() { taps.Close() })
 	level := &socketLevel{log: slog.New(slog.NewTextHandler(&w.log, nil))}
-	conns, err := openSockets(t.Context(), netip.AddrPortFrom(w.to.Addr(), freePort(t)), socketOptions{Queues: 1, Level: level})
+	conns, err := openSockets(netip.AddrPortFrom(w.to.Addr(), freePort(t)), socketOptions{Queues: 1, Level: level})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,9 +3,7 @@ package udp
 import (
 	"errors"
 	"fmt"
-	"os"
-	"sync/atomic"
-	"syscall"
+	"net"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -29,15 +27,12 @@ const tunNode = "/dev/net/tun"
 
 // tun is a Device of the kernel: one queue.
 //
-// Its descriptor is non-blocking and waited for by the runtime's poller, so a
-// blocked Read ends when the descriptor is closed, and when the kernel takes the
-// device away: then reads fail with EBADFD. Calls that move packets never block, and
-// are made without telling Go's scheduler: see Cost.
+// A blocked Read ends when the descriptor is closed, and when the kernel takes the device
+// away: then reads fail with EBADFD. Calls that move packets never block, and are made
+// without telling Go's scheduler: see Cost.
 type tun struct {
-	name   string
-	file   *os.File
-	raw    syscall.RawConn
-	closed atomic.Bool
+	name string
+	raw  *handle
 	// What the device has on: see setOffloads.
 	tso, uso bool
 	// The reader's call in progress. It stands here, with its function made
@@ -97,11 +92,13 @@ func openQueue(name string, o tunOptions) (*tun, error) {
 	if err := attachQueue(fd, name, o); err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
-	// Only now: the poller takes a descriptor without a device for broken.
-	file := os.NewFile(uintptr(fd), tunNode)
-	t, err := newTUN(name, file, o)
+	raw, err := newHandle(fd, true)
 	if err != nil {
-		return nil, errors.Join(err, file.Close())
+		return nil, err
+	}
+	t, err := newTUN(name, raw, o)
+	if err != nil {
+		return nil, errors.Join(err, raw.Close())
 	}
 	return t, nil
 }
@@ -145,12 +142,8 @@ func setOffloads(fd int, whole bool) (int, error) {
 
 // newTUN makes a Device of a descriptor that is attached to the device name, and sets
 // what an earlier holder may have set otherwise.
-func newTUN(name string, file *os.File, o tunOptions) (*tun, error) {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return nil, fmt.Errorf("poll %s: %w", name, err)
-	}
-	t := &tun{name: name, file: file, raw: raw}
+func newTUN(name string, raw *handle, o tunOptions) (*tun, error) {
+	t := &tun{name: name, raw: raw}
 	t.reading.ready = t.read
 	return t, control(raw, func(fd int) error {
 		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, offload.HeaderSize); err != nil {
@@ -260,7 +253,7 @@ func (t *tun) Read(f *Frames) error {
 	return t.outcome(err, c.err)
 }
 
-// read takes packets until there is none or no room, and asks the poller to call
+// read takes packets until there is none or no room, and asks the handle to call
 // again if there was not even one.
 func (t *tun) read(fd uintptr) bool {
 	c := &t.reading
@@ -321,15 +314,15 @@ func (c *tunWriter) write(fd uintptr) bool {
 	}
 }
 
-// outcome is a call's error, the poller's or the kernel's.
-func (t *tun) outcome(pollErr, err error) error {
+// outcome is the error of a call: of the handle, or of the kernel.
+func (t *tun) outcome(handleErr, err error) error {
 	switch {
-	case pollErr == nil && err == nil:
+	case handleErr == nil && err == nil:
 		return nil
-	case t.closed.Load(): // whose error no package exports
+	case errors.Is(handleErr, net.ErrClosed):
 		return errGone
-	case pollErr != nil:
-		return pollErr
+	case handleErr != nil:
+		return handleErr
 	case errors.Is(err, unix.EBADFD):
 		return fmt.Errorf("%w: deleted", errGone)
 	}
@@ -338,8 +331,7 @@ func (t *tun) outcome(pollErr, err error) error {
 
 // Close implements [Device].
 func (t *tun) Close() error {
-	t.closed.Store(true)
-	if err := t.file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+	if err := t.raw.Close(); err != nil {
 		return fmt.Errorf("close device %s: %w", t.name, err)
 	}
 	return nil

@@ -1,0 +1,370 @@
+package udp
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// handles returns two that are connected, as sockets that keep messages apart.
+func handles(t testing.TB) (a, b *handle) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var both [2]*handle
+	for i, fd := range fds {
+		if both[i], err = newHandle(fd, true); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = both[i].Close() })
+	}
+	return both[0], both[1]
+}
+
+// take reads one message, of which it returns the first byte.
+func (h *handle) take() (byte, error) {
+	var (
+		b   [100]byte
+		err error
+	)
+	waitErr := h.Read(func(fd uintptr) bool {
+		_, err = unix.Read(int(fd), b[:])
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	return b[0], errors.Join(waitErr, err)
+}
+
+// give writes one message.
+func (h *handle) give(first byte) error {
+	var err error
+	waitErr := h.Write(func(fd uintptr) bool {
+		_, err = unix.Write(int(fd), []byte{first})
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	return errors.Join(waitErr, err)
+}
+
+// polled reports whether the descriptor is in its epoll instance (proc_pid_fdinfo(5)).
+func (h *handle) polled(t testing.TB) bool {
+	t.Helper()
+	var text []byte
+	err := h.waiter.raw.Control(func(fd uintptr) {
+		text, _ = os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+	})
+	if err != nil || !strings.Contains(string(text), "flags:") {
+		t.Fatalf("%q, %v", text, err)
+	}
+	return strings.Contains(string(text), "tfd:")
+}
+
+// asleep waits until the reader of h sleeps.
+func (h *handle) asleep(t testing.TB) {
+	t.Helper()
+	within(t, func() bool { return h.polled(t) })
+}
+
+// within waits until ok is true.
+func within(t testing.TB, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patient); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("not in time")
+		}
+	}
+}
+
+// TestHandleIsPolledWhileItSleeps: otherwise the kernel calls nobody back.
+func TestHandleIsPolledWhileItSleeps(t *testing.T) {
+	a, b := handles(t)
+	for i := range byte(3) {
+		got := make(chan byte)
+		go func() {
+			first, _ := b.take()
+			got <- first
+		}()
+		b.asleep(t)
+		if err := a.give(i); err != nil {
+			t.Fatal(err)
+		}
+		if first := <-got; first != i {
+			t.Fatalf("read %d, want %d", first, i)
+		}
+		if b.polled(t) {
+			t.Fatal("in the poller and not asleep")
+		}
+	}
+	for i := range byte(3) { // what is there is read without sleep
+		if err := a.give(i); err != nil {
+			t.Fatal(err)
+		}
+		if first, err := b.take(); first != i || err != nil || b.polled(t) {
+			t.Fatalf("read %d, %v", first, err)
+		}
+	}
+}
+
+// TestHandleLosesNoWakeUp: two that wait for each other in turn go on, whatever comes
+// between the look, the entry into the poller and the sleep.
+func TestHandleLosesNoWakeUp(t *testing.T) {
+	a, b := handles(t)
+	const rounds = 20000
+	var g errgroup.Group
+	g.Go(func() error {
+		for n := range rounds {
+			if err := a.give(byte(n)); err != nil {
+				return err
+			}
+			if first, err := a.take(); err != nil || first != byte(n) {
+				return fmt.Errorf("answer %d: %d, %w", byte(n), first, err)
+			}
+		}
+		return nil
+	})
+	g.Go(func() error {
+		for n := range rounds {
+			first, err := b.take()
+			if err != nil || first != byte(n) {
+				return fmt.Errorf("request %d: %d, %w", byte(n), first, err)
+			}
+			for range n % 7 { // so that the other comes to wait, at different places
+				runtime.Gosched()
+			}
+			if err := b.give(first); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestHandleWaitsForRoom: a writer that finds none goes on as soon as there is some.
+func TestHandleWaitsForRoom(t *testing.T) {
+	a, b := handles(t)
+	const count = 5000 // more than the kernel keeps
+	wrote := make(chan error, 1)
+	go func() {
+		for i := range count {
+			if err := a.give(byte(i)); err != nil {
+				wrote <- err
+				return
+			}
+		}
+		wrote <- nil
+	}()
+	for i := range count {
+		if first, err := b.take(); first != byte(i) || err != nil {
+			t.Fatalf("read %d, %v, want %d", first, err, byte(i))
+		}
+	}
+	if err := <-wrote; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestHandleEnds: pending and later calls end, each in its way.
+func TestHandleEnds(t *testing.T) {
+	for name, tt := range map[string]struct {
+		end   func(*handle) error
+		read  error // of pending and later reads
+		write error // of later writes
+	}{
+		"reads only": {(*handle).endReads, os.ErrDeadlineExceeded, nil},
+		"closed":     {(*handle).Close, net.ErrClosed, net.ErrClosed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := handles(t)
+			pending := make(chan error, 1)
+			go func() {
+				_, err := b.take()
+				pending <- err
+			}()
+			b.asleep(t)
+			if err := tt.end(b); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-pending; !errors.Is(err, tt.read) {
+				t.Errorf("pending read: %v, want %v", err, tt.read)
+			}
+			_ = a.give(1) // fails where the other end is closed
+			if _, err := b.take(); !errors.Is(err, tt.read) {
+				t.Errorf("later read: %v, want %v", err, tt.read)
+			}
+			if err := b.give(2); !errors.Is(err, tt.write) {
+				t.Errorf("write: %v, want %v", err, tt.write)
+			}
+			if err := b.Control(func(uintptr) {}); !errors.Is(err, tt.write) {
+				t.Errorf("control: %v, want %v", err, tt.write)
+			}
+			if err := errors.Join(b.Close(), b.Close()); err != nil {
+				t.Errorf("closed again: %v", err)
+			}
+		})
+	}
+}
+
+// TestHandleCloseEndsWrite: one that waits for room, too.
+func TestHandleCloseEndsWrite(t *testing.T) {
+	a, _ := handles(t)
+	full, pending := make(chan struct{}), make(chan error, 1)
+	go func() {
+		looks := 0
+		pending <- a.Write(func(fd uintptr) bool {
+			for {
+				if _, err := unix.Write(int(fd), []byte{1}); err != nil {
+					if looks++; looks == 2 {
+						close(full) // it has waited once
+					}
+					return !errors.Is(err, unix.EAGAIN)
+				}
+			}
+		})
+	}()
+	<-full
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-pending; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("pending write: %v", err)
+	}
+}
+
+// TestHandleIsClosedLast: what is in use stays open, or its number could be another's.
+func TestHandleIsClosedLast(t *testing.T) {
+	for name, call := range map[string]func(*handle, func(uintptr) bool) error{"read": (*handle).Read, "write": (*handle).Write} {
+		t.Run(name, func(t *testing.T) {
+			a, _ := handles(t)
+			begun, used := make(chan struct{}), make(chan error, 1)
+			go func() {
+				err := call(a, func(fd uintptr) bool {
+					close(begun)
+					for !a.closed.Load() {
+						time.Sleep(time.Millisecond)
+					}
+					time.Sleep(10 * time.Millisecond) // for those who would close it now
+					_, err := unix.FcntlInt(fd, unix.F_GETFD, 0)
+					used <- err
+					return true
+				})
+				used <- err
+			}()
+			<-begun
+			if err := a.Close(); err != nil {
+				t.Error(err)
+			}
+			for range 2 {
+				if err := <-used; err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// TestHandleIsClosedAtOnce: when Close returns the port is free, though a reader slept.
+func TestHandleIsClosedAtOnce(t *testing.T) {
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), freePort(t))
+	for range 200 {
+		s, err := openSocket(at, true, func(int) error { return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.level = new(socketLevel)
+		pending := make(chan error, 1)
+		go func() {
+			_, err := s.ReadBatch(newArrivals(1))
+			pending <- err
+		}()
+		s.raw.asleep(t)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		again, err := openSocket(at, true, func(int) error { return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := again.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-pending; !errors.Is(err, net.ErrClosed) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestDuplicate: a file in Go's poller, as the service manager hands over, becomes a
+// handle that is in none, and can be closed.
+func TestDuplicate(t *testing.T) {
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	f, err := conn.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := control(raw, func(fd int) error { return unix.SetNonblock(fd, false) }); err != nil {
+		t.Fatal(err)
+	}
+	h, err := duplicate(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if err := errors.Join(f.Close(), conn.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if flags, err := unix.FcntlInt(uintptr(h.fd), unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
+		t.Errorf("flags %#x, %v", flags, err)
+	}
+	if in := instances(t, h.fd); len(in) != 0 {
+		t.Errorf("in the epoll instances %v", in)
+	}
+	s, err := newSocket(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := netip.MustParseAddrPort(conn.LocalAddr().String()); s.at != want {
+		t.Errorf("bound to %s, want %s", s.at, want)
+	}
+	if _, err := duplicate(f); err == nil {
+		t.Error("of a closed file")
+	}
+}
+
+// instances are the epoll instances of this process that have fd.
+func instances(t testing.TB, fd int) (list []string) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/self/fdinfo/*")
+	if err != nil || len(all) == 0 {
+		t.Fatal(err)
+	}
+	for _, name := range all {
+		text, _ := os.ReadFile(name)
+		for line := range strings.Lines(string(text)) {
+			if f := strings.Fields(line); len(f) > 1 && f[0] == "tfd:" && f[1] == fmt.Sprint(fd) {
+				list = append(list, name)
+			}
+		}
+	}
+	return list
+}
