@@ -2,11 +2,14 @@ package bench
 
 import (
 	"context"
+	_ "embed"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 
@@ -150,6 +153,28 @@ func joinForwarder(ctx context.Context, p *pair, end int, by threads) error {
 	}
 	if err := routeSubnets(p, end, forwardMTU, netlink.Route{LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK}); err != nil {
 		return fmt.Errorf("join %s: %w", h.Name, err)
+	}
+	if by == oneThread {
+		return writeRules(ctx, p, end)
+	}
+	return nil
+}
+
+// flannelRules are those that flannel 0.26 writes with --ip-masq, SUBNET being the host's
+// own. They are on the way of each packet as ours are, and bring in connection tracking.
+//
+//go:embed flannel.rules
+var flannelRules string
+
+// writeRules gives a host what flannel would.
+func writeRules(ctx context.Context, p *pair, end int) error {
+	h := p.hosts[end]
+	path := filepath.Join(h.Dir, "flannel.rules")
+	if err := os.WriteFile(path, []byte(strings.ReplaceAll(flannelRules, "SUBNET", subnetOf(end).String())), 0o644); err != nil {
+		return fmt.Errorf("write rules of %s: %w", h.Name, err)
+	}
+	if _, err := h.Run(ctx, "iptables-restore", "--wait", "--noflush", path); err != nil {
+		return fmt.Errorf("write rules of %s: %w", h.Name, err)
 	}
 	return nil
 }
