@@ -147,10 +147,13 @@ func (h *handle) Close() error {
 // waiter is an epoll instance in Go's poller, with the descriptor that is waited for
 // in it only meanwhile.
 type waiter struct {
-	fd    int // that is waited for
-	file  *os.File
-	raw   syscall.RawConn
-	ready func(epoll uintptr) bool
+	fd   int // that is waited for
+	file *os.File
+	raw  syscall.RawConn
+	// ready and remove are poll and a call of control, made once, so that a sleep
+	// allocates nothing.
+	ready  func(epoll uintptr) bool
+	remove func(epoll uintptr)
 	// added: fd is in the instance.
 	added bool
 	event unix.EpollEvent
@@ -169,7 +172,7 @@ func newWaiter(fd int) (*waiter, error) {
 	if w.raw, err = w.file.SyscallConn(); err != nil {
 		return nil, errors.Join(err, w.file.Close())
 	}
-	w.ready = w.poll
+	w.ready, w.remove = w.poll, func(epoll uintptr) { w.control(epoll, unix.EPOLL_CTL_DEL) }
 	return w, nil
 }
 
@@ -179,7 +182,7 @@ func (w *waiter) wait() error {
 	err := w.raw.Read(w.ready)
 	if w.added {
 		// It fails only where the instance is closed, and empty.
-		_ = w.raw.Control(func(epoll uintptr) { w.control(epoll, unix.EPOLL_CTL_DEL) })
+		_ = w.raw.Control(w.remove)
 		w.added = false
 	}
 	return errors.Join(err, w.err)

@@ -35,25 +35,16 @@ func handles(t testing.TB) (a, b *handle) {
 
 // take reads one message, of which it returns the first byte.
 func (h *handle) take() (byte, error) {
-	var (
-		b   [100]byte
-		err error
-	)
-	waitErr := h.Read(func(fd uintptr) bool {
-		_, err = unix.Read(int(fd), b[:])
-		return !errors.Is(err, unix.EAGAIN)
-	})
-	return b[0], errors.Join(waitErr, err)
+	m := newByteMover(h)
+	err := m.take()
+	return m.b[0], err
 }
 
 // give writes one message.
 func (h *handle) give(first byte) error {
-	var err error
-	waitErr := h.Write(func(fd uintptr) bool {
-		_, err = unix.Write(int(fd), []byte{first})
-		return !errors.Is(err, unix.EAGAIN)
-	})
-	return errors.Join(waitErr, err)
+	m := newByteMover(h)
+	m.b[0] = first
+	return m.give()
 }
 
 // polled reports whether the descriptor is in its epoll instance (proc_pid_fdinfo(5)).
@@ -150,6 +141,63 @@ func TestHandleLosesNoWakeUp(t *testing.T) {
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestHandleSleepsWithoutAllocating: of pings, each is a sleep.
+func TestHandleSleepsWithoutAllocating(t *testing.T) {
+	a, b := handles(t)
+	there, back := newByteMover(a), newByteMover(b)
+	go func() {
+		for back.take() == nil && back.give() == nil {
+		}
+	}()
+	n := testing.AllocsPerRun(500, func() {
+		time.Sleep(100 * time.Microsecond) // then b mostly sleeps
+		if err := errors.Join(there.give(), there.take()); err != nil {
+			t.Error(err)
+		}
+	})
+	if n != 0 {
+		t.Errorf("%v allocations for a sleep or two", n)
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// byteMover is take and give of a handle without allocations of their own.
+type byteMover struct {
+	h           *handle
+	b           [1]byte
+	err         error
+	read, write func(fd uintptr) bool
+}
+
+func newByteMover(h *handle) *byteMover {
+	m := &byteMover{h: h}
+	m.read = func(fd uintptr) bool {
+		_, m.err = unix.Read(int(fd), m.b[:])
+		return !errors.Is(m.err, unix.EAGAIN)
+	}
+	m.write = func(fd uintptr) bool {
+		_, m.err = unix.Write(int(fd), m.b[:])
+		return !errors.Is(m.err, unix.EAGAIN)
+	}
+	return m
+}
+
+func (m *byteMover) take() error {
+	if err := m.h.Read(m.read); err != nil {
+		return err
+	}
+	return m.err
+}
+
+func (m *byteMover) give() error {
+	if err := m.h.Write(m.write); err != nil {
+		return err
+	}
+	return m.err
 }
 
 // TestHandleWaitsForRoom: a writer that finds none goes on as soon as there is some.
