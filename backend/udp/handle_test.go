@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -76,41 +77,85 @@ func within(t testing.TB, ok func() bool) {
 	}
 }
 
-// TestHandleIsPolledWhileItSleeps: otherwise the kernel calls nobody back.
+// TestHandleIsPolledWhileItSleeps: otherwise the kernel calls nobody back. Where packets
+// come seldom it stays, until one is read without sleep.
 func TestHandleIsPolledWhileItSleeps(t *testing.T) {
-	a, b := handles(t)
-	for i := range byte(3) {
-		got := make(chan byte)
-		go func() {
-			first, _ := b.take()
-			got <- first
-		}()
-		b.asleep(t)
-		if err := a.give(i); err != nil {
-			t.Fatal(err)
-		}
-		if first := <-got; first != i {
-			t.Fatalf("read %d, want %d", first, i)
-		}
-		if b.polled(t) {
-			t.Fatal("in the poller and not asleep")
-		}
+	for name, after := range map[string]int{"often": 0, "seldom": lingerSkips} {
+		t.Run(name, func(t *testing.T) {
+			a, b := handles(t)
+			b.linger.after = after
+			for i := range byte(3) {
+				m, got, empty := newByteMover(b), make(chan error), make(chan struct{}, 1)
+				m.empty = func() {
+					select {
+					case empty <- struct{}{}:
+					default:
+					}
+				}
+				go func() { got <- m.take() }()
+				<-empty // so it sleeps, or is told at once that it need not
+				if err := a.give(i); err != nil {
+					t.Fatal(err)
+				}
+				if err := <-got; m.b[0] != i || err != nil {
+					t.Fatalf("read %d, %v, want %d", m.b[0], err, i)
+				}
+				if b.polled(t) != b.linger.seldom() {
+					t.Fatalf("in the poller: %t", b.polled(t))
+				}
+			}
+			for i := range byte(3) { // what is there is read without sleep
+				if err := a.give(i); err != nil {
+					t.Fatal(err)
+				}
+				if first, err := b.take(); first != i || err != nil || b.polled(t) {
+					t.Fatalf("read %d, %v; in the poller: %t", first, err, b.polled(t))
+				}
+			}
+		})
 	}
-	for i := range byte(3) { // what is there is read without sleep
-		if err := a.give(i); err != nil {
-			t.Fatal(err)
-		}
-		if first, err := b.take(); first != i || err != nil || b.polled(t) {
-			t.Fatalf("read %d, %v", first, err)
-		}
+}
+
+// TestHandleSleeps: nobody looks again and again meanwhile.
+func TestHandleSleeps(t *testing.T) {
+	for name, after := range map[string]int{"often": 0, "seldom": lingerSkips} {
+		t.Run(name, func(t *testing.T) {
+			a, b := handles(t)
+			b.linger.after = after
+			var looks atomic.Int64
+			m, got := newByteMover(b), make(chan error)
+			m.empty = func() { looks.Add(1) }
+			for range 3 {
+				go func() { got <- m.take() }()
+				b.asleep(t)
+				time.Sleep(20 * time.Millisecond)
+				if err := errors.Join(a.give(1), <-got); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := looks.Load(); n > 30 {
+				t.Errorf("looked %d times for three messages", n)
+			}
+		})
 	}
 }
 
 // TestHandleLosesNoWakeUp: two that wait for each other in turn go on, whatever comes
 // between the look, the entry into the poller and the sleep.
 func TestHandleLosesNoWakeUp(t *testing.T) {
-	a, b := handles(t)
-	const rounds = 20000
+	for name, after := range map[string]int{"often": 0, "seldom": lingerSkips} {
+		t.Run(name, func(t *testing.T) {
+			a, b := handles(t)
+			a.linger.after, b.linger.after = after, after
+			turns(t, a, b)
+		})
+	}
+}
+
+// turns lets two send a byte to and fro.
+func turns(t *testing.T, a, b *handle) {
+	t.Helper()
+	const rounds = 10000
 	var g errgroup.Group
 	g.Go(func() error {
 		for n := range rounds {
@@ -171,13 +216,17 @@ type byteMover struct {
 	b           [1]byte
 	err         error
 	read, write func(fd uintptr) bool
+	empty       func() // is called when there is nothing to read
 }
 
 func newByteMover(h *handle) *byteMover {
-	m := &byteMover{h: h}
+	m := &byteMover{h: h, empty: func() {}}
 	m.read = func(fd uintptr) bool {
-		_, m.err = unix.Read(int(fd), m.b[:])
-		return !errors.Is(m.err, unix.EAGAIN)
+		if _, m.err = unix.Read(int(fd), m.b[:]); errors.Is(m.err, unix.EAGAIN) {
+			m.empty()
+			return false
+		}
+		return true
 	}
 	m.write = func(fd uintptr) bool {
 		_, m.err = unix.Write(int(fd), m.b[:])

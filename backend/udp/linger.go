@@ -50,6 +50,9 @@ func (l *linger) found() {
 	}
 }
 
+// seldom: it has looked in vain for long.
+func (l *linger) seldom() bool { return l.after == lingerSkips }
+
 // yield lets other threads of this core run. It is sched_yield(2), for Go's scheduler
 // knows nothing of those that wait for a core.
 func yield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }

@@ -46,10 +46,9 @@ func vector(b []byte) unix.Iovec {
 
 // incoming is a call of recvmmsg in progress.
 type incoming struct {
-	n      int
-	err    error
-	ready  func(fd uintptr) bool
-	linger linger
+	n     int
+	err   error
+	ready func(fd uintptr) bool
 
 	most    int // messages
 	headers [arrivalsMost]mmsghdr
@@ -104,12 +103,12 @@ func (s *socket) receive(fd uintptr) bool {
 		n, _, err := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&c.headers[0])), uintptr(c.most), 0, 0, 0)
 		switch err {
 		case 0:
-			c.linger.found()
+			s.raw.linger.found()
 			c.n = int(n)
 			return true
 		case unix.EINTR:
 		case unix.EAGAIN:
-			if !c.linger.again() {
+			if !s.raw.linger.again() {
 				return false
 			}
 			yield()

@@ -41,7 +41,6 @@ type tun struct {
 		frames *Frames
 		err    error
 		ready  func(fd uintptr) bool
-		linger linger
 	}
 }
 
@@ -265,14 +264,14 @@ func (t *tun) read(fd uintptr) bool {
 		n, _, err := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(room))), uintptr(len(room)))
 		switch err {
 		case 0:
-			c.linger.found()
+			t.raw.linger.found()
 			c.frames.Add(int(n))
 		case unix.EINTR:
 		case unix.EAGAIN:
 			if len(c.frames.List) > 0 {
 				return true
 			}
-			if !c.linger.again() {
+			if !t.raw.linger.again() {
 				return false
 			}
 			yield()
