@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -96,11 +97,15 @@ func openSenders(at netip.Addr, n int, o socketOptions) (_ [][]Sender, err error
 	return senders, nil
 }
 
+// closeSenders closes all at the same time: who waits for room in one goes on with the
+// next, and would wait there, too.
 func closeSenders(senders []Sender) error {
-	errs := make([]error, 0, len(senders))
-	for _, s := range senders {
-		errs = append(errs, s.Close())
+	errs := make([]error, len(senders))
+	var g sync.WaitGroup
+	for i, s := range senders {
+		g.Go(func() { errs[i] = s.Close() })
 	}
+	g.Wait()
 	return errors.Join(errs...)
 }
 

@@ -35,11 +35,11 @@ func newOutletSet(at netip.AddrPort, conns []Conn, more [][]Sender) *outletSet {
 }
 
 func (s *outletSet) close() error {
-	var errs []error
+	var all []Sender
 	for _, o := range s.outlets {
-		errs = append(errs, closeSenders(o.senders))
+		all = append(all, o.senders...)
 	}
-	return errors.Join(errs...)
+	return closeSenders(all)
 }
 
 // outlets holds the sockets that are open. Apply puts others when the uplink is

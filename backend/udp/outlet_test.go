@@ -5,6 +5,9 @@ import (
 	"errors"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Sockets that are opened when a path is to end are another run's: nobody ends its reads of
@@ -27,4 +30,47 @@ func TestEndedPathReadsNothingNew(t *testing.T) {
 			<-l.ended
 		}
 	})
+}
+
+// A sender that waits for room in one socket goes on with the next, which has none either:
+// closed one after the other, each would take a wait.
+func TestOutletSetClosesAtOnce(t *testing.T) {
+	const count, queues = 16, 2
+	set, looked, ended := new(outletSet), make(chan struct{}, queues), make(chan struct{}, queues)
+	for range queues {
+		o, all := new(outlet), make([]*handle, count)
+		for i := range all {
+			all[i], _ = handles(t)
+			o.senders = append(o.senders, &socket{raw: all[i]})
+		}
+		set.outlets = append(set.outlets, o)
+		go func() {
+			for _, h := range all {
+				_ = h.Write(func(fd uintptr) bool { // fills it, and then waits
+					for err := error(nil); err == nil; {
+						_, err = unix.Write(int(fd), []byte{1})
+					}
+					select {
+					case looked <- struct{}{}:
+					default:
+					}
+					return false
+				})
+			}
+			ended <- struct{}{}
+		}()
+	}
+	for range queues {
+		<-looked
+	}
+	began := time.Now()
+	if err := set.close(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 400*time.Millisecond {
+		t.Errorf("closed in %s", took)
+	}
+	for range queues {
+		<-ended
+	}
 }
