@@ -101,16 +101,20 @@ func (h *handle) Read(f func(fd uintptr) bool) error {
 			}
 			return nil
 		}
-		if err := h.waiter.wait(); err != nil && !h.closed.Load() && !h.ended.Load() {
+		if h.waiter.wait() == nil || h.closed.Load() || h.ended.Load() {
+			continue
+		}
+		// The poller cannot have it, such as where all of max_user_watches are in use
+		// (epoll(7)), by whatever program.
+		if err := h.pause(unix.POLLIN); err != nil {
 			return fmt.Errorf("wait for packets: %w", err)
 		}
 	}
 }
 
-// Write calls f until it is true, and sleeps while there is no room. That is seldom and
-// short: it looks a few times a second whether the handle is closed.
+// Write calls f until it is true, and sleeps while there is no room, which is seldom and
+// short.
 func (h *handle) Write(f func(fd uintptr) bool) error {
-	const look = 50 // ms
 	h.calls.RLock()
 	defer h.calls.RUnlock()
 	for {
@@ -120,11 +124,21 @@ func (h *handle) Write(f func(fd uintptr) bool) error {
 		case f(uintptr(h.fd)):
 			return nil
 		}
-		room := []unix.PollFd{{Fd: int32(h.fd), Events: unix.POLLOUT}} //nolint:gosec // descriptors are small
-		if _, err := unix.Poll(room, look); err != nil && !errors.Is(err, unix.EINTR) {
+		if err := h.pause(unix.POLLOUT); err != nil {
 			return fmt.Errorf("wait for room: %w", err)
 		}
 	}
+}
+
+// pause sleeps in poll(2) until there is one of events, but not for long: nothing else
+// tells the caller that the handle is closed.
+func (h *handle) pause(events int16) error {
+	const most = 50                                         // ms
+	fds := []unix.PollFd{{Fd: int32(h.fd), Events: events}} //nolint:gosec // descriptors are small
+	if _, err := unix.Poll(fds, most); err != nil && !errors.Is(err, unix.EINTR) {
+		return err
+	}
+	return nil
 }
 
 // endReads makes the pending Read and all later ones fail.

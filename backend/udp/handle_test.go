@@ -273,6 +273,33 @@ func TestHandleWaitsForRoom(t *testing.T) {
 	}
 }
 
+// TestHandleReadsWithoutPoller: where the kernel refuses to have it in there, such as for
+// want of memory, it sleeps all the same.
+func TestHandleReadsWithoutPoller(t *testing.T) {
+	a, b := handles(t)
+	b.waiter.fd = -1 // EBADF
+	m, got, looks := newByteMover(b), make(chan error), make(chan struct{}, 100)
+	m.empty = func() { looks <- struct{}{} }
+	for i := range byte(2) {
+		go func() { got <- m.take() }()
+		<-looks
+		if err := errors.Join(a.give(i), <-got); m.b[0] != i || err != nil {
+			t.Fatalf("read %d, %v, want %d", m.b[0], err, i)
+		}
+	}
+	go func() { got <- m.take() }()
+	<-looks
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+	if n := len(looks); n > 10 {
+		t.Errorf("looked %d times", n)
+	}
+}
+
 // TestHandleEnds: pending and later calls end, each in its way.
 func TestHandleEnds(t *testing.T) {
 	for name, tt := range map[string]struct {
