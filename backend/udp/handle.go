@@ -15,7 +15,7 @@ import (
 )
 
 // handle is a descriptor of the packet path: one queue of the device, or a socket. It
-// is in Go's poller only while its reader sleeps:
+// is in Go's poller while its reader sleeps, and out of it under load:
 //
 //	reader:          moves packets | nothing there: sleeps | moves packets
 //	the poller has:                | waiter -> descriptor  |
@@ -133,7 +133,8 @@ func (h *handle) Write(f func(fd uintptr) bool) error {
 // pause sleeps in poll(2) until there is one of events, but not for long: nothing else
 // tells the caller that the handle is closed.
 func (h *handle) pause(events int16) error {
-	const most = 50                                         // ms
+	const most = 50 // ms
+
 	fds := []unix.PollFd{{Fd: int32(h.fd), Events: events}} //nolint:gosec // descriptors are small
 	if _, err := unix.Poll(fds, most); err != nil && !errors.Is(err, unix.EINTR) {
 		return err
