@@ -279,7 +279,12 @@ func TestHandleReadsWithoutPoller(t *testing.T) {
 	a, b := handles(t)
 	b.waiter.fd = -1 // EBADF
 	m, got, looks := newByteMover(b), make(chan error), make(chan struct{}, 100)
-	m.empty = func() { looks <- struct{}{} }
+	m.empty = func() {
+		select {
+		case looks <- struct{}{}:
+		default: // as many as fail the test
+		}
+	}
 	for i := range byte(2) {
 		go func() { got <- m.take() }()
 		<-looks
@@ -287,6 +292,7 @@ func TestHandleReadsWithoutPoller(t *testing.T) {
 			t.Fatalf("read %d, %v, want %d", m.b[0], err, i)
 		}
 	}
+	began := time.Now()
 	go func() { got <- m.take() }()
 	<-looks
 	if err := b.Close(); err != nil {
@@ -295,8 +301,8 @@ func TestHandleReadsWithoutPoller(t *testing.T) {
 	if err := <-got; !errors.Is(err, net.ErrClosed) {
 		t.Error(err)
 	}
-	if n := len(looks); n > 10 {
-		t.Errorf("looked %d times", n)
+	if n, took := len(looks), time.Since(began); n > 10+int(took/(50*time.Millisecond)) {
+		t.Errorf("looked %d times in %s", n, took)
 	}
 }
 
