@@ -92,7 +92,7 @@ func (b *Backend) leveled() *slog.Logger {
 
 // joinable is what a device takes joined. TCP's packets each takes that has vnet headers,
 // whatever it hands over itself, so they are joined with Offload off, too: without that a
-// stream gets half as much through, 1.5 times what flannel's loop carries and not 2.4.
+// stream gets much less through (docs/benchmarks.md).
 func joinable(t tunnel) offload.Protocols {
 	_, uso := t.offloads()
 	return offload.Protocols{TCP: true, UDP: uso}
