@@ -293,8 +293,12 @@ func (r *receiver) forward(batch []Arrival) {
 		a, q := &batch[i], &r.queries[i]
 		for left := a.Data; ; {
 			b := left[:min(a.Size, len(left))]
-			r.decide(w, b, q, a.From.Addr(), mtu)
-			if left = left[len(b):]; len(left) == 0 {
+			left = left[len(b):]
+			if r.decide(w, b, q, a.From.Addr(), mtu) {
+				// The same may pass for the same reason: of this flow and from this sender.
+				left = left[r.merger.Continue(left, a.Size):]
+			}
+			if len(left) == 0 {
 				break
 			}
 			q.read(left[:min(a.Size, len(left))])
@@ -306,16 +310,17 @@ func (r *receiver) forward(batch []Arrival) {
 }
 
 // decide adds b, about which q is, to what is delivered, if it may pass.
-func (r *receiver) decide(w *world, b []byte, q *query, from netip.Addr, mtu int) {
+func (r *receiver) decide(w *world, b []byte, q *query, from netip.Addr, mtu int) bool {
 	if v := q.inbound(b, from); v != Forwarded {
 		r.count.drop(v, 1)
 		r.answers.tell(b, q.header, v, mtu, w.own[q.family])
-		return
+		return false
 	}
 	if !r.merger.Add(b) {
 		r.deliver()
 		r.merger.Add(b)
 	}
+	return true
 }
 
 // deliver writes what the merger holds to the device.

@@ -44,6 +44,7 @@ type Merger struct {
 	flows  [maxFlows]flow // the first opened ones
 	opened int
 	victim int // which flow gives way next
+	latest int // the flow that the last packet opened or continued, -1 without one
 	parts  [MaxParts][]byte
 	joined Joined // what Flush yields
 }
@@ -78,7 +79,7 @@ func NewMerger(o Options) *Merger {
 	if o.Packets == 0 {
 		o.Packets = defaultPackets
 	}
-	return &Merger{only: o.Protocols, pieces: make([]piece, o.Packets), joins: make([]join, o.Packets)}
+	return &Merger{only: o.Protocols, pieces: make([]piece, o.Packets), joins: make([]join, o.Packets), latest: -1}
 }
 
 // Join says what is joined from now on. It is called before the first Add after a Flush.
@@ -91,6 +92,7 @@ func (m *Merger) Add(packet []byte) bool {
 	if m.taken == len(m.pieces) {
 		return false
 	}
+	m.latest = -1
 	s := &m.joins[m.begun].shape // there are no more joins than packets
 	if m.only == (Protocols{}) {
 		s.fate = foreign // all of them, in their order
@@ -105,7 +107,7 @@ func (m *Merger) Add(packet []byte) bool {
 		m.close(m.find(packet, s))
 	case joinable:
 		i := m.find(packet, s)
-		if i >= 0 && m.extend(i, packet, s) {
+		if i >= 0 && m.extend(i, packet, s, 0) {
 			return true
 		}
 		m.close(i)
@@ -115,6 +117,26 @@ func (m *Merger) Add(packet []byte) bool {
 	}
 	m.begin(packet)
 	return true
+}
+
+// Continue takes packets from the front of train, where they stand one after the other,
+// each of size bytes but for a shorter last one, while each continues what Add took last:
+// the next of its flow, to be joined to it. It is what Add would do with them, in less
+// time. Their TTL is as it came, one more than the one that their receiver sees. It
+// returns how many bytes it took; they are lent as those of Add are.
+func (m *Merger) Continue(train []byte, size int) int {
+	taken := 0
+	for m.latest >= 0 && taken < len(train) && m.taken < len(m.pieces) {
+		packet := train[taken:min(taken+size, len(train))]
+		i := m.latest
+		j := &m.joins[m.flows[i].join]
+		s := j.shape // start, head, proto and v4 are alike
+		if !s.reparse(packet) || !sameFlow(m.pieces[j.first].data, packet, &s) || !m.extend(i, packet, &s, 1) {
+			break
+		}
+		taken += len(packet)
+	}
+	return taken
 }
 
 // take notes data, which is all or the payload of the next packet.
@@ -148,6 +170,7 @@ func (m *Merger) open(hash uint64) {
 		m.opened++
 	}
 	m.flows[i] = flow{hash, int32(m.begun)}
+	m.latest = i
 }
 
 // close ends what flow i holds open; -1 is none.
@@ -169,13 +192,14 @@ func (m *Merger) find(packet []byte, s *shape) int {
 	return -1
 }
 
-// extend continues the join of flow i with packet. It is false if the two do
-// not fit, or if either's sums are wrong: then both go as they came.
-func (m *Merger) extend(i int, packet []byte, s *shape) bool {
+// extend continues the join of flow i with packet, whose TTL is by hops more than what
+// its receiver sees. It is false if the two do not fit, or if either's sums are wrong:
+// then both go as they came.
+func (m *Merger) extend(i int, packet []byte, s *shape, hops int) bool {
 	j := &m.joins[m.flows[i].join]
 	first := m.pieces[j.first].data
 	size := len(packet) - int(s.head)
-	if int(j.bytes)+size > maxPacket || !j.fits(first, packet, s) {
+	if int(j.bytes)+size > maxPacket || !j.fits(first, packet, s, hops) {
 		return false
 	}
 	if j.pseudo == 0 {
@@ -198,24 +222,26 @@ func (m *Merger) extend(i int, packet []byte, s *shape) bool {
 	j.bytes += int32(size)
 	j.next += uint32(size)
 	j.push = s.push
+	m.latest = i
 	if s.push || size < len(first)-int(s.head) || j.packets == MaxParts {
 		m.close(i)
+		m.latest = -1
 	}
 	return true
 }
 
 // fits reports whether packet continues j, as the kernel's GRO would: nothing
 // differs that cutting could not bring back.
-func (j *join) fits(first, packet []byte, s *shape) bool {
+func (j *join) fits(first, packet []byte, s *shape, hops int) bool {
 	if s.seq != j.next && s.proto == protoTCP || len(packet) > len(first) {
 		return false
 	}
 	le := binary.LittleEndian
 	if s.v4 {
-		if !j.follows(first, packet) {
+		if !j.follows(first, packet, hops) {
 			return false
 		}
-	} else if le.Uint32(packet) != le.Uint32(first) || packet[7] != first[7] { // class and label, hop limit
+	} else if le.Uint32(packet) != le.Uint32(first) || int(packet[7]) != int(first[7])+hops { // class and label, hop limit
 		return false
 	}
 	if s.proto == protoUDP {
@@ -235,9 +261,9 @@ func (j *join) fits(first, packet []byte, s *shape) bool {
 // follows compares the IPv4 headers: version and TOS, fragment bits, TTL and
 // protocol. Of the identifications either each follows the last, or, where
 // nobody may fragment and so nobody reads them (RFC 6864), all are the same.
-func (j *join) follows(first, packet []byte) bool {
+func (j *join) follows(first, packet []byte, hops int) bool {
 	be, a, b := binary.BigEndian, first[:ipv4Header], packet[:ipv4Header]
-	if be.Uint16(a) != be.Uint16(b) || be.Uint32(a[6:]) != be.Uint32(b[6:]) {
+	if be.Uint16(a) != be.Uint16(b) || be.Uint16(a[6:]) != be.Uint16(b[6:]) || int(a[8])+hops != int(b[8]) || a[9] != b[9] {
 		return false
 	}
 	step := be.Uint16(b[4:]) - j.id
@@ -256,7 +282,7 @@ func (m *Merger) Flush(yield func(*Joined) bool) {
 			break
 		}
 	}
-	m.taken, m.begun, m.opened = 0, 0, 0
+	m.taken, m.begun, m.opened, m.latest = 0, 0, 0, -1
 }
 
 // finish collects the parts of j and makes its first packet's header that of

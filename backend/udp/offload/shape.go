@@ -85,6 +85,31 @@ func (s *shape) parseTransport(transport []byte) {
 	}
 }
 
+// reparse is parse for a packet that may be of the flow of the one that s is of, and
+// is false unless it is joinable and has a header of the same form. The addresses, the
+// protocol and the ports are not looked at: see sameFlow. Nor is what fits compares.
+func (s *shape) reparse(packet []byte) bool {
+	be, at := binary.BigEndian, 4
+	if len(packet) <= int(s.head) {
+		return false
+	}
+	length := len(packet)
+	if s.v4 {
+		at = 2
+	} else {
+		length -= ipv6Header
+	}
+	transport := packet[s.start:]
+	switch {
+	case int(be.Uint16(packet[at:])) != length:
+		return false
+	case s.proto == protoUDP:
+		return int(be.Uint16(transport[4:])) == len(transport) && be.Uint16(transport[udpSum:]) != 0
+	}
+	s.seq, s.push = be.Uint32(transport[4:]), transport[13]&flagPSH != 0
+	return true
+}
+
 // mix hashes two words into one. Whoever finds two flows with one hash gains a
 // longer comparison.
 func mix(a, b uint64) uint64 {
