@@ -260,6 +260,9 @@ func (b *Backend) Run(ctx context.Context) error {
 			joins:    &b.joins,
 		}
 	}
+	if err := precede(); err != nil {
+		b.log.Debug("packets are moved at the priority of other programs", "err", err)
+	}
 	return run(ctx, paths, b.Close)
 }
 

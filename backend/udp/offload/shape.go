@@ -128,7 +128,7 @@ func sameFlow(packet, other []byte, s *shape) bool {
 		a, b := packet[:24], other[:24]
 		return a[9] == b[9] && le.Uint64(a[12:]) == le.Uint64(b[12:]) && le.Uint32(a[20:]) == le.Uint32(b[20:])
 	}
-	return packet[6] == s.proto && string(packet[8:44]) == string(other[8:44])
+	return packet[6] == other[6] && string(packet[8:44]) == string(other[8:44])
 }
 
 // sound reports whether the sums of a joinable packet are right. Pseudo is that
