@@ -8,6 +8,9 @@ import (
 // Report is what a run found.
 type Report struct {
 	Machine machine.Description
+	// Congestion is the kernel's tcp_congestion_control: what streams find their rate by,
+	// over one way better than over another.
+	Congestion string
 	// Seconds is how long one measurement lasted.
 	Seconds  float64
 	Variants []Variant

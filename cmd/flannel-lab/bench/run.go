@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -36,6 +38,9 @@ func Run(ctx context.Context, l *lab.Lab, o Options) (Report, error) {
 	r := Report{Seconds: o.Window.Seconds(), Variants: o.Variants}
 	var err error
 	if r.Machine, err = machine.Describe(); err != nil {
+		return r, err
+	}
+	if r.Congestion, err = congestion(); err != nil {
 		return r, err
 	}
 	pairs := make([]*pair, len(o.Variants))
@@ -78,4 +83,14 @@ func bringUp(ctx context.Context, l *lab.Lab, pairs []*pair) error {
 		})
 	}
 	return g.Wait()
+}
+
+// congestion names the congestion control of new streams: ip-sysctl.rst,
+// tcp_congestion_control. Namespaces have that of the machine.
+func congestion() (string, error) {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+	if err != nil {
+		return "", fmt.Errorf("read congestion control: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
 }

@@ -14,8 +14,8 @@ import (
 // Markdown writes what was found as tables for people.
 func (r Report) Markdown(out io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s.\nRounds: %d, with %.3g s for a measurement. A figure is their median, in parentheses the median of its\nratios to %s in the same round.\n\n",
-		r.Machine, len(r.Rounds), r.Seconds, Reference)
+	fmt.Fprintf(&b, "%s.\nRounds: %d, with %.3g s for a measurement. A figure is their median, in parentheses the median of its\nratios to %s in the same round. TCP's congestion control: %s.\n\n",
+		r.Machine, len(r.Rounds), r.Seconds, Reference, r.Congestion)
 	if r.Machine.Busy() {
 		b.WriteString(page.Disturbed)
 	}
@@ -65,11 +65,12 @@ func (r Report) claimLines() string {
 // The form of JSON.
 type (
 	jsonReport struct {
-		Machine  machine.Description `json:"machine"`
-		Rounds   int                 `json:"rounds"`
-		Seconds  float64             `json:"seconds"`
-		Variants []jsonVariant       `json:"variants"`
-		Claims   []jsonClaim         `json:"claims"`
+		Machine    machine.Description `json:"machine"`
+		Rounds     int                 `json:"rounds"`
+		Seconds    float64             `json:"seconds"`
+		Congestion string              `json:"congestion_control"`
+		Variants   []jsonVariant       `json:"variants"`
+		Claims     []jsonClaim         `json:"claims"`
 	}
 	jsonVariant struct {
 		Name    string       `json:"name"`
@@ -93,7 +94,7 @@ type (
 
 // JSON writes everything that was found, for programs.
 func (r Report) JSON(out io.Writer) error {
-	j := jsonReport{Machine: r.Machine, Rounds: len(r.Rounds), Seconds: r.Seconds, Claims: []jsonClaim{}}
+	j := jsonReport{Machine: r.Machine, Rounds: len(r.Rounds), Seconds: r.Seconds, Congestion: r.Congestion, Claims: []jsonClaim{}}
 	for _, v := range r.Variants {
 		variant := jsonVariant{Name: v.Name}
 		for _, f := range Figures() {
