@@ -700,6 +700,7 @@ func FuzzMerger(f *testing.F) {
 			added = append(added, packet)
 		}
 		added = slices.DeleteFunc(added, func(b []byte) bool { return len(b) == 0 })
+		checkContinue(t, Options{Protocols: Protocols{TCP: true, UDP: true}}, added)
 		got := merge(t, NewMerger(Options{Protocols: Protocols{TCP: true, UDP: true}}), cloneAll(added))
 		canonical(added, got)
 		check(t, added, got)
