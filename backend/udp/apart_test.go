@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
 
 	"github.com/flanneld-go/flanneld-go/backend/udp/offload"
 	"github.com/flanneld-go/flanneld-go/subnet"
@@ -29,7 +30,7 @@ func largeUDP(dst string, payload []byte, size int) (offload.Header, []byte) {
 }
 
 // cutUp are the wire packets of a large one.
-func cutUp(t testing.TB, h offload.Header, large []byte) (wire [][]byte) {
+func cutUp(t rapid.TB, h offload.Header, large []byte) (wire [][]byte) {
 	t.Helper()
 	cut, err := offload.Plan(h, large)
 	if err != nil {

@@ -86,10 +86,10 @@
 //     loop is in it only while it sleeps, see handle, one stream without offloads
 //     carries 12 to 20 % more: in turn with what was before, 30 to 50 rounds. To sleep in
 //     poll(2) instead carries a few percent more still, but a ping takes a quarter longer.
-//   - On a busy host the loops compete with the programs that send and receive, and a
-//     stream is as fast as the slowest of the four. At a niceness of -10, see precede, one
-//     stream with offloads carries 4 to 20 % more, by the congestion control of its sender
-//     (BBR, CUBIC), in turn with what was before, five times 20 to 50 rounds.
+//   - On a busy host the loops compete with the programs that send and receive, and wait
+//     for them. At a niceness of -10, see precede, one stream with offloads carries more, in
+//     turn with the same build without: by 4 to 20 % where its sender goes by BBR, 10 to 17
+//     by CUBIC, eight times 20 to 30 rounds, sender and receiver being of the same session.
 //   - A frame of 64 KiB has 45 packets of 1,472 bytes, of which a datagram train
 //     (UDP_SEGMENT) holds 44: each frame alone costs two. Reading up to eight
 //     frames at a time fills the trains: eight of nine.

@@ -309,7 +309,8 @@ func (r *receiver) forward(batch []Arrival) {
 	r.in.add(&r.count)
 }
 
-// decide adds b, about which q is, to what is delivered, if it may pass.
+// decide adds b, about which q is, to what is delivered, if it may pass. False: it may not,
+// and nothing that follows it may as its continuation.
 func (r *receiver) decide(w *world, b []byte, q *query, from netip.Addr, mtu int) bool {
 	if v := q.inbound(b, from); v != Forwarded {
 		r.count.drop(v, 1)

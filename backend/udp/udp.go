@@ -261,7 +261,7 @@ func (b *Backend) Run(ctx context.Context) error {
 		}
 	}
 	if err := precede(); err != nil {
-		b.log.Debug("packets are moved at the priority of other programs", "err", err)
+		b.log.Info("packets are moved at the priority of other programs, which takes CAP_SYS_NICE to change", "error", err)
 	}
 	return run(ctx, paths, b.Close)
 }

@@ -2,6 +2,7 @@ package hosts
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +24,13 @@ func TestRestartUnnoticed(t *testing.T) {
 	if err := o.apps[0].WaitPing(ctx, o.apps[1].addr); err != nil {
 		t.Fatal(err)
 	}
+	o.each(t, func(m *Machine) error {
+		out, err := m.script(ctx, "cut -d' ' -f19 /proc/$(systemctl show --value --property=MainPID "+ourService+")/task/*/stat | sort -u")
+		if err == nil && out != "-10\n" {
+			err = fmt.Errorf("%s: threads have the niceness %q, want -10: they come before containers", m.Name, out)
+		}
+		return err
+	})
 	const restart = "systemctl restart " + ourService
 	for _, how := range endings() {
 		t.Run(how.name, func(t *testing.T) {

@@ -22,7 +22,8 @@
 //     its sender had sent it alone. No wire packet is longer than head and segment
 //     size. Payload is not copied. What a vnet header says is checked against the
 //     packet by Plan; a lie is an error, and nothing is read or written outside.
-//   - Merger: what it emits, cut again, is what was added: every byte once, the
+//   - Merger: what it emits, cut again, is what was added, by Add or, where packets of a
+//     flow follow each other in one arrival, by Continue: every byte once, the
 //     packets of one flow in their order. Packets that cannot be joined (another
 //     protocol, fragments, IP options, odd flags, a wrong sum, a gap) are emitted
 //     as they came, and after everything of their flow that came before them. A

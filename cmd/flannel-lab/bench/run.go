@@ -40,7 +40,7 @@ func Run(ctx context.Context, l *lab.Lab, o Options) (Report, error) {
 	if r.Machine, err = machine.Describe(); err != nil {
 		return r, err
 	}
-	if r.Congestion, err = congestion(); err != nil {
+	if r.Congestion, err = congestion(l.Hosts[0]); err != nil {
 		return r, err
 	}
 	pairs := make([]*pair, len(o.Variants))
@@ -85,10 +85,14 @@ func bringUp(ctx context.Context, l *lab.Lab, pairs []*pair) error {
 	return g.Wait()
 }
 
-// congestion names the congestion control of new streams: ip-sysctl.rst,
-// tcp_congestion_control. Namespaces have that of the machine.
-func congestion() (string, error) {
-	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+// congestion names the congestion control of new streams in a host's namespace:
+// ip-sysctl.rst, tcp_congestion_control.
+func congestion(h *lab.Host) (string, error) {
+	var b []byte
+	err := h.Do(func() (err error) {
+		b, err = os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+		return err
+	})
 	if err != nil {
 		return "", fmt.Errorf("read congestion control: %w", err)
 	}
