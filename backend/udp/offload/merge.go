@@ -178,6 +178,7 @@ func (m *Merger) close(i int) {
 	if i >= 0 {
 		m.opened--
 		m.flows[i] = m.flows[m.opened]
+		m.latest = -1 // that flow, or one that stands elsewhere now
 	}
 }
 
@@ -225,13 +226,12 @@ func (m *Merger) extend(i int, packet []byte, s *shape, hops int) bool {
 	m.latest = i
 	if s.push || size < len(first)-int(s.head) || j.packets == MaxParts {
 		m.close(i)
-		m.latest = -1
 	}
 	return true
 }
 
-// fits reports whether packet continues j, as the kernel's GRO would: nothing
-// differs that cutting could not bring back.
+// fits reports whether packet, with a TTL as extend takes it, continues j, as the
+// kernel's GRO would: nothing differs that cutting could not bring back.
 func (j *join) fits(first, packet []byte, s *shape, hops int) bool {
 	if s.seq != j.next && s.proto == protoTCP || len(packet) > len(first) {
 		return false

@@ -118,8 +118,8 @@ func mix(a, b uint64) uint64 {
 }
 
 // sameFlow compares addresses, ports and protocols of packet and other, which
-// has the shape s. Packet is TCP or UDP without options before that; that other is, too,
-// is for the caller to know.
+// has the shape s. Packet is TCP or UDP without options before that; whether other is,
+// too, is for the caller to find out.
 func sameFlow(packet, other []byte, s *shape) bool {
 	le := binary.LittleEndian
 	if packet[0]>>4 != other[0]>>4 {
