@@ -61,6 +61,12 @@ func drawTrains(t *rapid.T) (trains, singles []Arrival) {
 		}
 		*flow = (*flow)[n:]
 		if len(train) > 0 {
+			if len(singles) < arrivalsMost && rapid.IntRange(0, 2).Draw(t, "another first") == 0 {
+				another := slices.Clone(train[0])
+				another[ipv4Header]++ // its port
+				train = slices.Insert(train, 0, another)
+				singles = slices.Insert(singles, len(singles)-n, arrivalOf(from, slices.Clone(another)))
+			}
 			trains = append(trains, arrivalOf(from, train...))
 		}
 	}
