@@ -4,12 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
-	"strings"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/flanneld-go/flanneld-go/backend/kernel"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/lab"
 	"github.com/flanneld-go/flanneld-go/cmd/flannel-lab/machine"
 )
@@ -88,13 +88,10 @@ func bringUp(ctx context.Context, l *lab.Lab, pairs []*pair) error {
 // congestion names the congestion control of new streams in a host's namespace:
 // ip-sysctl.rst, tcp_congestion_control.
 func congestion(h *lab.Host) (string, error) {
-	var b []byte
-	err := h.Do(func() (err error) {
-		b, err = os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
-		return err
-	})
+	k, err := kernel.Open(kernel.Options{NetNS: filepath.Join("/run/netns", h.Name)})
 	if err != nil {
 		return "", fmt.Errorf("read congestion control: %w", err)
 	}
-	return strings.TrimSpace(string(b)), nil
+	defer k.Close()
+	return k.Sysctl("net/ipv4/tcp_congestion_control")
 }
