@@ -43,16 +43,25 @@ func waits(t *testing.T, fd int) bool {
 	return err == nil
 }
 
-// openAlone opens a socket of a namespace in which nobody else makes links.
+// openAlone opens a socket of a namespace in which nobody else makes links. Its thread
+// comes home: it may be the main one, which does not end with its goroutine.
 func openAlone(t *testing.T) *conn {
 	t.Helper()
 	var c *conn
 	err := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends here
-		e := unix.Unshare(unix.CLONE_NEWNET)
-		if e == nil {
+		runtime.LockOSThread()
+		home, e := os.Open("/proc/thread-self/ns/net")
+		if e != nil {
+			err <- e
+			return
+		}
+		defer home.Close()
+		if e = unix.Unshare(unix.CLONE_NEWNET); e == nil {
 			c, e = openConn()
+		}
+		if e = errors.Join(e, unix.Setns(int(home.Fd()), unix.CLONE_NEWNET)); e == nil {
+			runtime.UnlockOSThread()
 		}
 		err <- e
 	}()

@@ -117,6 +117,10 @@ func deleteNamespace(name string) error {
 	return nil
 }
 
+// init keeps the main thread for the main goroutine: the runtime does not end it as it
+// ends others, and in a namespace it would hold that until the process ends.
+func init() { runtime.LockOSThread() }
+
 // onOwnThread runs f on a thread that ends with it. A thread that changed its
 // namespace must never run anything else, so it is not unlocked: the runtime
 // then ends it with its goroutine.
