@@ -59,6 +59,7 @@ func (b *Backend) Apply(ctx context.Context, d backend.Desired) error {
 func (b *Backend) openSockets(ctx context.Context, d backend.Desired) error {
 	have := b.outlets.load().sets
 	sets := make([]*outletSet, 0, 1+len(d.Also))
+	deaf := map[netip.AddrPort]string{}
 	for i, at := range b.receiveAt(d) {
 		if n := slices.IndexFunc(have, func(s *outletSet) bool { return s.at == at }); n >= 0 {
 			sets = append(sets, have[n])
@@ -72,9 +73,12 @@ func (b *Backend) openSockets(ctx context.Context, d backend.Desired) error {
 			return err
 		default:
 			// Then nothing comes there, and what we send by does not suffer.
-			b.log.Warn("not receiving at another address of ours", "address", at.Addr(), "error", err)
+			if deaf[at] = err.Error(); deaf[at] != b.deaf[at] {
+				b.log.Warn("not receiving at another address of ours", "address", at.Addr(), "error", err)
+			}
 		}
 	}
+	b.deaf = deaf
 	if err := b.outlets.put(sets...); err != nil {
 		return err
 	}

@@ -1,9 +1,11 @@
 package udp
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -548,7 +550,7 @@ func TestReceivesAtAll(t *testing.T) {
 	h := newHost(t)
 	at := func(n byte) netip.Addr {
 		if n == 0 {
-			return netip.MustParseAddr("192.0.2.1") // nobody's here
+			return netip.MustParseAddr("240.0.0.1") // nobody has it
 		}
 		return netip.AddrFrom4([4]byte{127, 0, 0, n})
 	}
@@ -589,6 +591,37 @@ func TestReceivesAtAll(t *testing.T) {
 		}
 		if open = next; !slices.Equal(got, step.want) {
 			t.Errorf("%s: open at %v, want %v", step.name, got, step.want)
+		}
+	}
+}
+
+// The log says once of an address that nothing is received there, and again when it comes
+// back or the reason is another.
+func TestDeafAddressIsLoggedOnce(t *testing.T) {
+	h := newHost(t)
+	var log bytes.Buffer
+	h.log = slog.New(slog.NewTextHandler(&log, nil))
+	first, second := netip.MustParseAddr("240.0.0.1"), netip.MustParseAddr("240.0.0.2") // nobody has these
+	for _, step := range []struct {
+		name string
+		also []netip.Addr
+		want int // lines
+	}{
+		{"new", []netip.Addr{first}, 1},
+		{"the same", []netip.Addr{first}, 0},
+		{"one more", []netip.Addr{first, second}, 1},
+		{"both", []netip.Addr{second, first}, 0},
+		{"none", nil, 0},
+		{"again", []netip.Addr{first}, 1},
+	} {
+		log.Reset()
+		d := h.desired()
+		d.Also = step.also
+		if err := h.Apply(t.Context(), d); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if got := strings.Count(log.String(), "not receiving at another address of ours"); got != step.want {
+			t.Errorf("%s: %d lines, want %d:\n%s", step.name, got, step.want, log.String())
 		}
 	}
 }

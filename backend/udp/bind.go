@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -168,14 +169,14 @@ func newSocket(raw *handle) (*socket, error) {
 func boundTo(fd int) (netip.AddrPort, error) {
 	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
 	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("%w: %w", errNoHeirloom, err)
+		return netip.AddrPort{}, os.NewSyscallError("getsockopt", err)
 	}
 	if protocol != unix.IPPROTO_UDP {
-		return netip.AddrPort{}, fmt.Errorf("%w: a socket of protocol %d, not of udp", errNoHeirloom, protocol)
+		return netip.AddrPort{}, fmt.Errorf("a socket of protocol %d, not of udp", protocol)
 	}
 	sa, err := unix.Getsockname(fd)
 	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("%w: %w", errNoHeirloom, err)
+		return netip.AddrPort{}, os.NewSyscallError("getsockname", err)
 	}
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
@@ -183,7 +184,7 @@ func boundTo(fd int) (netip.AddrPort, error) {
 	case *unix.SockaddrInet6:
 		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port)), nil //nolint:gosec // a port
 	}
-	return netip.AddrPort{}, fmt.Errorf("%w: bound to %T", errNoHeirloom, sa)
+	return netip.AddrPort{}, fmt.Errorf("a socket bound to %T", sa)
 }
 
 // prepare turns on what o asks for and the kernel has: UDP_SEGMENT is Linux 4.18,

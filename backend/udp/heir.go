@@ -411,7 +411,7 @@ func inheritSocket(f *os.File, at netip.AddrPort, o socketOptions) (*socket, err
 	}
 	s, err := newSocket(raw)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errNoHeirloom, err)
 	}
 	if s.at != at {
 		return s, fmt.Errorf("%w: it is bound to %s", errNoHeirloom, s.at)

@@ -329,7 +329,7 @@ func TestKernelRefusesHeirlooms(t *testing.T) {
 				return append(drop(drop(files, socket1), queue1), null(t, socket1), null(t, queue1))
 			},
 			refused: append(both(queue0, queue1, "its device was deleted: inappropriate ioctl for device"),
-				both(socket0, socket1, "socket operation on non-socket")...),
+				both(socket0, socket1, "getsockopt: socket operation on non-socket")...),
 		},
 	}
 	for _, tt := range tests {

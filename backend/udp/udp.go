@@ -108,6 +108,9 @@ type Backend struct {
 	raw    *rawSockets
 	tunnel tunnel
 	logged bool // see leveled
+	// deaf are the other addresses of ours at which nothing can be received, with the
+	// reason: the log is told of each change, not at each Apply.
+	deaf   map[netip.AddrPort]string
 	router backend.Router
 	// applied is what the last Apply was told, without the peers; nil: it did not
 	// come as far as these.
