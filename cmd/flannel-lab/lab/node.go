@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"sync"
 
@@ -35,11 +36,14 @@ var ErrRemoved = errors.New("namespace was removed")
 // as the lab's. Nothing is left of it after an error.
 func newNode(name, lab string) (*Node, error) {
 	n := &Node{Name: name, ns: netns.None()}
-	err := onOwnThread(func() error {
-		var err error
-		n.ns, err = netns.NewNamed(name)
-		return err
-	})
+	err := shareNames()
+	if err == nil {
+		err = onOwnThread(func() error {
+			var err error
+			n.ns, err = netns.NewNamed(name)
+			return err
+		})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("make namespace %s: %w", name, err)
 	}
@@ -47,6 +51,34 @@ func newNode(name, lab string) (*Node, error) {
 		return nil, errors.Join(fmt.Errorf("make namespace %s: %w", name, err), n.remove())
 	}
 	return n, nil
+}
+
+// shareNames makes the folder of namespaces a mount of its own, as the first `ip netns add`
+// on a machine does, locked as there. Done while there are namespaces it puts a copy of each
+// over it, and the name of one that is covered cannot be removed.
+func shareNames() (err error) {
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return err
+	}
+	dir, err := os.Open(netnsDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", netnsDir, err)
+	}
+	share := func() error { return unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	err = share()
+	if errors.Is(err, unix.EINVAL) { // no mount
+		if err = unix.Mount(netnsDir, netnsDir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = share()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("share %s: %w", netnsDir, err)
+	}
+	return nil
 }
 
 // OpenNode gives access to a namespace that somebody else made, by its path. It
