@@ -217,23 +217,25 @@ route add default via 198.18.0.9`)
 	rapid.Check(t, func(r *rapid.T) {
 		h := newKeptHost(r, t, k, s)
 		h.live(nil)
-		open := descriptors() - s.has()
+		open := descriptors(r, s)
 		for range rapid.IntRange(1, 3).Draw(r, "lives") {
 			s.limit(512)
 			all := h.spoilers()
 			for _, what := range rapid.SliceOfN(rapid.SampledFrom(slices.Sorted(maps.Keys(all))), 0, 4).Draw(r, "spoilt") {
 				all[what]()
 			}
+			s.limit(s.most) // whatever was put there after its room was taken
 			h.live(s.handOver(r))
-			if now := descriptors() - s.has(); now != open {
+			if now := descriptors(r, s); now != open {
 				r.Errorf("%d descriptors are open after the end, %d after the first", now, open)
 			}
 		}
 	})
 }
 
-// descriptors is how many this process has open.
-func descriptors() int {
+// descriptors is how many this process has open, but for those in a store.
+func descriptors(t *rapid.T, s *descriptorStore) int {
+	s.settle(t)
 	list, _ := os.ReadDir("/proc/self/fd")
-	return len(list)
+	return len(list) - s.has()
 }

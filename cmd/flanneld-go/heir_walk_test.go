@@ -28,6 +28,8 @@ import (
 type descriptorStore struct {
 	conn  *net.UnixConn
 	ended chan struct{}
+	// settled is told when it comes to the end of what was sent.
+	settled chan struct{}
 
 	mu    sync.Mutex
 	files []*os.File
@@ -38,7 +40,7 @@ type descriptorStore struct {
 func newStore(t *testing.T) *descriptorStore {
 	t.Helper()
 	conn := listenForNotes(t)
-	s := &descriptorStore{conn: conn, ended: make(chan struct{}), most: 512}
+	s := &descriptorStore{conn: conn, ended: make(chan struct{}), settled: make(chan struct{}), most: 512}
 	go s.serve()
 	t.Cleanup(func() {
 		conn.Close()
@@ -55,6 +57,10 @@ func (s *descriptorStore) serve() {
 		if err != nil {
 			return
 		}
+		if string(text[:n]) == over {
+			s.settled <- struct{}{}
+			continue
+		}
 		said := map[string]string{}
 		for line := range strings.Lines(string(text[:n])) {
 			key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
@@ -68,6 +74,15 @@ func (s *descriptorStore) serve() {
 		}
 		closeAll(control[:c])
 	}
+}
+
+// settle returns when all that it was sent is kept or closed: nobody waits for an answer
+// to what it has no room for.
+func (s *descriptorStore) settle(t *rapid.T) {
+	if _, err := s.conn.WriteToUnix([]byte(over), s.conn.LocalAddr().(*net.UnixAddr)); err != nil {
+		t.Fatal(err)
+	}
+	<-s.settled
 }
 
 // add takes in what came with a message, if there is room.
@@ -149,10 +164,11 @@ type keptHost struct {
 	closed bool
 }
 
-// newKeptHost has no device, and nothing in the store.
+// newKeptHost has no device, and nothing in the store, which has room again.
 func newKeptHost(t *rapid.T, outer *testing.T, k kernel.Host, s *descriptorStore) *keptHost {
 	h := &keptHost{T: t, outer: outer, kernel: k, store: s, port: 8285, former: 8285}
 	s.remove(func(*os.File) bool { return true })
+	s.limit(512)
 	h.removeDevices()
 	return h
 }
