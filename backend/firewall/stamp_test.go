@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,6 +34,10 @@ func countStarts(t *testing.T) (*Exec, starts) {
 		}
 		wrapped := filepath.Join(s.dir, name)
 		script := fmt.Sprintf("#!/bin/sh\necho \"$0 $*\" >> %s/log\nexec %s \"$@\"\n", s.dir, path)
+		// What another test starts has the files of this process, between its fork and its
+		// exec, and nobody can run one that somebody may write.
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
 		return wrapped, os.WriteFile(wrapped, []byte(script), 0o755)
 	}}, s
 }
