@@ -13,13 +13,22 @@ import (
 	"github.com/flanneld-go/flanneld-go/backend/kernel/kerneltest"
 )
 
-// bridge adds an uplink on which nobody answers ARP.
+// bridge adds an uplink on which nobody answers ARP. In the time that a test takes its
+// neighbours keep the states that they are given.
 func bridge(t *testing.T, ns *kerneltest.Namespace) kernel.Link {
 	t.Helper()
 	for _, line := range []string{
 		"link add br0 type bridge", "link set br0 up", "addr add 198.18.0.1/24 dev br0", "addr add fd00:198:18::1/64 dev br0 nodad",
 	} {
 		ns.Run(t, "ip", strings.Fields(line)...)
+	}
+	for _, family := range []string{"ipv4", "ipv6"} {
+		const hour = "3600000"
+		for name, value := range map[string]string{"base_reachable_time_ms": hour, "delay_first_probe_time": "3600", "retrans_time_ms": hour} {
+			if err := ns.SetSysctl("net/"+family+"/neigh/br0/"+name, value); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	l, err := ns.LinkByName(t.Context(), "br0")
 	if err != nil {
