@@ -149,17 +149,19 @@ func deleteNamespace(name string) error {
 	return nil
 }
 
-// init keeps the main thread for the main goroutine: the runtime does not end it as it
-// ends others, and in a namespace it would hold that until the process ends.
-func init() { runtime.LockOSThread() }
-
 // onOwnThread runs f on a thread that ends with it. A thread that changed its
 // namespace must never run anything else, so it is not unlocked: the runtime
-// then ends it with its goroutine.
+// then ends it with its goroutine. The main thread alone it keeps as it is, and in a
+// namespace that would hold it until the process ends: f runs on another then.
 func onOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			defer runtime.UnlockOSThread()
+			done <- onOwnThread(f)
+			return
+		}
 		done <- f()
 	}()
 	return <-done
