@@ -197,6 +197,19 @@ func TestRatiosAreOfOneRound(t *testing.T) {
 	}
 }
 
+// A reference that spends nothing, but for one round, is no measure.
+func TestNoRatioToNothing(t *testing.T) {
+	r := known()
+	r.Rounds[1][Reference][keyDaemons] = 1e-3
+	if got := r.toReference(point{nameUDP, keyDaemons}); len(got) > 0 {
+		t.Errorf("got %v", got)
+	}
+	r.Rounds[2][Reference][keyDaemons] = 1e-3
+	if got := r.toReference(point{nameUDP, keyDaemons}); len(got) != 2 {
+		t.Errorf("got %v, want the ratios of two rounds", got)
+	}
+}
+
 func TestJSON(t *testing.T) {
 	var out bytes.Buffer
 	if err := known().JSON(&out); err != nil {

@@ -46,9 +46,14 @@ func (r Report) ratios(of, by point) []float64 {
 	return ratios
 }
 
-// toReference are the ratios of a variant's figure to the reference's.
+// toReference are the ratios of a variant's figure to the reference's. There are none
+// where that is 0 in most rounds: what the others say is chance.
 func (r Report) toReference(at point) []float64 {
-	return r.ratios(at, point{Reference, at.figure})
+	by := point{Reference, at.figure}
+	if page.Median(r.values(by)) == 0 {
+		return nil
+	}
+	return r.ratios(at, by)
 }
 
 // claim is something that the measured variants are to show.
