@@ -55,7 +55,7 @@ func (e *Exec) Changes(ctx context.Context) (<-chan struct{}, error) {
 			continue
 		}
 		p.changed(true) // from here changes count
-		workers.Go(func() { p.run(ctx, signal) })
+		workers.Go(func() { p.run(ctx, &e.wrote, signal) })
 	}
 	go func() {
 		defer close(out)

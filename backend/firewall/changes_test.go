@@ -241,6 +241,38 @@ func TestDriftOfOurOwn(t *testing.T) {
 	}
 }
 
+// What we wrote to legacy tables, and another undid before anybody looked, is noticed: they
+// are as they were at the last look.
+func TestChangesBetweenTwoLooks(t *testing.T) {
+	t.Parallel()
+	enterNamespace(t)
+	if _, err := exec.LookPath("iptables-legacy"); err != nil {
+		t.Skip("needs program: iptables-legacy")
+	}
+	b := &bench{tools: &Exec{}, v: Variant{Command: "iptables-legacy", RandomFully: true}}
+	b.others(t, "*filter\n-P FORWARD DROP\nCOMMIT\n")
+	tools := &Exec{}
+	ctx, cancel := context.WithCancel(t.Context())
+	changes, err := tools.Changes(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		for noticed(changes, silence) {
+		}
+		if err := tools.Restore(t.Context(), b.v, "*filter\n-A FORWARD -j ACCEPT\nCOMMIT\n"); err != nil {
+			t.Fatal(err)
+		}
+		b.others(t, "*filter\n-F FORWARD\nCOMMIT\n")
+		if !noticed(changes, patience) {
+			t.Error("not noticed")
+		}
+	}
+	cancel()
+	for range changes { //nolint:revive // until it is closed
+	}
+}
+
 // Drift wakes at the first of many changes, then at most once per calm, and again
 // after the last one.
 func TestDriftCollects(t *testing.T) {

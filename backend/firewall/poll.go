@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -113,20 +114,25 @@ func openPoller(f subnet.Family, seed maphash.Seed) (*poller, error) {
 	return &poller{layout: layoutOf(f), sock: sock, seed: seed, tables: map[string]tableState{}}, nil
 }
 
-// run tells changes since the last look until ctx ends, and closes the poller.
-func (p *poller) run(ctx context.Context, signal func()) {
+// run tells changes since the last look until ctx ends, and closes the poller. Where we
+// wrote since, it tells one whatever it finds: what we wrote may be undone already, and
+// then the tables are as they were at the last look.
+func (p *poller) run(ctx context.Context, wrote *atomic.Uint64, signal func()) {
 	defer p.close()
 	ticker := time.NewTicker(pollEvery)
 	defer ticker.Stop()
+	seen := wrote.Load()
 	for n := 1; ; n++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		if p.changed(n%compareEvery == 0) {
+		now := wrote.Load() // before the look: what is written during it shows at the next
+		if p.changed(n%compareEvery == 0) || now != seen {
 			signal()
 		}
+		seen = now
 	}
 }
 

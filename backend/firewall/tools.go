@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-iptables/iptables"
@@ -95,6 +96,8 @@ type Exec struct {
 	probed subnet.ByFamily[probe]
 	// seed is of all hashes of legacy tables; zero before the first.
 	seed maphash.Seed
+	// wrote counts what was written to legacy tables, once it is there: see poller.run.
+	wrote atomic.Uint64
 }
 
 // probe is what is known of a family's programs, as long as the plain name leads
@@ -195,6 +198,9 @@ func (e *Exec) Restore(ctx context.Context, v Variant, script string) error {
 		args = append(args, "-w", lockWait)
 	}
 	_, err := e.run(ctx, script, v.Command+"-restore", args...)
+	if !v.NFT {
+		e.wrote.Add(1)
+	}
 	return err
 }
 
