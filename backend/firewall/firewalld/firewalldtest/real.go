@@ -53,9 +53,9 @@ func NewBus(t testing.TB) *Bus {
 		t.Fatal(err)
 	}
 	start(t, exec.Command("dbus-daemon", "--nofork", "--config-file="+config))
-	b.until(t, func(context.Context) bool {
-		_, err := os.Stat(b.address)
-		return err == nil
+	b.until(t, func(ctx context.Context) bool { // the socket is there before it is listened at
+		conn, err := b.Connect(ctx)
+		return err == nil && conn.Close() == nil
 	})
 	return b
 }
