@@ -128,22 +128,24 @@ func (f *fakeHeir) Close() error {
 // descriptor is an open file under a name.
 func descriptor(t *testing.T, name string) backend.Descriptor {
 	t.Helper()
-	f := nullFile(t, name)
-	t.Cleanup(func() { f.Close() })
-	conn, err := f.SyscallConn()
+	conn, err := nullFile(t, name).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return backend.Descriptor{Name: name, Conn: conn}
 }
 
+// nullFile is closed when the test ends, if it is not by then: what is left to the
+// collector is closed in the middle of another test, which may count descriptors.
 func nullFile(t *testing.T, name string) *os.File {
 	t.Helper()
 	fd, err := syscall.Open(os.DevNull, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return os.NewFile(uintptr(fd), name)
+	f := os.NewFile(uintptr(fd), name)
+	t.Cleanup(func() { f.Close() })
+	return f
 }
 
 // heirLoop is a loop that does nothing but what a test asks for.
