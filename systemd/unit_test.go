@@ -7,6 +7,7 @@ import (
 	"io"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -35,8 +36,6 @@ type fakeManager struct {
 	result string
 	// jobs are the requests so far.
 	jobs []string
-	// asked is called at each of them; nil: nothing.
-	asked func()
 }
 
 // unitStatus is one row of ListUnitsByNames (org.freedesktop.systemd1(5)).
@@ -71,9 +70,6 @@ func (f *fakeManager) TryRestartUnit(name, mode string) (dbus.ObjectPath, *dbus.
 		return "", dbus.NewError(busName+".NoSuchUnit", []any{"Unit " + name + " not found."})
 	}
 	f.jobs = append(f.jobs, fmt.Sprintf("try-restart %s %s", name, mode))
-	if f.asked != nil {
-		f.asked()
-	}
 	id := uint32(len(f.jobs))
 	job := dbus.ObjectPath(fmt.Sprintf("%s/job/%d", busObject, id))
 	if f.result != "" {
@@ -177,13 +173,28 @@ func TestRestartUnit(t *testing.T) {
 	}
 }
 
+// waited is a context that notes when the end of a job is waited for.
+type waited struct {
+	context.Context
+	begin func()
+}
+
+// Done implements context.Context.
+func (w waited) Done() <-chan struct{} {
+	pc, _, _, _ := runtime.Caller(1)
+	if strings.HasSuffix(runtime.FuncForPC(pc).Name(), "/systemd.runJob") {
+		w.begin()
+	}
+	return w.Context.Done()
+}
+
 func TestRestartUnitEndsWithItsContext(t *testing.T) {
-	ctx, cancel := context.WithCancelCause(t.Context())
+	within, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	ctx, cancel := context.WithCancelCause(within)
 	defer cancel(nil)
-	// To get so far may take a while; the answer to who asked is on its way then.
-	asked := func() { time.AfterFunc(500*time.Millisecond, func() { cancel(errors.New("too long")) }) }
-	startManager(t, &fakeManager{units: map[string]string{"docker.service": "active"}, asked: asked})
-	err := systemd.RestartUnit(ctx, "docker.service")
+	startManager(t, &fakeManager{units: map[string]string{"docker.service": "active"}})
+	err := systemd.RestartUnit(waited{ctx, func() { cancel(errors.New("too long")) }}, "docker.service")
 	if want := "restart docker.service: wait for the job: too long"; err == nil || err.Error() != want {
 		t.Errorf("error %v, want %q", err, want)
 	}
