@@ -200,7 +200,7 @@ func userDropCell(ctx context.Context, o *overlay) (_ string, err error) {
 	defer cancel()
 	from, to := o.apps[0], o.apps[1]
 	rule := []string{"DOCKER-USER", "-s", from.addr.String(), "-d", to.addr.String(), "-p", "icmp", "-j", "DROP"}
-	if _, err := to.machine.Run(ctx, append([]string{"iptables", "-I"}, rule...)...); err != nil {
+	if _, err := to.machine.Run(ctx, append([]string{"iptables", "-w", "-I"}, rule...)...); err != nil {
 		return "", err
 	}
 	// Longer than our daemon takes to look at a table that was changed.
@@ -209,7 +209,7 @@ func userDropCell(ctx context.Context, o *overlay) (_ string, err error) {
 		err = fmt.Errorf("in spite of a DROP in DOCKER-USER: %s", r)
 	}
 	_, transferred := lab.Transfer(ctx, from.Node, to.Node, to.addr, 1<<20)
-	_, removed := to.machine.Run(ctx, append([]string{"iptables", "-D"}, rule...)...)
+	_, removed := to.machine.Run(ctx, append([]string{"iptables", "-w", "-D"}, rule...)...)
 	return "", errors.Join(err, transferred, removed, wantPing(ctx, from, to))
 }
 
@@ -332,7 +332,7 @@ func flushCell(ctx context.Context, o *overlay) (string, error) {
 	defer cancel()
 	// A flush with INPUT's policy DROP cuts off the machine, not the overlay.
 	for _, m := range o.machines {
-		if _, err := m.Run(ctx, "iptables", "-P", "INPUT", "ACCEPT"); err != nil {
+		if _, err := m.Run(ctx, "iptables", "-w", "-P", "INPUT", "ACCEPT"); err != nil {
 			return "", err
 		}
 	}
@@ -340,7 +340,7 @@ func flushCell(ctx context.Context, o *overlay) (string, error) {
 		errs := make(chan error, len(o.machines))
 		for _, m := range o.machines {
 			go func() {
-				_, err := m.Run(ctx, "sh", "-c", "iptables -P FORWARD DROP; iptables -F")
+				_, err := m.Run(ctx, "sh", "-c", "iptables -w -P FORWARD DROP; iptables -w -F")
 				errs <- err
 			}()
 		}

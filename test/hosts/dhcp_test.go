@@ -39,7 +39,7 @@ func TestDHCP(t *testing.T) {
 	o := newOverlay(ctx, t, setup{bookworm(), walks()[0], variants()[0]})
 	o.prepareNetworkd(ctx, t)
 	o.each(t, func(m *Machine) error {
-		_, err := m.Run(ctx, "iptables", "-I", "INPUT", "-p", "udp", "--dport", "67:68", "-j", "ACCEPT")
+		_, err := m.Run(ctx, "iptables", "-w", "-I", "INPUT", "-p", "udp", "--dport", "67:68", "-j", "ACCEPT")
 		return err
 	})
 	client := o.machines[0]

@@ -78,7 +78,7 @@ func (s *site) closeFirewall(ctx context.Context, t *testing.T) {
 			"-A INPUT -i lo -j ACCEPT", "-A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
 			"-P INPUT DROP", "-P FORWARD DROP",
 		} {
-			if _, err := m.Run(ctx, append([]string{"iptables"}, strings.Fields(rule)...)...); err != nil {
+			if _, err := m.Run(ctx, append([]string{"iptables", "-w"}, strings.Fields(rule)...)...); err != nil {
 				return err
 			}
 		}

@@ -98,12 +98,12 @@ nft add rule inet own forward ip saddr 10.66.0.0/16 counter accept
 case $iptables in
 *-legacy)
 	for table in raw mangle nat filter; do
-		$iptables -t $table -nL
-		ip6${iptables#ip} -t $table -nL
+		$iptables -w -t $table -nL
+		ip6${iptables#ip} -w -t $table -nL
 	done ;;
 esac
-$iptables -A FORWARD -s 10.66.0.0/16 -j ACCEPT
-$iptables -t nat -A POSTROUTING -s 10.66.0.0/16 -j MASQUERADE
+$iptables -w -A FORWARD -s 10.66.0.0/16 -j ACCEPT
+$iptables -w -t nat -A POSTROUTING -s 10.66.0.0/16 -j MASQUERADE
 ` + settled
 
 // ownRoute is a route inside the network.

@@ -130,7 +130,7 @@ func TestInstancesShareAHost(t *testing.T) {
 // flushFirst takes rules and routes of instance 0, but for a device of its own.
 const flushFirst = `
 nft delete table ip flanneld-go
-for t in iptables ip6tables; do if $t -n -L FLANNELD-GO-FWD >/dev/null 2>&1; then $t -F FLANNELD-GO-FWD; fi; done
+for t in iptables ip6tables; do if $t -w -n -L FLANNELD-GO-FWD >/dev/null 2>&1; then $t -w -F FLANNELD-GO-FWD; fi; done
 for f in -4 -6; do for d in $(ip $f route show proto 158 | cut -d' ' -f1); do ip $f route del $d; done; done
 `
 

@@ -80,7 +80,7 @@ func dropByDefault(t *testing.T, h *lab.Host) {
 		"-P INPUT DROP",
 		"-P FORWARD DROP",
 	} {
-		if _, err := h.Run(t.Context(), "iptables", strings.Fields(rule)...); err != nil {
+		if _, err := h.Run(t.Context(), "iptables", strings.Fields("-w "+rule)...); err != nil {
 			t.Fatal(err)
 		}
 	}
