@@ -39,6 +39,7 @@ func TestEventsLeaveNoiseOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	keepStates(t, ns, l.Name) // else one of ours that ages is told of again when it has grown old
 	put(t, ns.Neighbours(l.Index), kernel.Neighbour{Link: l.Index, Addr: gw3, MAC: kernel.MAC{2, 0, 0, 0, 0, 3}})
 	put(t, ns.Routes(), via(l.Index, net3, gw3))
 	ctx, cancel := context.WithCancel(t.Context())

@@ -22,19 +22,25 @@ func bridge(t *testing.T, ns *kerneltest.Namespace) kernel.Link {
 	} {
 		ns.Run(t, "ip", strings.Fields(line)...)
 	}
-	for _, family := range []string{"ipv4", "ipv6"} {
-		const hour = "3600000"
-		for name, value := range map[string]string{"base_reachable_time_ms": hour, "delay_first_probe_time": "3600", "retrans_time_ms": hour} {
-			if err := ns.SetSysctl("net/"+family+"/neigh/br0/"+name, value); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
+	keepStates(t, ns, "br0")
 	l, err := ns.LinkByName(t.Context(), "br0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return l
+}
+
+// keepStates lets a link's neighbours keep their states for an hour.
+func keepStates(t *testing.T, ns *kerneltest.Namespace, link string) {
+	t.Helper()
+	for _, family := range []string{"ipv4", "ipv6"} {
+		const hour = "3600000"
+		for name, value := range map[string]string{"base_reachable_time_ms": hour, "delay_first_probe_time": "3600", "retrans_time_ms": hour} {
+			if err := ns.SetSysctl("net/"+family+"/neigh/"+link+"/"+name, value); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 }
 
 // Each state of an entry, as the kernel keeps it.
