@@ -155,7 +155,7 @@ func readTypes(t *testing.T, sock *os.File, last uint16) map[uint16]int {
 	got := map[uint16]int{}
 	buf := make([]byte, 1<<16)
 	for got[last] == 0 {
-		_ = sock.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_ = sock.SetReadDeadline(time.Now().Add(time.Minute))
 		size, err := sock.Read(buf)
 		if err != nil || size < unix.SizeofNlMsghdr+unix.SizeofNdMsg {
 			t.Fatalf("%d bytes, %v, after %v", size, err, got)

@@ -13,7 +13,7 @@ import (
 // next returns the first event that is not of the given topics.
 func next(t *testing.T, ch <-chan kernel.Event, skip kernel.Topic) kernel.Event {
 	t.Helper()
-	timeout := time.After(5 * time.Second)
+	timeout := time.After(time.Minute)
 	for {
 		select {
 		case e := <-ch:
@@ -21,7 +21,7 @@ func next(t *testing.T, ch <-chan kernel.Event, skip kernel.Topic) kernel.Event 
 				return e
 			}
 		case <-timeout:
-			t.Fatal("no event in 5 s")
+			t.Fatal("no event in a minute")
 		}
 	}
 }

@@ -269,7 +269,11 @@ func TestReplaceFlannelsRoute(t *testing.T) {
 	}()
 	for i := range 200 {
 		put(t, ns.Routes(), via(l.Index, net3, []netip.Addr{gw3, gw4}[i%2]))
-		<-looked // each state is looked at
+		select {
+		case <-looked: // each state is looked at
+		case err := <-lost:
+			t.Fatalf("lost the route on the way: %v", err)
+		}
 	}
 	cancel()
 	for err := range lost {

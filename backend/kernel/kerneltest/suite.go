@@ -346,6 +346,4 @@ func fdbMoves(b *bench) {
 // via is a peer's route through the tunnel.
 // full is a tunnel with one peer of both families.
 // events waits for each change's own event; others may come in between.
-// settle takes what is still on its way from the step before: an event that
-// arrives later than its cause was seen would be taken for the next one's.
 // peer runs what a backend does: two peers, one of which moves, then leaves.
