@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os/exec"
 	"regexp"
@@ -14,25 +13,33 @@ import (
 	"time"
 )
 
-// keep applies as the daemon's loop does, at every drift, until unkeep or the test's end.
+// keep applies as the daemon's loop does, at every drift and again where that failed, until
+// unkeep or the test's end: a firewalld that goes does not answer, and another program may
+// not be through with its own changes. What still fails then is told.
 func (m *machine) keep(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	watching := make(chan struct{})
-	ended := m.host.inside(func() error {
-		var errs error
+	ended := m.host.inside(func() (err error) {
 		drift := m.b.f.Drift(ctx)
 		close(watching)
-		for range drift {
-			err := m.applied(ctx)
-			// Another program was not through with its own changes.
-			for ; errors.Is(err, ErrNotConverged) && ctx.Err() == nil; err = m.applied(ctx) {
+		for {
+			var again <-chan time.Time
+			if err != nil {
+				again = time.After(retry)
 			}
-			if err != nil && ctx.Err() == nil {
-				errs = errors.Join(errs, err)
+			select {
+			case <-again:
+			case _, ok := <-drift:
+				if !ok && err != nil {
+					err = m.b.f.Apply(context.Background(), m.d)
+				}
+				if !ok {
+					return err
+				}
 			}
+			err = m.b.f.Apply(ctx, m.d)
 		}
-		return errs
 	})
 	<-watching
 	m.unkeep = sync.OnceFunc(func() {
@@ -43,6 +50,9 @@ func (m *machine) keep(t *testing.T) {
 	})
 	t.Cleanup(m.unkeep)
 }
+
+// retry is how soon the daemon tries again what failed.
+const retry = 250 * time.Millisecond
 
 const pingEvery = 5 * time.Millisecond
 

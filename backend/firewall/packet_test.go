@@ -49,18 +49,21 @@ func newSpace(t *testing.T) *space {
 	return s
 }
 
-// inside starts fn on a thread inside and returns where its end will be told.
+// inside starts fn on a thread inside and returns where its end will be told, also that of
+// a test which fails in fn.
 func (s *space) inside(fn func() error) <-chan error {
-	err := make(chan error, 1)
+	ended := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		err := errors.New("the test has ended inside")
+		defer func() { ended <- err }()
 		if e := netns.Set(s.handle); e != nil {
-			err <- e
+			err = e
 			return
 		}
-		err <- fn()
+		err = fn()
 	}()
-	return err
+	return ended
 }
 
 // do runs fn on a thread inside.
