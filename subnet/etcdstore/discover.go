@@ -65,7 +65,7 @@ func newDiscovery(o *Options, found func([]string)) *discovery {
 	d := &discovery{
 		domain:   o.DiscoverySRV,
 		name:     o.DiscoverySRVName,
-		resolver: cmp.Or(o.Resolver, net.DefaultResolver),
+		resolver: o.Resolver,
 		tlsOnly:  o.CAFile != "" || o.CertFile != "",
 		pause:    lookupPause,
 		found:    found,
@@ -225,4 +225,28 @@ func sayDNS(err error) string {
 		return e.Err + " (asked " + e.Server + ")"
 	}
 	return e.Err
+}
+
+// prompt is a resolver whose questions end when their context is canceled. The standard
+// library looks at that between two of them only, and waits for an answer until its
+// deadline: 5 s and more, for which a call or a Close would hang.
+func prompt(r *net.Resolver) *net.Resolver {
+	dial := r.Dial
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
+	return &net.Resolver{PreferGo: r.PreferGo, StrictErrors: r.StrictErrors, Dial: func(ctx context.Context, network, server string) (net.Conn, error) {
+		conn, err := dial(ctx, network, server)
+		if err != nil {
+			return nil, err
+		}
+		// It is canceled when there was an answer, too: then the connection is closed
+		// already. A deadline the connection has itself, and says that it passed.
+		context.AfterFunc(ctx, func() {
+			if errors.Is(ctx.Err(), context.Canceled) {
+				_ = conn.Close()
+			}
+		})
+		return conn, nil
+	}}
 }

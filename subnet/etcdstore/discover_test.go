@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -348,25 +349,71 @@ func TestDiscoveryWithTLS(t *testing.T) {
 	}
 }
 
-// A store that is closed while it looks up does not hang.
-func TestCloseEndsLookups(t *testing.T) {
+// deaf is a connection to a DNS server that never answers. No deadline ends it.
+type deaf struct {
+	net.Conn
+	asked chan<- struct{}
+}
+
+func (d deaf) Write(b []byte) (int, error) {
+	select {
+	case d.asked <- struct{}{}:
+	default:
+	}
+	return len(b), nil
+}
+
+func (deaf) SetDeadline(time.Time) error { return nil }
+
+// Who closes a store that looks up, or wants a call no more that does, does not wait for
+// DNS.
+func TestNobodyWaitsForDNS(t *testing.T) {
 	server := startServer(t, etcdtest.Options{})
 	z := newZone(t)
 	z.set(plainName, "e1.test:"+port(t, server.Endpoint()))
-	s, err := New(Options{DiscoverySRV: "example.test", Resolver: z.resolver(), Prefix: "/p"})
-	if err != nil {
-		t.Fatal(err)
+	var silent atomic.Bool
+	asked := make(chan struct{}, 1)
+	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		if !silent.Load() {
+			return z.resolver().Dial(ctx, network, address)
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		near, far := net.Pipe()
+		t.Cleanup(func() { far.Close() })
+		return deaf{near, asked}, nil
+	}}
+	opts := Options{DiscoverySRV: "example.test", Resolver: resolver, Prefix: "/p"}
+	looking, waiting := open(t, opts), open(t, opts)
+	looking.discovery.pause = 0
+	loaded(t, looking)
+	silent.Store(true)
+	ctx, cancel := context.WithCancel(t.Context())
+	for name, c := range map[string]struct {
+		ask, end func() error
+		want     error
+	}{
+		"Close":           {func() error { looking.discovery.refresh(); return nil }, looking.Close, nil},
+		"a canceled Load": {func() error { _, err := waiting.Load(ctx); return err }, func() error { cancel(); return nil }, context.Canceled},
+	} {
+		ended := make(chan error, 2)
+		go func() { ended <- c.ask() }()
+		<-asked
+		go func() { ended <- c.end() }()
+		for range cap(ended) {
+			select {
+			case err := <-ended:
+				if err != nil && !errors.Is(err, c.want) {
+					t.Errorf("%s: %v, want %v", name, err, c.want)
+				}
+			case <-time.After(time.Minute):
+				t.Fatalf("%s waits for DNS", name)
+			}
+		}
 	}
-	loaded(t, s)
-	z.silence()
-	s.discovery.pause = 0
-	s.discovery.refresh()
-	begin := time.Now()
-	if err := s.Close(); err != nil {
-		t.Error(err)
-	}
-	s.discovery.refresh()
-	if took := time.Since(begin); took > 4*time.Second { // DNS would take 5 s and more.
-		t.Errorf("Close took %s", took)
+	looking.discovery.refresh() // One that is closed asks no more.
+	if len(asked) > 0 {
+		t.Error("asked after Close")
 	}
 }

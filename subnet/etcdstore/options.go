@@ -1,6 +1,7 @@
 package etcdstore
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -77,6 +78,7 @@ func (o Options) validated() (Options, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	o.Resolver = prompt(cmp.Or(o.Resolver, net.DefaultResolver))
 	o.Prefix = path.Join("/", o.Prefix)
 	if o.Prefix == "/" {
 		return o, fmt.Errorf("--etcd-prefix: %q: must be a key such as /coreos.com/network", o.Prefix)
