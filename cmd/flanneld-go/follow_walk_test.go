@@ -27,8 +27,9 @@ type filteringTable struct {
 	// known: nobody else has changed it since the last Apply.
 	known  bool
 	passes map[string]int
-	// fails is how many times Apply is going to fail.
-	fails int
+	// fails is how many times Apply is going to fail, and failed whether the last one did.
+	fails  int
+	failed bool
 	// disturbed hears of others' changes.
 	disturbed chan struct{}
 }
@@ -41,7 +42,7 @@ func (f *filteringTable) Apply(_ context.Context, d native.Desired) error {
 	time.Sleep(200 * time.Millisecond) // so that the round after a change is long after it
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.fails > 0 {
+	if f.failed = f.fails > 0; f.failed {
 		f.fails--
 		return errors.New("no memory")
 	}
@@ -93,6 +94,14 @@ func (f *filteringTable) disturb(flush bool) {
 	if flush {
 		f.disturbed <- struct{}{}
 	}
+}
+
+// mend has no other Apply fail, and reports whether the last one did.
+func (f *filteringTable) mend() (failed bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fails = 0
+	return f.failed
 }
 
 // list is whose packets pass.
@@ -204,8 +213,12 @@ func (h *testHost) deleteOurs() {
 	}
 }
 
-// up lets etcd answer, and waits until the host has heard.
+// up lets etcd answer and the firewall take what it is told, and waits until the host has
+// heard, and has tried again: ever later, after many failures in a row.
 func (w *followWalk) up() {
+	if w.firewall.mend() {
+		time.Sleep(retryMax)
+	}
 	if w.down {
 		w.store.SetUnavailable(nil)
 		time.Sleep(20 * time.Second)
@@ -255,6 +268,10 @@ func TestFollowingAmountsToRounds(t *testing.T) {
 			rapid.SampledFrom(kinds).Draw(t, "kind"), rapid.IntRange(0, 4).Draw(t, "peer"), rapid.IntRange(0, 6).Draw(t, "addr"),
 			rapid.SampledFrom(pauses).Draw(t, "pause"),
 		}
+	})
+	fails := happening{kind: "firewall fails"}
+	synctest.Test(t, func(t *testing.T) {
+		walkFollowing(t, []happening{{kind: "moves", pause: 4 * time.Second}, fails, fails, fails, fails, {kind: "firewall flushed", pause: 2 * time.Second}, {kind: "look"}})
 	})
 	rapid.Check(t, func(rt *rapid.T) {
 		steps := rapid.SliceOfN(step, 1, 30).Draw(rt, "steps")
