@@ -178,28 +178,41 @@ func (w *watch) run(ctx context.Context) error {
 	w.rest()
 	tick := time.NewTimer(time.Until(w.proof()))
 	defer tick.Stop()
-	for {
+	for err == nil {
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			err = context.Cause(ctx)
+		case m, open := <-messages:
+			err = w.hear(ctx, m, open, patience)
 		case <-tick.C:
-			if !time.Now().Before(w.proof()) {
-				err = w.prove(ctx, stream)
+			select {
+			// What came while a slow store was asked is heard before the stream is
+			// taken for silent.
+			case m, open := <-messages:
+				err = w.hear(ctx, m, open, patience)
+			default:
+				if !time.Now().Before(w.proof()) {
+					err = w.prove(ctx, stream)
+				}
 			}
 			tick.Reset(time.Until(w.proof()))
-		case m, open := <-messages:
-			if !open { // It saw the end of ctx before us.
-				return context.Cause(ctx)
-			}
-			w.silent = 0
-			if err = w.handle(ctx, m); err == nil && w.verified {
-				patience.Stop()
-			}
-		}
-		if err != nil {
-			return err
 		}
 	}
+	return err
+}
+
+// hear takes in what the stream received, and ends patience with the first that shows
+// the store to be the same.
+func (w *watch) hear(ctx context.Context, m message, open bool, patience *time.Timer) error {
+	if !open { // The stream saw the end of ctx before us.
+		return context.Cause(ctx)
+	}
+	w.silent = 0
+	err := w.handle(ctx, m)
+	if err == nil && w.verified {
+		patience.Stop()
+	}
+	return err
 }
 
 // patience is how long it may take until a stream is verified.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 
 	"github.com/flanneld-go/flanneld-go/subnet"
@@ -221,6 +222,41 @@ func TestWatchNoticesASilentStream(t *testing.T) {
 	}
 	if r := next(t, results); !errors.Is(r.err, errStalled) {
 		t.Errorf("Watch = %+v, %v, want %v", r.Batch, r.err, errStalled)
+	}
+}
+
+// slowKV answers transactions late.
+type slowKV struct {
+	clientv3.KV
+	late time.Duration
+}
+
+type slowTxn struct {
+	clientv3.Txn
+	late time.Duration
+}
+
+func (s slowKV) Txn(ctx context.Context) clientv3.Txn { return slowTxn{s.KV.Txn(ctx), s.late} }
+
+func (s slowTxn) Then(ops ...clientv3.Op) clientv3.Txn { return slowTxn{s.Txn.Then(ops...), s.late} }
+
+func (s slowTxn) Commit() (*clientv3.TxnResponse, error) {
+	<-time.After(s.late)
+	return s.Txn.Commit()
+}
+
+// A store that takes longer for each proof than there is between two of them is slow, and
+// its stream is not silent.
+func TestWatchOfASlowStoreGoesOn(t *testing.T) {
+	s := open(t, Options{Endpoints: startServer(t, etcdtest.Options{}).Endpoints(), Prefix: "/p"})
+	w := loaded(t, s)
+	s.tick = 100 * time.Millisecond
+	s.client.KV = slowKV{s.client.KV, 2 * s.tick}
+	results := follow(t, s, w.Revision)
+	for range 12 {
+		if r := next(t, results); r.err != nil {
+			t.Fatalf("Watch of a slow store = %v", r.err)
+		}
 	}
 }
 
