@@ -10,8 +10,9 @@ type interruptible interface {
 }
 
 // interruptGrace is how long the loops may take to write what they have read: it
-// is over at once, unless the socket's buffer is full.
-const interruptGrace = time.Second
+// is over at once, unless the socket's buffer is full. It passes in pieces: who was stopped
+// meanwhile, with the loops, finds one of them over and not all.
+const interruptGrace, interruptPieces = time.Second, 20
 
 // interrupt ends the reads and waits until each of the two loops of all paths has
 // said in ended that it is through. A packet that was read and not written is lost,
@@ -33,13 +34,14 @@ func interrupt(paths []*path, ended <-chan struct{}) {
 			}
 		}
 	}
-	timer := time.NewTimer(interruptGrace)
-	defer timer.Stop()
-	for range 2 * len(paths) {
+	piece := time.NewTicker(interruptGrace / interruptPieces) // which drops ticks that nobody takes
+	defer piece.Stop()
+	for loops, pieces := 2*len(paths), interruptPieces; loops > 0 && pieces > 0; {
 		select {
 		case <-ended:
-		case <-timer.C:
-			return
+			loops--
+		case <-piece.C:
+			pieces--
 		}
 	}
 }
