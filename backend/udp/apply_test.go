@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -40,15 +41,21 @@ func testConfig(options string) *subnet.Config {
 	return c
 }
 
-// freePort finds a UDP port on loopback that nobody has.
+// freePort finds a UDP port on loopback that nobody has. It is none of those that the
+// kernel hands out by itself (ip_local_port_range), as to tests of other packages: until
+// it is bound nobody has it still.
 func freePort(t testing.TB) uint16 {
 	t.Helper()
-	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
+	const first, count = 10000, 20000
+	for range 1000 {
+		port := first + rand.IntN(count)
+		if c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}); err == nil {
+			c.Close()
+			return uint16(port)
+		}
 	}
-	defer c.Close()
-	return netip.MustParseAddrPort(c.LocalAddr().String()).Port()
+	t.Fatal("no port is free")
+	return 0
 }
 
 func newHost(t testing.TB) *host {

@@ -27,7 +27,7 @@ func portHolder(at netip.AddrPort) string {
 			continue
 		}
 		for _, s := range parseSockets(string(text)) {
-			if s.at.Port() == at.Port() && (s.at.Addr() == at.Addr() || s.at.Addr().IsUnspecified()) {
+			if s.has(at) {
 				return holder("socket:["+s.inode+"]", func(string, string) bool { return true })
 			}
 		}
@@ -39,6 +39,13 @@ func portHolder(at netip.AddrPort) string {
 type boundSocket struct {
 	at    netip.AddrPort
 	inode string
+}
+
+// has reports whether nobody else can have at. A socket at all addresses of IPv4 has none
+// of IPv6, while one at all of IPv6 has both as a rule.
+func (s boundSocket) has(at netip.AddrPort) bool {
+	own := s.at.Addr()
+	return s.at.Port() == at.Port() && (own == at.Addr() || own.IsUnspecified() && (own.Is6() || at.Addr().Is4()))
 }
 
 // parseSockets reads such a table: proc_net_udp(5). Lines that cannot be read, as the

@@ -186,7 +186,8 @@ func testBusyDevice(t *testing.T, options string) {
 }
 
 func TestParseSockets(t *testing.T) {
-	c, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6loopback})
+	port := int(freePort(t))
+	c, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6loopback, Port: port})
 	if err != nil {
 		t.Skipf("needs IPv6 on loopback: %v", err)
 	}
@@ -196,6 +197,11 @@ func TestParseSockets(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer beside.Close()
+	four, err := net.ListenUDP("udp4", &net.UDPAddr{Port: port}) // has none of IPv6's addresses
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer four.Close()
 	text, err := os.ReadFile("/proc/thread-self/net/udp6")
 	if err != nil {
 		t.Fatal(err)
