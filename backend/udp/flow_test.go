@@ -302,7 +302,7 @@ func echo(t *testing.T, from, to *machine, count int) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patient)
 	if err := errors.Join(server.SetDeadline(deadline), client.SetDeadline(deadline)); err != nil {
 		t.Fatal(err)
 	}

@@ -96,7 +96,9 @@ func (s numbers) start(t testing.TB) <-chan []int {
 	if err != nil {
 		t.Fatal(err)
 	}
+	sent := make(chan struct{})
 	go func() {
+		defer close(sent)
 		defer out.Close()
 		tick := time.NewTicker(time.Duration(burst) * time.Millisecond)
 		defer tick.Stop()
@@ -111,7 +113,6 @@ func (s numbers) start(t testing.TB) <-chan []int {
 	}()
 	got := make(chan []int, 1)
 	go func() {
-		defer in.Close()
 		var numbers []int
 		for b := make([]byte, 2000); len(numbers) < streamLength; {
 			if _, err := in.Read(b); err != nil {
@@ -119,6 +120,8 @@ func (s numbers) start(t testing.TB) <-chan []int {
 			}
 			numbers = append(numbers, int(binary.BigEndian.Uint32(b)))
 		}
+		<-sent // who counts descriptors later finds neither
+		in.Close()
 		got <- numbers
 	}()
 	return got
@@ -137,8 +140,7 @@ func TestKernelRestartUnnoticed(t *testing.T) {
 				grace = time.Second
 			}
 			there, back := numbers{from: a, to: b, grace: grace}.start(t), numbers{from: b, to: a, grace: grace}.start(t)
-			pinged := make(chan string, 1)
-			go func() { pinged <- a.container.ping("-c 150 -w 30 10.5.2.2") }()
+			pings := a.container.startPing(t, "10.5.2.2")
 			for _, m := range []*machine{a, b} {
 				<-time.After(100 * time.Millisecond)
 				other := map[*machine]*machine{a: b, b: a}[m]
@@ -157,7 +159,10 @@ func TestKernelRestartUnnoticed(t *testing.T) {
 					}
 				}
 			}
-			out := <-pinged
+			if kept { // else some never are
+				await(t, "the first pings are answered", func() bool { return answered(pings.text(), 100) })
+			}
+			out := pings.end()
 			noPingLost := answered(out, 100)
 			if kept && (lost != 0 || !noPingLost) {
 				t.Errorf("%d of %d packets are lost, want none; ping:\n%s", lost, 2*streamLength, out)
@@ -169,11 +174,10 @@ func TestKernelRestartUnnoticed(t *testing.T) {
 	}
 }
 
-// answered reports whether the first n of more pings were answered. Ping ends when it has
-// as many answers as it was told to wait for, whatever is under way then.
+// answered reports whether the first n of more pings were answered.
 func answered(out string, n int) bool {
 	for i := range n {
-		if !strings.Contains(out, fmt.Sprintf(" icmp_seq=%d ", i+1)) {
+		if !strings.Contains(out, fmt.Sprintf("bytes from 10.5.2.2: icmp_seq=%d ", i+1)) {
 			return false
 		}
 	}
@@ -198,7 +202,7 @@ func (m *machine) restart(t *testing.T, files []*os.File, kept bool, other *mach
 	}
 	m.start(t)
 	<-time.After(50 * time.Millisecond) // etcd is asked
-	if out := m.container.ping("-c 1 -w 5 10.5.99.9"); !strings.Contains(out, "Destination Net Unreachable") {
+	if out := m.container.pingAnswered("-c 1 10.5.99.9"); !strings.Contains(out, "Destination Net Unreachable") {
 		t.Errorf("before Apply, a subnet of nobody's:\n%s", out)
 	}
 	before := m.Descriptors()

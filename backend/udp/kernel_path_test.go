@@ -87,6 +87,7 @@ func TestKernelTUNContract(t *testing.T) {
 				}
 			}()
 			m.ns.ping("-c 1 10.5.2.9")
+			await(t, "a read has returned", func() bool { return len(results) > 0 })
 			end(t, m)
 			packets := 0
 			for r := range results {

@@ -56,7 +56,7 @@ func TestKernelPing(t *testing.T) {
 	mustPing(t, a.ns, "fd05:0:0:2::")
 	// 20 + 8 + 1444 = 1472, and then one more.
 	mustPing(t, a.container, "-M do -s 1444 10.5.2.2")
-	if out := a.ns.ping("-c 1 -M do -s 1445 10.5.2.2"); !strings.Contains(out, "mtu=1472") && !strings.Contains(out, "mtu = 1472") {
+	if out := a.ns.pingAnswered("-c 1 -M do -s 1445 10.5.2.2"); !strings.Contains(out, "mtu=1472") && !strings.Contains(out, "mtu = 1472") {
 		t.Errorf("ping above the MTU:\n%s", out)
 	}
 	mustPing(t, a.container, "-M dont -s 20000 10.5.2.2")
@@ -76,7 +76,7 @@ func TestKernelErrors(t *testing.T) {
 		"-c 1 -t 3 10.5.2.2": "From 10.5.2.0 icmp_seq=1 Time to live exceeded",
 		"-c 1 -t 5 10.5.2.2": "1 received",
 	} {
-		if out := a.container.ping(args); !strings.Contains(out, want) {
+		if out := a.container.pingAnswered(args); !strings.Contains(out, want) {
 			t.Errorf("ping %s: no %q in:\n%s", args, want, out)
 		}
 	}
@@ -84,7 +84,7 @@ func TestKernelErrors(t *testing.T) {
 		"-c 2 10.5.99.9":      "From 10.5.1.0 icmp_seq=1 Destination Net Unreachable",
 		"-c 2 fd05:0:0:99::9": "From fd05:0:0:1:: icmp_seq=1 Destination unreachable: No route",
 	} {
-		if out := a.ns.ping(args); !strings.Contains(out, want) {
+		if out := a.ns.pingAnswered(args); !strings.Contains(out, want) {
 			t.Errorf("ping %s from the host: no %q in:\n%s", args, want, out)
 		}
 	}
@@ -92,7 +92,7 @@ func TestKernelErrors(t *testing.T) {
 	a.ns.ip(t, "link set flannel0 mtu 9000")
 	a.ns.ip(t, "link set docker0 mtu 9000")
 	a.container.ip(t, "link set eth0 mtu 9000")
-	if out := a.container.ping("-c 1 -M do -s 2000 10.5.2.2"); !strings.Contains(out, "From 10.5.1.0 icmp_seq=1 Frag needed and DF set (mtu = 1472)") {
+	if out := a.container.pingAnswered("-c 1 -M do -s 2000 10.5.2.2"); !strings.Contains(out, "From 10.5.1.0 icmp_seq=1 Frag needed and DF set (mtu = 1472)") {
 		t.Errorf("ping above the MTU:\n%s", out)
 	}
 	// A peer that nobody listens at is no error of ours.
@@ -134,10 +134,10 @@ func TestKernelDatagram(t *testing.T) {
 	defer at.Close()
 	defer other.Close()
 	answered := make(chan string, 1)
-	go func() { answered <- a.container.ping("-c 1 -w 5 -t 64 10.5.2.77") }()
+	go func() { answered <- a.container.pingAnswered("-c 1 -t 64 10.5.2.77") }()
 
 	buf := make([]byte, maxPacket)
-	_ = at.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = at.SetReadDeadline(time.Now().Add(patient))
 	n, from, err := at.ReadFromUDPAddrPort(buf)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, <-answered)
@@ -237,11 +237,11 @@ func await(t testing.TB, what string, so func() bool) {
 	t.Helper()
 	again := time.NewTicker(5 * time.Millisecond)
 	defer again.Stop()
-	for deadline := time.After(10 * time.Second); !so(); {
+	for deadline := time.After(patient); !so(); {
 		select {
 		case <-again.C:
 		case <-deadline:
-			t.Fatalf("not so after 10 s: %s", what)
+			t.Fatalf("not so after %s: %s", patient, what)
 		}
 	}
 }
@@ -321,7 +321,7 @@ func stream(t testing.TB, from, to *machine, f subnet.Family) (client, server ne
 	defer ln.Close()
 	from.ns.do(t, func() {
 		var err error
-		if client, err = net.DialTimeout("tcp", address, 10*time.Second); err != nil {
+		if client, err = net.DialTimeout("tcp", address, patient); err != nil {
 			t.Error(err)
 		}
 	})

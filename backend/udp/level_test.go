@@ -121,7 +121,7 @@ func TestKernelLevelIsLogged(t *testing.T) {
 			}
 			m.start(t)
 			m.mustApply(t)
-			m.ns.ping("-c 1 10.5.99.9")
+			m.ns.pingAnswered("-c 1 10.5.99.9")
 			await(t, "a packet was read", func() bool { return m.Stats().Out.Packets[NoPeer] > 0 })
 			m.stop(t)
 			want := fmt.Sprintf("msg=%q device=flannel0 mtu=1472 queues=2 offloads=\"join_tcp ", tc.message)

@@ -19,7 +19,7 @@ const (
 	window = 100
 	// patient is what anything may take that is bound to come: how long it takes
 	// proves nothing.
-	patient = 30 * time.Second
+	patient = time.Minute
 )
 
 // windowed is a stream of numbered packets from one container to another, as fast as they
@@ -35,6 +35,8 @@ type windowed struct {
 	sent  int
 	came  map[int]bool
 	twice int
+	// last is the highest number that has come; late is how many came after a higher one.
+	last, late int
 	// whole is the first number that has not come.
 	whole   int
 	stopped bool
@@ -42,6 +44,12 @@ type windowed struct {
 
 // startWindowed sends until stop.
 func startWindowed(t *testing.T, name string, from, to *machine) *windowed {
+	t.Helper()
+	return startLarge(t, name, 4, from, to)
+}
+
+// startLarge is startWindowed with payloads of so many bytes.
+func startLarge(t *testing.T, name string, size int, from, to *machine) *windowed {
 	t.Helper()
 	w := &windowed{name: name, came: map[int]bool{}}
 	w.news.L = &w.mu
@@ -52,7 +60,14 @@ func startWindowed(t *testing.T, name string, from, to *machine) *windowed {
 	if err := errors.Join(inErr, outErr); err != nil {
 		t.Fatal(err)
 	}
-	w.ended.Go(w.send)
+	raw, err := w.in.SyscallConn()
+	if err == nil { // all that are under way may wait to be read
+		err = control(raw, func(fd int) error { enlarge(fd); return nil })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.ended.Go(func() { w.send(make([]byte, size)) })
 	w.ended.Go(w.receive)
 	t.Cleanup(func() {
 		w.stop()
@@ -63,10 +78,10 @@ func startWindowed(t *testing.T, name string, from, to *machine) *windowed {
 	return w
 }
 
-func (w *windowed) send() {
+func (w *windowed) send(payload []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for payload := make([]byte, 4); !w.stopped; {
+	for !w.stopped {
 		if w.sent-len(w.came) >= window {
 			w.news.Wait()
 			continue
@@ -85,11 +100,16 @@ func (w *windowed) receive() {
 			return
 		}
 		w.mu.Lock()
-		if i := int(binary.BigEndian.Uint32(b[:n])); w.came[i] {
+		i := int(binary.BigEndian.Uint32(b[:n]))
+		if w.came[i] {
 			w.twice++
 		} else {
 			w.came[i] = true
 		}
+		if i < w.last {
+			w.late++
+		}
+		w.last = max(w.last, i)
 		for w.came[w.whole] {
 			w.whole++
 		}

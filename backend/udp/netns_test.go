@@ -1,6 +1,7 @@
 package udp
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -58,19 +60,83 @@ func (n netns) exec(t testing.TB, line string) string {
 	return command(t, "ip", append([]string{"netns", "exec", string(n)}, strings.Fields(line)...)...)
 }
 
-// ping sends a few and returns what ping(8) prints, also when it fails.
+// ping sends a few and returns what ping(8) prints, also when it fails. After the last
+// one it waits for a second, for nothing is to come: else see pingAnswered.
 func (n netns) ping(args string) string {
 	args = "netns exec " + string(n) + " ping -n -i 0.01 -W 1 " + args
 	out, _ := exec.Command("ip", strings.Fields(args)...).CombinedOutput()
 	return string(out)
 }
 
-// mustPing waits for five answers. Without a deadline ping(8) would wait for the
-// last ones only twice as long as the first took, too little on a busy machine.
+// pingAnswered is ping for those of which each is to be answered, be it by an error.
+func (n netns) pingAnswered(args string) string {
+	return n.ping(fmt.Sprintf("-W %.0f %s", patient.Seconds(), args))
+}
+
+// pinging is a ping(8) that goes on until it is ended.
+type pinging struct {
+	cmd   *exec.Cmd
+	ended chan struct{}
+
+	mu  sync.Mutex
+	out strings.Builder
+}
+
+// startPing returns once ping(8) has begun.
+func (n netns) startPing(t testing.TB, args string) *pinging {
+	t.Helper()
+	p := &pinging{ended: make(chan struct{})}
+	p.cmd = exec.Command("ip", strings.Fields("netns exec "+string(n)+" ping -n -i 0.01 "+args)...)
+	stdout, err := p.cmd.StdoutPipe()
+	if err == nil {
+		err = p.cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.end() })
+	go func() {
+		defer close(p.ended)
+		for lines := bufio.NewReader(stdout); ; {
+			line, err := lines.ReadString('\n')
+			p.mu.Lock()
+			p.out.WriteString(line)
+			p.mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+	}()
+	await(t, "ping has begun", func() bool { return p.printed("PING ") })
+	return p
+}
+
+// text is what it has printed.
+func (p *pinging) text() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.out.String()
+}
+
+func (p *pinging) printed(s string) bool { return strings.Contains(p.text(), s) }
+
+// end ends it and returns all that it printed.
+func (p *pinging) end() string {
+	if p.cmd.ProcessState == nil {
+		_ = p.cmd.Process.Signal(os.Interrupt)
+		<-p.ended
+		_ = p.cmd.Wait()
+	}
+	return p.text()
+}
+
+// mustPing waits for five answers, or for more that come at once. Without a deadline
+// ping(8) would wait for the last ones only twice as long as the first took, too little
+// on a busy machine.
 func mustPing(t testing.TB, from netns, args string) {
 	t.Helper()
-	out := from.ping("-c 5 -w 10 " + args)
-	if !regexp.MustCompile(` ([5-9]|\d\d) received`).MatchString(out) {
+	out := from.ping(fmt.Sprintf("-c 5 -w %.0f %s", patient.Seconds(), args))
+	if !regexp.MustCompile(` ([5-9]|[1-9]\d+) received`).MatchString(out) {
 		t.Errorf("ping %s from %s:\n%s", args, from, out)
 	}
 }

@@ -36,7 +36,7 @@ func newWireTap(t testing.TB) *wireTap {
 	w.taps, w.to = taps, netip.MustParseAddrPort(taps.LocalAddr().String())
 	t.Cleanup(func() { taps.Close() })
 	level := &socketLevel{log: slog.New(slog.NewTextHandler(&w.log, nil))}
-	conns, err := openSockets(netip.AddrPortFrom(w.to.Addr(), freePort(t)), socketOptions{Queues: 1, Level: level})
+	conns, err := openSockets(netip.AddrPortFrom(w.to.Addr(), 0), socketOptions{Queues: 1, Level: level})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func (w *wireTap) message(first byte, n int) Message {
 // arrived are the first bytes of the next n datagrams, each of which has to be whole.
 func (w *wireTap) arrived(t *testing.T, n int) (first []byte) {
 	t.Helper()
-	_ = w.taps.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = w.taps.SetReadDeadline(time.Now().Add(patient))
 	for b := make([]byte, 200); len(first) < n; {
 		size, err := w.taps.Read(b)
 		if err != nil {
