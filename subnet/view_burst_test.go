@@ -35,11 +35,11 @@ func (s *burstStore) Watch(_ context.Context, after subnet.Revision) iter.Seq2[s
 }
 
 // slowClock takes its time, in which a whole burst comes and ends.
-type slowClock struct{ subnet.SystemClock }
+type slowClock struct{ *bubbleClock }
 
 func (c slowClock) Timer(d time.Duration) subnet.Timer {
 	time.Sleep(time.Millisecond)
-	return c.SystemClock.Timer(d)
+	return c.bubbleClock.Timer(d)
 }
 
 // A store goes on from where its watch ended, so a view must not lose what came last:
@@ -55,7 +55,7 @@ func TestViewTakesWhatCameBeforeTheEnd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		view := subnet.NewView(subnet.ViewOptions{Store: store, Clock: slowClock{}, World: world, Random: func() float64 { return 0.9 }})
+		view := subnet.NewView(subnet.ViewOptions{Store: store, Clock: slowClock{newClock()}, World: world, Random: func() float64 { return 0.9 }})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- view.Run(ctx) }()
