@@ -337,6 +337,12 @@ func TestRun(t *testing.T) {
 	if _, err := l.Hosts[0].Run(t.Context(), "/bin/sh", "-c", "echo why; exit 4"); err == nil || !strings.Contains(err.Error(), "why") {
 		t.Errorf("a program that fails: %v", err)
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	begin := time.Now()
+	if _, err := l.Hosts[0].Run(ctx, "/bin/sh", "-c", "sleep 300; true"); err == nil || time.Since(begin) > time.Minute {
+		t.Errorf("a program whose child goes on: %v after %s", err, time.Since(begin))
+	}
 }
 
 // Frames between hosts pass no firewall of the switch, which would cost each of

@@ -59,12 +59,21 @@ func (n *Node) start(lab string, s Spec) (*Process, error) {
 }
 
 // Run runs a program inside the namespace to its end and returns what it
-// printed, with an error when that was not status 0.
+// printed, with an error when that was not status 0. When ctx ends, so do the
+// program and what it started: one that went on would hold what is printed to,
+// and Run with it.
 func (n *Node) Run(ctx context.Context, path string, args ...string) (string, error) {
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = cleanEnv(os.Environ())
 	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error {
+		if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); !errors.Is(err, syscall.ESRCH) {
+			return err
+		}
+		return os.ErrProcessDone
+	}
 	err := n.Do(cmd.Start)
 	if err == nil {
 		err = cmd.Wait()
