@@ -49,6 +49,10 @@ type cause struct{ kind, err error }
 // probeTimeout bounds the question whether an endpoint speaks TLS or not.
 const probeTimeout = time.Second
 
+// letGoWithin bounds the wait for the client to let go of a connection that was closed,
+// which takes it less than a millisecond as a rule.
+const letGoWithin = time.Second
+
 func newWire(timeout time.Duration, resolver *net.Resolver, tlsConfig func() *tls.Config) *wire {
 	return &wire{
 		dialer:    net.Dialer{Timeout: timeout, Resolver: resolver},
@@ -116,7 +120,10 @@ func (w *wire) dial(ctx context.Context, addr string) (net.Conn, error) {
 		}
 		return nil, err
 	}
-	c := &wireConn{Conn: conn, wire: w, addr: addr, secure: w.secure.Load(), plain: true, resting: resting{closed: make(chan struct{})}}
+	c := &wireConn{
+		Conn: conn, wire: w, addr: addr, secure: w.secure.Load(), plain: true,
+		resting: resting{closed: make(chan struct{})}, released: make(chan struct{}),
+	}
 	if sock, ok := conn.(syscall.Conn); ok {
 		c.raw, _ = sock.SyscallConn() // one that was just opened has it
 	}
@@ -126,7 +133,8 @@ func (w *wire) dial(ctx context.Context, addr string) (net.Conn, error) {
 	return c, nil
 }
 
-// abandon closes the connections from a local address.
+// abandon closes the connections from a local address, and returns when the client has
+// let go of them: before that it may send what is asked next on one of them.
 func (w *wire) abandon(local netip.Addr) {
 	w.mu.Lock()
 	var dead []*wireConn
@@ -137,12 +145,30 @@ func (w *wire) abandon(local netip.Addr) {
 	}
 	w.mu.Unlock()
 	for _, c := range dead {
-		_ = c.Close() // whoever reads hears of it
+		_ = c.end() // whoever reads hears of it, and closes it
+	}
+	late := time.NewTimer(letGoWithin)
+	defer late.Stop()
+	for _, c := range dead {
+		select {
+		case <-c.released:
+		case <-late.C:
+			return
+		}
 	}
 }
 
-// Close forgets the connection.
+// Close forgets the connection. The client calls it when it does not use it any more.
 func (c *wireConn) Close() error {
+	err := c.end()
+	if c.plain {
+		c.letGo.Do(func() { close(c.released) })
+	}
+	return err
+}
+
+// end closes the connection, whoever uses it.
+func (c *wireConn) end() error {
 	c.wire.mu.Lock()
 	if c.wire.open[c] {
 		delete(c.wire.open, c)
@@ -162,8 +188,11 @@ type wireConn struct {
 	// with TLS there is one above it, too.
 	secure, plain bool
 	answered      bool
-	// resting is that of a plain one.
+	// resting is that of a plain one, and so is released, which letGo closes when the
+	// client has closed it.
 	resting
+	letGo    sync.Once
+	released chan struct{}
 }
 
 // Read watches for the first answer, and for the end.
@@ -236,7 +265,8 @@ func (c wireCreds) ClientHandshake(ctx context.Context, authority string, raw ne
 	}
 	conn, info, err := credentials.NewTLS(c.wire.tlsConfig()).ClientHandshake(ctx, authority, raw)
 	if err != nil {
-		if !errors.Is(ctx.Err(), context.Canceled) {
+		// One that was abandoned says nothing of the endpoint.
+		if !errors.Is(ctx.Err(), context.Canceled) && !errors.Is(err, net.ErrClosed) {
 			c.wire.refused(ctx, below.addr, err)
 		}
 		return nil, nil, err
