@@ -183,9 +183,8 @@ func (a *Agent) accept(g *errgroup.Group, ctx context.Context, port uint16, serv
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
+	closeAtEnd(g, ctx, ln)
 	g.Go(func() error {
-		defer stop()
 		for {
 			conn, err := ln.Accept()
 			if err != nil {
@@ -197,6 +196,15 @@ func (a *Agent) accept(g *errgroup.Group, ctx context.Context, port uint16, serv
 		}
 	})
 	return nil
+}
+
+// closeAtEnd closes what receives when ctx ends. The group waits for it: until then its
+// port is taken, by nobody who would answer.
+func closeAtEnd(g *errgroup.Group, ctx context.Context, c io.Closer) {
+	g.Go(func() error {
+		<-ctx.Done()
+		return c.Close()
+	})
 }
 
 // hold notes a connection for hangUp; after that it closes it and says no.

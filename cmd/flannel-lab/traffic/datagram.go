@@ -22,7 +22,7 @@ func (a *Agent) sinkDatagrams(g *errgroup.Group, ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	closeAtEnd(g, ctx, conn)
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err
@@ -35,7 +35,6 @@ func (a *Agent) sinkDatagrams(g *errgroup.Group, ctx context.Context) error {
 		return fmt.Errorf("enlarge receive buffer: %w", err)
 	}
 	g.Go(func() error {
-		defer stop()
 		buf := make([]byte, 64<<10)
 		return raw.Read(func(fd uintptr) bool {
 			for {

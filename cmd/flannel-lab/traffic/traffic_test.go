@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // ours is a loopback address that nobody else uses.
 var ours = netip.MustParseAddr("127.66.20.1")
@@ -49,6 +50,23 @@ func serve(t *testing.T) *Client {
 			t.Fatalf("the agent ended: %v", err)
 		case <-time.After(time.Millisecond):
 		}
+	}
+}
+
+// When an agent has ended, its ports are another's.
+func TestPortsAreFreeAtTheEnd(t *testing.T) {
+	for range 10 {
+		t.Run("an agent", func(t *testing.T) { serve(t) })
+		sink := netip.AddrPortFrom(ours, sinkPort)
+		datagrams, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(sink))
+		if err != nil {
+			t.Fatal(err)
+		}
+		streams, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(sink))
+		if err := errors.Join(err, datagrams.Close()); err != nil {
+			t.Fatal(err)
+		}
+		streams.Close()
 	}
 }
 
