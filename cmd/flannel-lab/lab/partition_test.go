@@ -2,8 +2,11 @@ package lab
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -101,9 +104,15 @@ func TestPartition(t *testing.T) {
 	}
 }
 
-// meet waits until every host hears every other and the switch.
+// meet waits until every host hears every other and the switch. From then on they know
+// each other: without an answer the kernel would forget a neighbour after some seconds.
 func meet(t *testing.T, l *Lab) {
 	t.Helper()
+	for _, n := range l.nodes {
+		if err := n.Do(keepNeighbours); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, from := range l.Hosts {
 		for family := range 2 {
 			to := []netip.Addr{l.plan.gateways[family].Addr()}
@@ -117,6 +126,22 @@ func meet(t *testing.T, l *Lab) {
 			}
 		}
 	}
+}
+
+// keepNeighbours lets none of a namespace's neighbours be asked for in the next hour.
+func keepNeighbours() error {
+	for name, value := range map[string]string{"base_reachable_time_ms": "3600000", "delay_first_probe_time": "3600"} {
+		paths, _ := filepath.Glob("/proc/sys/net/ipv[46]/neigh/*/" + name) // fails for a bad pattern only
+		if len(paths) == 0 {
+			return fmt.Errorf("no neighbours have %s", name)
+		}
+		for _, path := range paths {
+			if err := os.WriteFile(path, []byte(value), 0); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func TestRejoinEndsOnesOwnPartition(t *testing.T) {
