@@ -51,7 +51,7 @@ func newTestCluster(t *testing.T, hosts int, o ClusterOptions) (*Lab, *Cluster) 
 		t.Fatal(err)
 	}
 	l := newTestLabWith(t, Options{Hosts: hosts, Self: self, Daemon: writeScript(t, "exec sleep 600")})
-	c, err := l.StartCluster(within(t, time.Minute), o)
+	c, err := l.StartCluster(within(t, patience), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func newTestCluster(t *testing.T, hosts int, o ClusterOptions) (*Lab, *Cluster) 
 
 func leader(t *testing.T, c *Cluster) *Member {
 	t.Helper()
-	m, err := c.Leader(within(t, 30*time.Second))
+	m, err := c.Leader(within(t, patience))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func leader(t *testing.T, c *Cluster) *Member {
 // put puts until it is acknowledged, and returns the revision.
 func put(t *testing.T, client *clientv3.Client, key, value string) int64 {
 	t.Helper()
-	ctx := within(t, 30*time.Second)
+	ctx := within(t, patience)
 	var last error
 	for {
 		// What a follower sent to a leader that is gone is never answered.
@@ -105,7 +105,7 @@ func putSoon(t *testing.T, client *clientv3.Client, key, value string) error {
 
 func get(t *testing.T, client *clientv3.Client, key string) (string, int64) {
 	t.Helper()
-	resp, err := client.Get(within(t, 30*time.Second), key)
+	resp, err := client.Get(within(t, patience), key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func TestClusterServes(t *testing.T) {
 	if len(c.Members) != 3 || strings.Count(l.EtcdURL(), ",") != 2 {
 		t.Errorf("%d members at %s, want 3", len(c.Members), l.EtcdURL())
 	}
-	if err := l.PutConfig(within(t, 10*time.Second), "{}"); err != nil {
+	if err := l.PutConfig(within(t, patience), "{}"); err != nil {
 		t.Fatal(err)
 	}
 	for _, m := range c.Members {
@@ -135,7 +135,7 @@ func TestClusterServes(t *testing.T) {
 		t.Error("a second cluster starts")
 	}
 	// The TTLs of tests must be possible.
-	granted, err := l.Client().Grant(within(t, 10*time.Second), 1)
+	granted, err := l.Client().Grant(within(t, patience), 1)
 	if err != nil || granted.TTL > 2 {
 		t.Errorf("a lease of 1 s gets a TTL of %v, %v, want at most 2", granted, err)
 	}
@@ -152,7 +152,7 @@ func TestClientOutlivesTheLeader(t *testing.T) {
 	}{
 		{"killed", (*Member).Kill, start(t), false},
 		{"paused", (*Member).Pause, (*Member).Resume, true},
-		{"stopped", func(m *Member) error { return m.Stop(within(t, 20*time.Second)) }, start(t), false},
+		{"stopped", func(m *Member) error { return m.Stop(within(t, patience)) }, start(t), false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			was := leader(t, c)
@@ -177,7 +177,7 @@ func TestClientOutlivesTheLeader(t *testing.T) {
 			if err := tc.back(was); err != nil {
 				t.Fatal(err)
 			}
-			if err := c.WaitHealthy(within(t, 30*time.Second)); err != nil {
+			if err := c.WaitHealthy(within(t, patience)); err != nil {
 				t.Fatal(err)
 			}
 			for i := range 2 * len(c.Members) {
@@ -190,7 +190,7 @@ func TestClientOutlivesTheLeader(t *testing.T) {
 }
 
 func start(t *testing.T) func(*Member) error {
-	return func(m *Member) error { return m.Start(within(t, 20*time.Second)) }
+	return func(m *Member) error { return m.Start(within(t, patience)) }
 }
 
 func TestMajorityLost(t *testing.T) {
@@ -209,15 +209,15 @@ func TestMajorityLost(t *testing.T) {
 	if m, err := c.Leader(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("without a majority %v leads, %v", m, err)
 	}
-	if err := c.WaitHealthy(within(t, 10*time.Second)); !errors.Is(err, ErrNotRunning) {
+	if err := c.WaitHealthy(within(t, patience)); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("two members are gone, and etcd is healthy: %v", err)
 	}
 	// One that waits for a majority ends when asked.
 	alone := c.Members[0]
-	if err := errors.Join(alone.Kill(), alone.Start(within(t, 10*time.Second)), alone.Stop(within(t, 10*time.Second))); err != nil {
+	if err := errors.Join(alone.Kill(), alone.Start(within(t, patience)), alone.Stop(within(t, patience))); err != nil {
 		t.Error(err)
 	}
-	if err := c.Start(within(t, time.Minute)); err != nil {
+	if err := c.Start(within(t, patience)); err != nil {
 		t.Fatal(err)
 	}
 	for _, m := range c.Members {
@@ -240,7 +240,7 @@ func TestBackupRestoreWipe(t *testing.T) {
 	var old int64
 	for _, value := range []string{"older", "old"} {
 		old = put(t, c.Client(), "k", value)
-		if err := c.Backup(within(t, time.Minute)); err != nil {
+		if err := c.Backup(within(t, patience)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -253,14 +253,14 @@ func TestBackupRestoreWipe(t *testing.T) {
 		for range 5 {
 			put(t, c.Client(), "k", "new")
 		}
-		if err := c.Restore(within(t, time.Minute)); err != nil {
+		if err := c.Restore(within(t, patience)); err != nil {
 			t.Fatal(err)
 		}
 		if got, revision := get(t, c.Client(), "k"); got != "old" || revision != old {
 			t.Errorf("restored: %q at revision %d, want %q at %d", got, revision, "old", old)
 		}
 	}
-	if err := c.Wipe(within(t, time.Minute)); err != nil {
+	if err := c.Wipe(within(t, patience)); err != nil {
 		t.Fatal(err)
 	}
 	if got, revision := get(t, l.Client(), "k"); got != "" || revision != 1 {
@@ -273,7 +273,7 @@ func TestBackupRestoreWipe(t *testing.T) {
 
 func clusterID(t *testing.T, c *Cluster) uint64 {
 	t.Helper()
-	resp, err := c.Client().Get(within(t, 10*time.Second), "k")
+	resp, err := c.Client().Get(within(t, patience), "k")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,12 +285,12 @@ func TestQuota(t *testing.T) {
 	_, c := newTestCluster(t, 1, ClusterOptions{QuotaBytes: 256 << 10})
 	var err error
 	for i := 0; i < 100 && err == nil; i++ {
-		_, err = c.Client().Put(within(t, 10*time.Second), fmt.Sprint("filler", i), string(make([]byte, 16<<10)))
+		_, err = c.Client().Put(within(t, patience), fmt.Sprint("filler", i), string(make([]byte, 16<<10)))
 	}
 	if !errors.Is(err, rpctypes.ErrNoSpace) {
 		t.Errorf("1.6 MB into 256 KiB: %v, want %v", err, rpctypes.ErrNoSpace)
 	}
-	if err := c.WaitHealthy(within(t, 10*time.Second)); err != nil {
+	if err := c.WaitHealthy(within(t, patience)); err != nil {
 		t.Errorf("reads without space: %v", err)
 	}
 }
@@ -306,20 +306,20 @@ func TestOneMember(t *testing.T) {
 		t.Error("there is an etcd before it was started")
 	}
 	url := l.EtcdURL()
-	if err := l.StartEtcd(within(t, time.Minute)); err != nil {
+	if err := l.StartEtcd(within(t, patience)); err != nil {
 		t.Fatal(err)
 	}
 	if l.EtcdURL() != url || url != "http://198.18.0.254:2379" {
 		t.Errorf("etcd is at %s, was to be at %s", l.EtcdURL(), url)
 	}
-	if err := l.PutConfig(within(t, 10*time.Second), "{}"); err != nil {
+	if err := l.PutConfig(within(t, patience), "{}"); err != nil {
 		t.Fatal(err)
 	}
 	first := l.Etcd()
-	if err := first.Stop(within(t, 10*time.Second)); err != nil {
+	if err := first.Stop(within(t, patience)); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.StartEtcd(within(t, time.Minute)); err != nil {
+	if err := l.StartEtcd(within(t, patience)); err != nil {
 		t.Fatal(err)
 	}
 	if l.Etcd() == first {
@@ -350,7 +350,7 @@ func TestStaleClusterIsReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := stale.StartCluster(within(t, time.Minute), ClusterOptions{})
+	c, err := stale.StartCluster(within(t, patience), ClusterOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,7 +369,7 @@ func TestStaleClusterIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, m := range c.Members {
-		if _, err := m.Process().ExitCode(within(t, 10*time.Second)); err != nil {
+		if _, err := m.Process().ExitCode(within(t, patience)); err != nil {
 			t.Errorf("%s of the stale lab: %v", m.Name, err)
 		}
 	}

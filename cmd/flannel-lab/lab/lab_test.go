@@ -89,10 +89,7 @@ func TestHostsReachEachOtherAndLeaveNoTrace(t *testing.T) {
 		for _, from := range l.Hosts {
 			for _, to := range l.Hosts {
 				// The kernel may take a second to notice that a link is up.
-				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-				err := from.WaitPing(ctx, to.Addrs[family].Addr())
-				cancel()
-				if err != nil {
+				if err := from.WaitPing(within(t, patience), to.Addrs[family].Addr()); err != nil {
 					t.Fatal(err)
 				}
 				r, err := from.Ping(t.Context(), PingOptions{To: to.Addrs[family].Addr(), Count: 3})
