@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,8 @@ import (
 //	            not trusted       ask in the other way
 type wire struct {
 	dialer net.Dialer
+	// askFor is how long an endpoint is asked how it speaks.
+	askFor time.Duration
 	// tlsConfig makes the config of one handshake.
 	tlsConfig func() *tls.Config
 	// secure: the endpoints speak TLS. It changes only with the endpoints.
@@ -56,6 +59,7 @@ const letGoWithin = time.Second
 func newWire(timeout time.Duration, resolver *net.Resolver, tlsConfig func() *tls.Config) *wire {
 	return &wire{
 		dialer:    net.Dialer{Timeout: timeout, Resolver: resolver},
+		askFor:    probeTimeout,
 		tlsConfig: tlsConfig,
 		trouble:   map[string]cause{},
 		open:      map[*wireConn]bool{},
@@ -231,14 +235,36 @@ func (c *wireConn) take(b []byte) (int, error) {
 // unanswered finds out why a connection ended with err before any answer.
 func (c *wireConn) unanswered(err error) {
 	w, addr := c.wire, c.addr
-	switch {
-	case c.secure && isRemoteAlert(err):
-		// With TLS 1.3 a server refuses a client after the handshake.
-		w.record(addr, ErrTLS, fmt.Errorf("refuses our certificate: see --etcd-certfile and --etcd-keyfile: %w", plainly(err)))
-	case !c.secure && w.speaksTLS(context.Background(), addr):
-		w.record(addr, ErrTLS, errors.New("speaks TLS: use https:// in --etcd-endpoints"))
+	if c.secure {
+		if isRemoteAlert(err) {
+			// With TLS 1.3 a server refuses a client after the handshake.
+			w.record(addr, ErrTLS, fmt.Errorf("refuses our certificate: see --etcd-certfile and --etcd-keyfile: %w", plainly(err)))
+			return
+		}
+	} else if w.decide(addr, w.speaksTLS(context.Background(), addr), errors.New("speaks TLS: use https:// in --etcd-endpoints")) {
+		return
+	}
+	w.record(addr, ErrUnreachable, fmt.Errorf("closes the connection: %w", plainly(err)))
+}
+
+// decide records what is wrong with an endpoint if it says that it speaks the other way,
+// and reports whether that is known by now: one that has said so before and does not
+// answer in time may be busy.
+func (w *wire) decide(addr string, said reply, wrong error) bool {
+	switch said {
+	case replyYes:
+		w.record(addr, ErrTLS, wrong)
+		return true
+	case replyNone:
+		w.mu.Lock()
+		known := errors.Is(w.trouble[addr].kind, ErrTLS)
+		w.mu.Unlock()
+		if known {
+			w.troubled()
+		}
+		return known
 	default:
-		w.record(addr, ErrUnreachable, fmt.Errorf("closes the connection: %w", plainly(err)))
+		return false
 	}
 }
 
@@ -309,48 +335,81 @@ func (w *wire) refused(ctx context.Context, addr string, err error) {
 		w.record(addr, ErrTLS, fmt.Errorf("certificate not trusted%s: %w", hint, untrusted.Err))
 	case isRemoteAlert(err):
 		w.record(addr, ErrTLS, fmt.Errorf("refuses our certificate: see --etcd-certfile and --etcd-keyfile: %w", plainly(err)))
-	case errors.As(err, &noTLS), w.speaksPlain(ctx, addr):
-		w.record(addr, ErrTLS, errors.New("does not speak TLS: use http:// in --etcd-endpoints"))
 	default:
-		w.record(addr, ErrUnreachable, fmt.Errorf("TLS handshake: %w", plainly(err)))
+		said := replyYes
+		if !errors.As(err, &noTLS) {
+			said = w.speaksPlain(ctx, addr)
+		}
+		if !w.decide(addr, said, errors.New("does not speak TLS: use http:// in --etcd-endpoints")) {
+			w.record(addr, ErrUnreachable, fmt.Errorf("TLS handshake: %w", plainly(err)))
+		}
 	}
 }
 
+// reply is what an endpoint says to the question how it speaks.
+type reply uint8
+
+const (
+	// replyNone: nobody was there, or there was no time.
+	replyNone reply = iota
+	replyNo
+	replyYes
+)
+
 // speaksTLS asks an endpoint for its half of a handshake.
-func (w *wire) speaksTLS(ctx context.Context, addr string) bool {
-	return w.probe(ctx, addr, func(conn net.Conn) bool {
+func (w *wire) speaksTLS(ctx context.Context, addr string) reply {
+	return w.probe(ctx, addr, func(conn net.Conn) error {
 		// Whether to trust it is not the question, and nothing is sent to it.
 		err := tls.Client(conn, &tls.Config{InsecureSkipVerify: true}).Handshake() //nolint:gosec // see above
-		return err == nil || isRemoteAlert(err)
+		if isRemoteAlert(err) {
+			return nil
+		}
+		return err
 	})
 }
 
 // speaksPlain asks an endpoint for the HTTP/2 settings that a server begins
 // with.
-func (w *wire) speaksPlain(ctx context.Context, addr string) bool {
+func (w *wire) speaksPlain(ctx context.Context, addr string) reply {
 	const (
 		preface       = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 		emptySettings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 		typeAt        = 3 // in a frame's header, behind three bytes of length
 	)
-	return w.probe(ctx, addr, func(conn net.Conn) bool {
+	return w.probe(ctx, addr, func(conn net.Conn) error {
 		if _, err := io.WriteString(conn, preface+emptySettings); err != nil {
-			return false
+			return err
 		}
 		var header [len(emptySettings)]byte
-		_, err := io.ReadFull(conn, header[:])
-		return err == nil && header[typeAt] == emptySettings[typeAt]
+		if _, err := io.ReadFull(conn, header[:]); err != nil {
+			return err
+		}
+		if header[typeAt] != emptySettings[typeAt] {
+			return errors.New("something else than settings")
+		}
+		return nil
 	})
 }
 
-func (w *wire) probe(ctx context.Context, addr string, ask func(net.Conn) bool) bool {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+// probe asks an endpoint a question, whose answer is yes if there is no error.
+func (w *wire) probe(ctx context.Context, addr string, ask func(net.Conn) error) reply {
+	ctx, cancel := context.WithTimeout(ctx, w.askFor)
 	defer cancel()
 	conn, err := w.dialer.DialContext(ctx, "tcp", addr)
 	if err != nil {
-		return false
+		return replyNone
 	}
 	defer func() { _ = conn.Close() }()
 	deadline, _ := ctx.Deadline()
-	return conn.SetDeadline(deadline) == nil && ask(conn)
+	if err = conn.SetDeadline(deadline); err == nil {
+		err = ask(conn)
+	}
+	switch {
+	case err == nil:
+		return replyYes
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return replyNone
+	default:
+		return replyNo
+	}
 }

@@ -1,8 +1,11 @@
 package etcdstore
 
 import (
+	"crypto/tls"
 	"fmt"
+	"io"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -56,6 +59,56 @@ func TestAbandon(t *testing.T) {
 	}
 	if err := s.Close(); err != nil || len(s.connections()) != 0 {
 		t.Errorf("%d connections after Close, %v", len(s.connections()), err)
+	}
+}
+
+// What an endpoint has said of how it speaks counts until it says something else: one that
+// is too busy to answer the question again has not.
+func TestBusyEndpointSpeaksAsBefore(t *testing.T) {
+	pki := writePKI(t)
+	pair, err := tls.LoadX509KeyPair(pki.ServerCert, pki.ServerKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secure := func(c net.Conn) { _ = tls.Server(c, &tls.Config{Certificates: []tls.Certificate{pair}}).Handshake() }
+	plain := func(c net.Conn) { _, _ = c.Write([]byte("\x00\x00\x00\x04\x00\x00\x00\x00\x00")) }
+	busy := func(net.Conn) {}
+	gone := func(c net.Conn) { c.Close() }
+	for name, tc := range map[string]struct {
+		speaks func(net.Conn)
+		// ends is how a connection ends.
+		ends func(*wire, string)
+		want string
+		// otherwise is what is said of one that does not speak.
+		otherwise string
+	}{
+		"TLS": {
+			secure, func(w *wire, addr string) { (&wireConn{wire: w, addr: addr, plain: true}).unanswered(io.EOF) },
+			"speaks TLS: use https:// in --etcd-endpoints", "closes the connection: EOF",
+		},
+		"plain": {
+			plain, func(w *wire, addr string) { w.refused(t.Context(), addr, io.EOF) },
+			"does not speak TLS: use http:// in --etcd-endpoints", "TLS handshake: EOF",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var serve atomic.Pointer[func(net.Conn)]
+			addr := listen(t, func(c net.Conn) { (*serve.Load())(c) })
+			w := newWire(time.Minute, nil, nil)
+			const soon, long = 50 * time.Millisecond, time.Minute
+			for i, step := range []struct {
+				serve  func(net.Conn)
+				askFor time.Duration
+				want   string
+			}{{busy, soon, tc.otherwise}, {tc.speaks, long, tc.want}, {busy, soon, tc.want}, {gone, long, tc.otherwise}, {busy, soon, tc.otherwise}} {
+				serve.Store(&step.serve)
+				w.askFor = step.askFor
+				tc.ends(w, addr)
+				if got := w.trouble[addr].err.Error(); got != step.want {
+					t.Errorf("step %d: %s, want %s", i, got, step.want)
+				}
+			}
+		})
 	}
 }
 
