@@ -13,7 +13,8 @@ import (
 	"github.com/flanneld-go/flanneld-go/subnet"
 )
 
-// checkTimeout bounds --check.
+// checkTimeout bounds what --check waits for etcd, each time that it asks. What the kernel
+// takes while others keep it busy is not for etcd to be blamed for.
 const checkTimeout = 5 * time.Second
 
 // check plans a start and says what it would come to. It writes nothing, etcd
@@ -21,14 +22,14 @@ const checkTimeout = 5 * time.Second
 func (d *daemon) check(ctx context.Context, out io.Writer) (err error) {
 	defer func() { err = errors.Join(err, d.store.Close()) }()
 	d.warn()
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
-	defer cancel()
 	host, err := d.open(kernel.Options{Instance: d.opts.instance.Instance})
 	if err != nil {
 		return err
 	}
 	defer host.Close()
-	world, err := d.store.Load(ctx)
+	loading, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	world, err := d.store.Load(loading)
 	if err != nil {
 		return err
 	}
@@ -52,7 +53,9 @@ func (d *daemon) check(ctx context.Context, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	if l.lease.own, err = subnet.Acquire(ctx, dryStore{d.store}, world, claim); err != nil {
+	leasing, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	if l.lease.own, err = subnet.Acquire(leasing, dryStore{d.store}, world, claim); err != nil {
 		return err
 	}
 	return l.printPlan(out, world)

@@ -229,11 +229,22 @@ func (h *testHost) path(name string) string { return filepath.Join(h.dir, name) 
 // start starts the daemon's loop, as a new process does.
 func (h *testHost) start() {
 	h.t.Helper()
+	d := h.daemon()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(h.t.Context()))
+	h.cancel = cancel
+	h.group, ctx = errgroup.WithContext(ctx)
+	h.loop = newLoop(d, h.kernel, h.group)
+	h.loop.heir.also = h.also
+	h.group.Go(func() error { return h.loop.run(ctx) })
+}
+
+// daemon is a new process's, with a log and a status of its own.
+func (h *testHost) daemon() *daemon {
 	h.log = &logBuffer{}
 	log := slog.New(slog.NewTextHandler(h.log, nil))
 	clock := bubbleClock{time.Now()}
 	h.board = status.NewBoard(clock.Now, initialStatus(h.opts, h.node))
-	d := &daemon{
+	return &daemon{
 		opts: h.opts, log: log, clock: clock, node: h.node, instance: h.instance, dir: statedir.Dir(h.opts.stateDir),
 		board: h.board, store: openStore{h.store, &h.gone, &h.deaf, func() {
 			if h.creating != nil {
@@ -242,12 +253,6 @@ func (h *testHost) start() {
 		}}, firewall: firewall.New(firewall.Options{Log: log, Tools: h.tools, Native: h.table}),
 		units: h.units, places: h.places, construct: catalog.New,
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(h.t.Context()))
-	h.cancel = cancel
-	h.group, ctx = errgroup.WithContext(ctx)
-	h.loop = newLoop(d, h.kernel, h.group)
-	h.loop.heir.also = h.also
-	h.group.Go(func() error { return h.loop.run(ctx) })
 }
 
 // stop ends the process, as SIGTERM does.

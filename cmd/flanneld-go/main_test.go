@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -210,4 +211,25 @@ func TestCheck(t *testing.T) {
 	if err != nil || len(links) != 2 {
 		t.Errorf("links %v, %v; want lo and up0", links, err)
 	}
+}
+
+// A kernel that others keep busy takes its time, and none of that which etcd has.
+func TestCheckWaitsForTheKernel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.data.OverwriteConfig(networkConfig)
+		h.kernel.OnOp(func(kerneltest.Op) error {
+			time.Sleep(checkTimeout)
+			return nil
+		})
+		d := h.daemon()
+		d.open = func(kernel.Options) (openHost, error) {
+			time.Sleep(checkTimeout)
+			return steppingKernel{Host: h.kernel}, nil
+		}
+		var out bytes.Buffer
+		if err := d.check(t.Context(), &out); err != nil || !strings.Contains(out.String(), "\nsubnet    10.5.") {
+			t.Errorf("error %v, plan:\n%s", err, &out)
+		}
+	})
 }
