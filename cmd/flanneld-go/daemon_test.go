@@ -90,7 +90,7 @@ func (h *steppingHeir) Apply(context.Context, backend.Desired) error {
 	select {
 	case <-h.started:
 		h.step("heir.Apply")
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		return errors.New("it was never started")
 	}
 	if len(h.open) < 2 {
@@ -166,7 +166,7 @@ func life(t *testing.T, d *daemon) (words []string) {
 	t.Helper()
 	m := newManager(t)
 	said := m.during(func() {
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		go func() {
 			for tick := time.NewTicker(time.Millisecond); ctx.Err() == nil; <-tick.C {

@@ -239,7 +239,7 @@ func (h *keptHost) live(files []*os.File) {
 }
 
 // heirPatience is for what takes a moment, on a busy machine a longer one.
-const heirPatience = 20 * time.Second
+const heirPatience = time.Minute
 
 // formerAddr is one more address of the host's, by which nothing is sent.
 const formerAddr = "198.18.0.3"

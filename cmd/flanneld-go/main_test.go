@@ -98,7 +98,7 @@ func TestDaemonWaits(t *testing.T) {
 	log := &logBuffer{}
 	done := make(chan error, 1)
 	go func() { done <- run(ctx, flagsFor(dir, etcd.Endpoint()), cli.EnvOf(nil), &stdout, log) }()
-	for end := time.Now().Add(20 * time.Second); log.count("no network config yet: waiting for key /coreos.com/network/config at "+etcd.Endpoint()) == 0; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); log.count("no network config yet: waiting for key /coreos.com/network/config at "+etcd.Endpoint()) == 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the daemon does not say that it waits for a config")
 		}
@@ -135,7 +135,7 @@ func TestRiskIsSaidOnce(t *testing.T) {
 	log := &logBuffer{}
 	done := make(chan error, 1)
 	go func() { done <- run(ctx, args, cli.EnvOf(nil), &bytes.Buffer{}, log) }()
-	for end := time.Now().Add(20 * time.Second); log.count("component=etcd") == 0; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); log.count("component=etcd") == 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the daemon does not get to its first round")
 		}
