@@ -71,7 +71,7 @@ func (s *scene) counted(t *testing.T, what, name string, packet []byte, w way) {
 	want := map[string]int{"marked": before["marked"], "plain": before["plain"], "odd": before["odd"]}
 	want[name]++
 	got := s.marks(t)
-	for end := time.Now().Add(5 * time.Second); cmp.Equal(got, before) && time.Now().Before(end); got = s.marks(t) {
+	for end := time.Now().Add(patience); cmp.Equal(got, before) && time.Now().Before(end); got = s.marks(t) {
 		<-time.After(2 * time.Millisecond)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -159,7 +159,7 @@ func TestDockerInTables(t *testing.T) {
 		before := drops()
 		text, packet := s.message(from)
 		w(t, packet)
-		for end := time.Now().Add(5 * time.Second); drops() == before && time.Now().Before(end); {
+		for end := time.Now().Add(patience); drops() == before && time.Now().Before(end); {
 			<-time.After(2 * time.Millisecond)
 		}
 		if got := s.ear.from(text, 20*time.Millisecond); got.IsValid() || drops() != before+1 {

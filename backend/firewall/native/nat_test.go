@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/flanneld-go/flanneld-go/backend"
 	"github.com/flanneld-go/flanneld-go/backend/hostgw"
@@ -22,7 +21,7 @@ func (s *scene) seen(t *testing.T, ns *kerneltest.Namespace, from, to netip.Addr
 	text := fmt.Sprintf("call %d", s.ids)
 	port := uint16(10000 + s.ids)
 	sendPacket(t, ns, to, udpPacket(netip.AddrPortFrom(from, port), netip.AddrPortFrom(to, 7000), []byte(text)))
-	return e.from(text, 3*time.Second)
+	return e.from(text, patience)
 }
 
 func (s *scene) wantSeen(t *testing.T, what string, got, want netip.Addr) {

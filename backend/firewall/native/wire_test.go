@@ -139,7 +139,7 @@ func listen(t testing.TB, ns *kerneltest.Namespace, port int) *ear {
 		var err error
 		// A program that another test starts has the sockets of this process, between
 		// its fork and its exec: also one that was closed a moment ago.
-		for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 			ns.Do(t, func() { conn, err = net.ListenUDP(network, &net.UDPAddr{Port: port}) })
 			if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(end) {
 				break
