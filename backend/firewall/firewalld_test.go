@@ -291,7 +291,7 @@ func TestFirewalldBesideDocker(t *testing.T) {
 	want := ours()
 	settled := func(when string) {
 		t.Helper()
-		deadline := time.Now().Add(20 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		got, seen, back := "", "", mb.container.calling("", a.contained())
 		for (got != want || seen != mb.contained()) && time.Now().Before(deadline) {
 			got, seen = ours(), back.brief(t)
@@ -354,8 +354,8 @@ func TestFirewalldManyPeers(t *testing.T) {
 	}
 }
 
-// What an administrator does to firewalld takes our rules away. They are back
-// within two seconds of firewalld's own being back.
+// What an administrator does to firewalld takes our rules away. They come back by
+// themselves with firewalld's own.
 func TestOutageOfFirewalld(t *testing.T) {
 	p := vxlanPath(t)
 	ma, mb, _ := pair(t, p)
@@ -364,9 +364,8 @@ func TestOutageOfFirewalld(t *testing.T) {
 		w.apply(t)
 		w.keep(t)
 	}
-	if got := a.container.outage(t, b.contained(), 100, func() {}); got > time.Second/2 {
-		t.Fatalf("undisturbed the longest outage is %v: the test proves nothing", got)
-	}
+	c := a.container.calling("", b.contained())
+	wantCall(t, "undisturbed", c, a.contained())
 	for name, disturb := range map[string]func(){
 		"reload":          func() { b.wall.Cmd(t, "--reload") },
 		"complete-reload": func() { b.wall.Cmd(t, "--complete-reload") },
@@ -379,16 +378,15 @@ func TestOutageOfFirewalld(t *testing.T) {
 		},
 	} {
 		var took time.Duration
-		longest := a.container.outage(t, b.contained(), 1200, func() {
+		longest := c.outage(t, "after "+name, a.contained(), func() {
 			begin := time.Now()
 			disturb()
 			took = time.Since(begin)
 		})
 		t.Logf("%s: took %v, longest outage %v", name, took.Round(time.Millisecond), longest)
-		if longest > took+2*time.Second {
-			t.Errorf("%s: the longest outage is %v, want at most 2 s more than the %v that it took", name, longest, took)
+		if longest > took+most {
+			t.Errorf("%s: the longest outage is %v, want at most %v more than the %v that it took", name, longest, most, took)
 		}
-		wantCall(t, "after "+name, a.container.calling("", b.contained()), a.contained())
 	}
 }
 

@@ -150,8 +150,8 @@ const (
 	// briefly is how long one is made that must not.
 	briefly = 600 * time.Millisecond
 	// patiently is for one that must: a busy machine may lose a packet or let it
-	// wait, and TCP sends it again after one second, three and seven.
-	patiently = 10 * time.Second
+	// wait, and TCP sends it again after one second, three, seven and so on.
+	patiently = time.Minute
 )
 
 // made returns what the callee says of who called, or why it is unreachable. A refusal
@@ -169,6 +169,9 @@ func (c call) made(t *testing.T, within time.Duration) (seen string, why error) 
 			return nil
 		}
 		defer conn.Close()
+		if err := conn.SetReadDeadline(time.Now().Add(patiently)); err != nil {
+			return err
+		}
 		text, err := io.ReadAll(conn)
 		seen = string(text)
 		return err
