@@ -301,7 +301,7 @@ func TestDocumentedFiles(t *testing.T) {
 func TestDocumentedCommands(t *testing.T) {
 	endpoint := plainEtcd(t)
 	runBlocks(t, "docs/configuration.md", t.TempDir(), "192.0.2.10:2379", endpoint)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	store, err := etcdstore.New(etcdstore.Options{Endpoints: []string{"http://" + endpoint}, Prefix: "/coreos.com/network"})
 	if err != nil {

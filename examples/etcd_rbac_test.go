@@ -143,7 +143,7 @@ func newGuarded(t *testing.T, binary string) guarded {
 // config.
 func (g guarded) live(t *testing.T, user, passwordFile string, life func(context.Context, *etcdstore.Store) error) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	const prefix = "/coreos.com/network"
 	if _, err := g.root.Delete(ctx, prefix, clientv3.WithPrefix()); err != nil {

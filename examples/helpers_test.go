@@ -218,7 +218,7 @@ func background(t *testing.T, cmd *exec.Cmd, ready string) {
 		if !ok {
 			t.Fatalf("%s: ended without a line %q", cmd, ready)
 		}
-	case <-time.After(90 * time.Second):
+	case <-time.After(3 * time.Minute):
 		t.Fatalf("%s: no line %q", cmd, ready)
 	}
 }
@@ -240,7 +240,7 @@ func plainEtcd(t *testing.T) string {
 		}
 		_ = cmd.Wait() // killed
 	})
-	wait := exec.CommandContext(t.Context(), "bash", "-c", `for i in {1..100}; do etcdctl --endpoints="$0" endpoint health && exit 0; sleep 0.2; done; exit 1`, client)
+	wait := exec.CommandContext(t.Context(), "bash", "-c", `until etcdctl --endpoints="$0" endpoint health; do ((SECONDS < 120)) || exit 1; sleep 0.2; done`, client)
 	wait.Env = append(os.Environ(), "ETCDCTL_API=3")
 	if out, err := wait.CombinedOutput(); err != nil {
 		t.Fatalf("etcd: %v\n%s", err, out)

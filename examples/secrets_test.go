@@ -322,7 +322,7 @@ func (v *vault) live(t *testing.T, secret string) {
 
 func (v *vault) get(t *testing.T, url string) {
 	t.Helper()
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext:       func(ctx context.Context, _, addr string) (net.Conn, error) { return v.dial(t)(ctx, addr) },
 	}}
