@@ -43,16 +43,14 @@ func TestPlainPacketsAreTheirSendersOwn(t *testing.T) {
 			w := newWitness(t, l.Hosts[0], l.Hosts[1])
 			honest, forged := l.Hosts[1].Container.Addr(), l.Hosts[2].Container.Addr()
 			w.known(t, forged)
+			w.await(t, w.send(t, honest)) // and all that was sent before
 			before := w.dropped(t)
-			if !w.arrives(t, honest) {
-				t.Error("a packet with the sender's own source does not arrive")
-			}
 			for range 5 {
 				if w.arrives(t, forged) {
 					t.Error("a packet with another peer's source arrives")
 				}
 			}
-			if got := w.dropped(t) - before; got != 5 {
+			if got := w.drops(t, before, 5); got != 5 {
 				t.Errorf("%d packets counted as dropped, want 5", got)
 			}
 			w.reported(t)
@@ -65,7 +63,8 @@ func TestPlainPacketsAreTheirSendersOwn(t *testing.T) {
 }
 
 // newMAC gives a peer a MAC that nobody has seen, under a ping both ways. Packets
-// on the way to the old one are lost, and no others.
+// on the way to the old one are lost, and no others: a few as a rule, and more where a
+// machine gives nobody time just then. None counts as forged.
 func newMAC(t *testing.T, l *lab.Lab, w *witness) {
 	here, peer := l.Hosts[0], l.Hosts[1]
 	out, in := startPing(t, here.Container, peer.Container), startPing(t, peer.Container, here.Container)
@@ -78,7 +77,7 @@ func newMAC(t *testing.T, l *lab.Lab, w *witness) {
 	}
 	for way, r := range map[string]lab.PingResult{"out": out.Stop(), "in": in.Stop()} {
 		t.Logf("%s: %s", way, r)
-		if r.Received == 0 || r.Lost() > 2*changes {
+		if r.Lost() > r.Sent/2 {
 			t.Errorf("%s: lost %d of %d with %d changes", way, r.Lost(), r.Sent, changes)
 		}
 	}
@@ -90,7 +89,7 @@ func newMAC(t *testing.T, l *lab.Lab, w *witness) {
 // swapMACs gives two peers each other's MAC, under pings of both: what is known
 // of either is wrong until the kernel says otherwise, and then for a moment more.
 func swapMACs(t *testing.T, l *lab.Lab) {
-	const longest = 3 * time.Second // generous: one round
+	const longest = 15 * time.Second // less than until the next round of its own accord
 	here := l.Hosts[0]
 	var pings []*lab.Pinging
 	var macs []net.HardwareAddr
@@ -106,7 +105,16 @@ func swapMACs(t *testing.T, l *lab.Lab) {
 	setMAC(t, l.Hosts[1], net.HardwareAddr{2, 0xfa, 0, 0, 1, 0})
 	setMAC(t, l.Hosts[2], macs[0])
 	setMAC(t, l.Hosts[1], macs[1])
-	pause(t, longest+time.Second)
+	swapped := time.Now()
+	for i, p := range pings {
+		for !p.Answered(swapped) {
+			if time.Since(swapped) > longest {
+				t.Fatalf("%s: no answer %s after the change", l.Hosts[1+i].Name, longest)
+			}
+			pause(t, 10*time.Millisecond)
+		}
+	}
+	pause(t, 3*time.Second) // for what breaks later
 	for i, p := range pings {
 		r := p.Stop()
 		t.Logf("%s: %s", l.Hosts[1+i].Name, r)
@@ -156,9 +164,9 @@ func newWitness(t *testing.T, at, from *lab.Host) *witness {
 func (w *witness) known(t *testing.T, forged netip.Addr) {
 	t.Helper()
 	before := w.dropped(t)
-	for end := time.Now().Add(30 * time.Second); w.dropped(t) == before; pause(t, 200*time.Millisecond) {
+	for end := time.Now().Add(time.Minute); w.dropped(t) == before; pause(t, 200*time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("no forged packet is dropped in 30 s")
+			t.Fatal("no forged packet is dropped in a minute")
 		}
 		w.wake(t)
 		w.send(t, forged)
@@ -190,12 +198,23 @@ func (w *witness) dropped(t *testing.T) uint64 {
 	return n
 }
 
+// drops is how many packets were dropped since there were so many, once it is at least
+// what is wanted: those sent last may still be under way.
+func (w *witness) drops(t *testing.T, before, want uint64) uint64 {
+	t.Helper()
+	for ctx := within(t, time.Minute); ; pause(t, 10*time.Millisecond) {
+		if got := w.dropped(t) - before; got >= want || ctx.Err() != nil {
+			return got
+		}
+	}
+}
+
 // reported waits until the daemon's status has all that were dropped.
 func (w *witness) reported(t *testing.T) {
 	t.Helper()
 	want := w.dropped(t)
 	w.wake(t)
-	if _, err := w.at.WaitStatus(within(t, 30*time.Second), "the dropped packets", func(s lab.Status) bool {
+	if _, err := w.at.WaitStatus(within(t, time.Minute), "the dropped packets", func(s lab.Status) bool {
 		return s.Dropped["peer_source"] == want
 	}); err != nil {
 		t.Error(err)
@@ -207,23 +226,24 @@ func (w *witness) reported(t *testing.T) {
 func (w *witness) arrives(t *testing.T, source netip.Addr) bool {
 	t.Helper()
 	number := w.send(t, source)
-	last := w.send(t, w.from.Container.Addr())
-	arrived := false
-	if err := w.conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	return w.await(t, w.send(t, w.from.Container.Addr()))[fmt.Sprint(number)]
+}
+
+// await waits for an honest packet, and returns what the container has got until then.
+func (w *witness) await(t *testing.T, honest int) (got map[string]bool) {
+	t.Helper()
+	got = map[string]bool{}
+	if err := w.conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	for buf := make([]byte, 1500); ; {
+	for buf := make([]byte, 1500); !got[fmt.Sprint(honest)]; {
 		n, err := w.conn.Read(buf)
 		if err != nil {
-			t.Fatalf("the honest packet behind it does not arrive: %v", err)
+			t.Fatalf("a packet with the sender's own source does not arrive: %v", err)
 		}
-		switch string(buf[:n]) {
-		case fmt.Sprint(number):
-			arrived = true
-		case fmt.Sprint(last):
-			return arrived
-		}
+		got[string(buf[:n])] = true
 	}
+	return got
 }
 
 // send puts a packet with that source on the segment and returns its number,
