@@ -20,11 +20,12 @@ import (
 )
 
 const (
-	// shortTTL is a lease that a test can wait for to expire.
-	shortTTL = 3 * time.Second
+	// shortTTL is a lease that is renewed every second. awayTTL is one that a test can
+	// wait for to expire, and that a busy machine does not keep from being renewed.
+	shortTTL, awayTTL = 3 * time.Second, 8 * time.Second
 	// letGo is how long a host that is back may take to let go of a subnet that
 	// is another's; 5 s are promised, and logged.
-	letGo = 10 * time.Second
+	letGo = time.Minute
 	// crowded has two subnets, roomy one more.
 	crowded = `{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0","Backend":{"Type":"vxlan"}}`
 	roomy   = `{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.3.0","Backend":{"Type":"vxlan"}}`
@@ -69,16 +70,15 @@ type suspension struct {
 // suspend stops a host until another has its subnet.
 func suspend(t *testing.T, policy string) *suspension {
 	t.Helper()
-	l := newLab(t, lab.Options{Hosts: 3, DaemonArgs: []string{"--subnet-lease-ttl=" + shortTTL.String(), "--on-conflict=" + policy}})
+	l := newLab(t, lab.Options{Hosts: 3, DaemonArgs: []string{"--on-conflict=" + policy}})
 	putConfig(t, l, crowded)
 	for i, h := range l.Hosts[:2] {
-		// The subnet of the one that stands by stays taken, also while a machine that is
-		// too busy for renewals loses the others theirs.
-		ttl := []time.Duration{shortTTL, time.Hour}[i]
+		// The others keep what they have, also while a machine is too busy for renewals.
+		ttl := []time.Duration{awayTTL, time.Hour}[i]
 		if err := h.StartDaemon("--docker-config="+dockerConfig(h), "--subnet-lease-ttl="+ttl.String()); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := h.WaitReady(within(t, 20*time.Second), h.Number-1); err != nil {
+		if _, err := h.WaitReady(within(t, time.Minute), h.Number-1); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -88,24 +88,24 @@ func suspend(t *testing.T, policy string) *suspension {
 		t.Fatal(err)
 	}
 	s.lost = env.Subnets[subnet.IPv4]
-	if err := s.heir.StartDaemon("--docker-config=" + dockerConfig(s.heir)); err != nil {
+	if err := s.heir.StartDaemon("--docker-config="+dockerConfig(s.heir), "--subnet-lease-ttl="+time.Hour.String()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.heir.WaitProblem(within(t, 20*time.Second), "lease", "no free subnet: 2 of the pool's 2 are occupied"); err != nil {
+	if _, err := s.heir.WaitProblem(within(t, time.Minute), "lease", "no free subnet: 2 of the pool's 2 are occupied"); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.away.Daemon.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	stopped := time.Now()
-	if env, err = s.heir.WaitSubnet(within(t, 30*time.Second)); err != nil {
+	if env, err = s.heir.WaitSubnet(within(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%s has %s after %s, with a TTL of %s", s.heir.Name, env.Subnets[subnet.IPv4], time.Since(stopped), shortTTL)
+	t.Logf("%s has %s after %s, with a TTL of %s", s.heir.Name, env.Subnets[subnet.IPv4], time.Since(stopped), awayTTL)
 	if env.Subnets[subnet.IPv4] != s.lost {
 		t.Fatalf("%s has %s, want %s", s.heir.Name, env.Subnets[subnet.IPv4], s.lost)
 	}
-	if _, err := s.heir.WaitReady(within(t, 20*time.Second), 1); err != nil {
+	if _, err := s.heir.WaitReady(within(t, time.Minute), 1); err != nil {
 		t.Fatal(err)
 	}
 	checkFiles(t, s.heir)
@@ -178,8 +178,16 @@ func (s *suspension) recovers(t *testing.T) {
 	if err := s.heir.Daemon.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	// As if it had expired.
+	k, found := readKey(t, s.lab, subnetKey(subnet.Subnet{s.lost}))
+	if !found || k.attrs.Owner != subnet.NodeID(s.heir.NodeID()) {
+		t.Fatalf("the key of %s: found %t, %+v, want it to be %s's", s.lost, found, k.attrs, s.heir.Name)
+	}
+	if _, err := s.lab.Client().Revoke(within(t, time.Minute), k.lease); err != nil {
+		t.Fatal(err)
+	}
 	began := time.Now()
-	st, err := s.away.WaitReady(within(t, shortTTL+20*time.Second), 1)
+	st, err := s.away.WaitReady(within(t, time.Minute), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +204,7 @@ func (s *suspension) recovers(t *testing.T) {
 // checkFiles compares what others are told with the lease.
 func checkFiles(t *testing.T, h *lab.Host) {
 	t.Helper()
-	st, err := h.Status(within(t, 5*time.Second))
+	st, err := h.Status(within(t, time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
