@@ -31,7 +31,7 @@ func TestForeignDevice(t *testing.T) {
 	}
 	putConfig(t, l, configs["vxlan"])
 	startDaemons(t, l)
-	problem, err := h.WaitProblem(within(t, 20*time.Second), "kernel", "flannel.1")
+	problem, err := h.WaitProblem(within(t, time.Minute), "kernel", "flannel.1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func TestForeignDevice(t *testing.T) {
 	if err := h.Links().LinkDel(foreign); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.WaitReady(within(t, 20*time.Second), 0); err != nil {
+	if _, err := h.WaitReady(within(t, time.Minute), 0); err != nil {
 		t.Error(err)
 	}
 }
@@ -65,7 +65,7 @@ func TestPortTaken(t *testing.T) {
 	defer squatter.Close()
 	putConfig(t, l, configs["udp"])
 	startDaemons(t, l)
-	problem, err := h.WaitProblem(within(t, 20*time.Second), "kernel", "8285")
+	problem, err := h.WaitProblem(within(t, time.Minute), "kernel", "8285")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func TestPortTaken(t *testing.T) {
 	if err := squatter.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.WaitReady(within(t, 20*time.Second), 0); err != nil {
+	if _, err := h.WaitReady(within(t, time.Minute), 0); err != nil {
 		t.Error(err)
 	}
 }
@@ -86,7 +86,12 @@ func wrapped(t *testing.T, preparation string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "flanneld-go")
 	script := fmt.Sprintf("#!/bin/sh\nexec unshare --mount sh -ec '%s; exec \"$0\" \"$@\"' %s \"$@\"\n", preparation, command(t, "flanneld-go"))
-	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+	// A child that another goroutine forks meanwhile would hold the file open until it
+	// becomes another program, and nobody can run what is open for writing.
+	syscall.ForkLock.RLock()
+	err := os.WriteFile(path, []byte(script), 0o755)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -97,7 +102,7 @@ func TestNoTunDevice(t *testing.T) {
 	h := l.Hosts[0]
 	putConfig(t, l, configs["udp"])
 	startDaemons(t, l)
-	if _, err := h.WaitProblem(within(t, 20*time.Second), "kernel", "/dev/net/tun"); err != nil {
+	if _, err := h.WaitProblem(within(t, time.Minute), "kernel", "/dev/net/tun"); err != nil {
 		t.Error(err)
 	}
 }
@@ -113,7 +118,7 @@ func TestReadOnlySubnetFile(t *testing.T) {
 	putConfig(t, l, configs["host-gw"])
 	startDaemons(t, l)
 	for i, h := range l.Hosts {
-		problem, err := h.WaitProblem(within(t, 20*time.Second), "files", folder)
+		problem, err := h.WaitProblem(within(t, time.Minute), "files", folder)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -121,7 +126,7 @@ func TestReadOnlySubnetFile(t *testing.T) {
 			t.Errorf("the cause is not named: %s", problem.Message)
 		}
 		peer := l.Hosts[1-i].Addrs[0].Addr()
-		s, err := h.WaitStatus(within(t, 20*time.Second), "a path to the peer", func(s lab.Status) bool { return len(s.Peers) == 1 && s.Peers[0].Error == "" })
+		s, err := h.WaitStatus(within(t, time.Minute), "a path to the peer", func(s lab.Status) bool { return len(s.Peers) == 1 && s.Peers[0].Error == "" })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -144,7 +149,7 @@ func TestDaemonJSONThatIsNone(t *testing.T) {
 	h := l.Hosts[0]
 	putConfig(t, l, configs["host-gw"])
 	startDaemons(t, l)
-	problem, err := h.WaitProblem(within(t, 20*time.Second), "docker", path)
+	problem, err := h.WaitProblem(within(t, time.Minute), "docker", path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +159,7 @@ func TestDaemonJSONThatIsNone(t *testing.T) {
 	if text, err := os.ReadFile(path); err != nil || string(text) != garbage {
 		t.Errorf("the file was touched: %q, %v", text, err)
 	}
-	if _, err := h.WaitSubnet(within(t, 20*time.Second)); err != nil {
+	if _, err := h.WaitSubnet(within(t, time.Minute)); err != nil {
 		t.Error(err)
 	}
 }
@@ -184,7 +189,7 @@ func TestUsage(t *testing.T) {
 			if err := h.StartDaemon(tc.args...); err != nil {
 				t.Fatal(err)
 			}
-			code, err := h.Daemon.ExitCode(within(t, 10*time.Second))
+			code, err := h.Daemon.ExitCode(within(t, time.Minute))
 			if err != nil {
 				t.Fatal(errStop(h, err))
 			}
@@ -211,7 +216,7 @@ func TestUnknownInterface(t *testing.T) {
 	l := newLab(t, lab.Options{Hosts: 1, DaemonArgs: []string{"--iface=eth7"}})
 	putConfig(t, l, configs["host-gw"])
 	startDaemons(t, l)
-	problem, err := l.Hosts[0].WaitProblem(within(t, 20*time.Second), "uplink", "eth7")
+	problem, err := l.Hosts[0].WaitProblem(within(t, time.Minute), "uplink", "eth7")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,20 +230,20 @@ func TestUnknownInterface(t *testing.T) {
 func TestEtcdUnreachable(t *testing.T) {
 	l := newLab(t, lab.Options{Hosts: 1})
 	putConfig(t, l, configs["host-gw"])
-	if err := l.Etcd().Stop(within(t, 10*time.Second)); err != nil {
+	if err := l.Etcd().Stop(within(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	startDaemons(t, l)
 	h := l.Hosts[0]
-	problem, err := h.WaitProblem(within(t, 30*time.Second), "etcd", l.EtcdURL())
+	problem, err := h.WaitProblem(within(t, time.Minute), "etcd", l.EtcdURL())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("says: %s", problem.Message)
-	if err := l.StartEtcd(within(t, 30*time.Second)); err != nil {
+	if err := l.StartEtcd(within(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.WaitReady(within(t, 60*time.Second), 0); err != nil {
+	if _, err := h.WaitReady(within(t, time.Minute), 0); err != nil {
 		t.Error(err)
 	}
 }
@@ -252,7 +257,7 @@ func TestNotRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer binary.Close()
-	cmd := exec.CommandContext(within(t, 10*time.Second), "/proc/self/fd/3")
+	cmd := exec.CommandContext(within(t, time.Minute), "/proc/self/fd/3")
 	cmd.ExtraFiles = []*os.File{binary}
 	cmd.Env = []string{}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
