@@ -59,10 +59,10 @@ func TestCleanupLeavesTheHostAsItWas(t *testing.T) {
 			if out, err := h.Run(t.Context(), command(t, "flannelctl"), cleanup...); err == nil || !strings.Contains(out, "running") {
 				t.Errorf("cleanup under a running daemon: %v\n%s", err, out)
 			}
-			if err := h.Daemon.Stop(within(t, 10*time.Second)); err != nil {
+			if err := h.Daemon.Stop(within(t, time.Minute)); err != nil {
 				t.Fatal(err)
 			}
-			out, err := h.Run(within(t, 30*time.Second), command(t, "flannelctl"), cleanup...)
+			out, err := h.Run(within(t, time.Minute), command(t, "flannelctl"), cleanup...)
 			if err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}
@@ -115,7 +115,7 @@ const settled = "while ip -6 addr show tentative | grep -q .; do read -t 0.1 _ <
 // run runs a script on the host, up to its first failure.
 func run(t *testing.T, h *lab.Host, script string) string {
 	t.Helper()
-	out, err := h.Run(within(t, 30*time.Second), "/bin/bash", "-ec", script)
+	out, err := h.Run(within(t, time.Minute), "/bin/bash", "-ec", script)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

@@ -24,11 +24,11 @@ func TestStartWithoutEtcd(t *testing.T) {
 			before := map[string]standing{}
 			for _, h := range l.Hosts {
 				before[h.Name] = standingOf(t, h)
-				if err := h.Daemon.Stop(within(t, 10*time.Second)); err != nil {
+				if err := h.Daemon.Stop(within(t, time.Minute)); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if err := l.Cluster().Stop(within(t, 10*time.Second)); err != nil {
+			if err := l.Cluster().Stop(within(t, time.Minute)); err != nil {
 				t.Fatal(err)
 			}
 			t.Run("daemons", func(t *testing.T) {
@@ -44,10 +44,10 @@ func TestStartWithoutEtcd(t *testing.T) {
 				forget(t, h)
 			}
 			t.Run("hosts", func(t *testing.T) { startAgain(t, l, before) })
-			if err := l.StartEtcd(within(t, 30*time.Second)); err != nil {
+			if err := l.StartEtcd(within(t, time.Minute)); err != nil {
 				t.Fatal(err)
 			}
-			waitWell(t, l, 30*time.Second)
+			waitWell(t, l, time.Minute)
 		})
 	}
 }
@@ -55,7 +55,7 @@ func TestStartWithoutEtcd(t *testing.T) {
 func startAgain(t *testing.T, l *lab.Lab, before map[string]standing) {
 	t.Helper()
 	began := time.Now()
-	err := l.Each(within(t, 30*time.Second), func(ctx context.Context, h *lab.Host) error {
+	err := l.Each(within(t, time.Minute), func(ctx context.Context, h *lab.Host) error {
 		if err := h.RelaunchDaemon(); err != nil {
 			return err
 		}
@@ -71,7 +71,7 @@ func startAgain(t *testing.T, l *lab.Lab, before map[string]standing) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.WaitMesh(within(t, 30*time.Second)); err != nil {
+	if err := l.WaitMesh(within(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("containers talk %s after the start", time.Since(began))
@@ -79,7 +79,7 @@ func startAgain(t *testing.T, l *lab.Lab, before map[string]standing) {
 		if got := standingOf(t, h).subnet; got != before[h.Name].subnet {
 			t.Errorf("%s has %v, before %v", h.Name, got, before[h.Name].subnet)
 		}
-		s, err := h.WaitReady(within(t, 30*time.Second), len(l.Hosts)-1)
+		s, err := h.WaitReady(within(t, time.Minute), len(l.Hosts)-1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -157,7 +157,7 @@ func TestStartWithoutConfig(t *testing.T) {
 			l := newNetwork(t, 3, configs[b.name])
 			startContainers(t, l)
 			s := startSteady(t, l)
-			if err := l.Cluster().Wipe(within(t, 30*time.Second)); err != nil {
+			if err := l.Cluster().Wipe(within(t, time.Minute)); err != nil {
 				t.Fatal(err)
 			}
 			t.Run("restart", func(t *testing.T) { restartSteady(t, s, l.Hosts[0], b.name) })
@@ -173,7 +173,7 @@ func restartSteady(t *testing.T, s *steady, h *lab.Host, backend string) {
 	if backend == "udp" { // its data path ends with the process
 		s.disregard(h)
 	}
-	if err := h.Daemon.Stop(within(t, 10*time.Second)); err != nil {
+	if err := h.Daemon.Stop(within(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	goesOn(t, h, before)
@@ -182,7 +182,7 @@ func restartSteady(t *testing.T, s *steady, h *lab.Host, backend string) {
 		s.hosts[h] = st
 	}
 	s.unharmed(t)
-	if err := s.lab.WaitMesh(within(t, 30*time.Second)); err != nil {
+	if err := s.lab.WaitMesh(within(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -192,19 +192,19 @@ func restartSteady(t *testing.T, s *steady, h *lab.Host, backend string) {
 func bootFromCache(t *testing.T, l *lab.Lab, h *lab.Host, config string) {
 	s, before := startSteady(t, l), standingOf(t, h)
 	s.disregard(h)
-	if err := h.Daemon.Stop(within(t, 10*time.Second)); err != nil {
+	if err := h.Daemon.Stop(within(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	forget(t, h)
 	goesOn(t, h, before)
-	env, err := h.WaitSubnet(within(t, 10*time.Second))
+	env, err := h.WaitSubnet(within(t, time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := h.StartContainer(env); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.WaitMesh(within(t, 30*time.Second)); err != nil {
+	if err := l.WaitMesh(within(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	putConfig(t, l, config)
@@ -223,7 +223,7 @@ func goesOn(t *testing.T, h *lab.Host, before standing) {
 	if err := h.RelaunchDaemon(); err != nil {
 		t.Fatal(err)
 	}
-	st, err := h.WaitStatus(within(t, 30*time.Second), "the data path from the cache", func(s lab.Status) bool {
+	st, err := h.WaitStatus(within(t, time.Minute), "the data path from the cache", func(s lab.Status) bool {
 		// Until the loss is weighed by a round the host counts as ready, and half way
 		// through that round not all of it is said.
 		return s.Backend.DataPath == "applied" && s.Lease.State == "lost" && !s.Ready && len(s.Files) > 0 && len(s.Problems) > 1
@@ -239,7 +239,7 @@ func goesOn(t *testing.T, h *lab.Host, before standing) {
 	if got := names(st.Problems); !slices.Equal(got, []string{"config", "lease"}) {
 		t.Errorf("%s has problems with %v, want config and lease", h.Name, got)
 	}
-	p, err := h.WaitProblem(within(t, 5*time.Second), "config", "the network config is gone from "+lab.Prefix+"/config")
+	p, err := h.WaitProblem(within(t, time.Minute), "config", "the network config is gone from "+lab.Prefix+"/config")
 	if err != nil || !strings.Contains(p.Hint, " put "+lab.Prefix+"/config '{") {
 		t.Errorf("%s: %v, try: %s; want what to put", h.Name, err, p.Hint)
 	}

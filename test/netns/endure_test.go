@@ -134,7 +134,7 @@ type kept struct {
 // readKey reads a lease's key; false: there is none.
 func readKey(t *testing.T, l *lab.Lab, key string) (kept, bool) {
 	t.Helper()
-	resp, err := l.Client().Get(within(t, 10*time.Second), key)
+	resp, err := l.Client().Get(within(t, time.Minute), key)
 	if err != nil {
 		t.Fatal(err)
 	}

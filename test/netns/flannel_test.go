@@ -59,12 +59,12 @@ func (f *flannel) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A lease of its own each time, and a put that compares nothing.
-	lease, err := f.lab.Client().Grant(within(t, 5*time.Second), 24*60*60)
+	lease, err := f.lab.Client().Grant(within(t, time.Minute), 24*60*60)
 	if err != nil {
 		t.Fatal(err)
 	}
 	value := fmt.Sprintf(`{"PublicIP":%q,"PublicIPv6":null,"BackendType":%q%s}`, f.public(), f.backend, data)
-	if _, err := f.lab.Client().Put(within(t, 5*time.Second), f.key(), value, clientv3.WithLease(lease.ID)); err != nil {
+	if _, err := f.lab.Client().Put(within(t, time.Minute), f.key(), value, clientv3.WithLease(lease.ID)); err != nil {
 		t.Fatal(err)
 	}
 	f.rules(t)
@@ -154,7 +154,7 @@ func TestFromFlannelAndBack(t *testing.T) {
 			if err := peer.StartDaemon(); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := peer.WaitReady(within(t, 30*time.Second), 0); err != nil {
+			if _, err := peer.WaitReady(within(t, time.Minute), 0); err != nil {
 				t.Fatal(err)
 			}
 			f := &flannel{lab: l, backend: backend, host: h, subnet: leasedByNobody(t, peer)[subnet.IPv4], mac: "72:55:3f:43:61:6b", peers: []*lab.Host{peer}}
@@ -172,7 +172,7 @@ func TestFromFlannelAndBack(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := l.WaitMesh(within(t, 30*time.Second)); err != nil {
+			if err := l.WaitMesh(within(t, time.Minute)); err != nil {
 				t.Fatal(err)
 			}
 			before := f.state(t)
@@ -191,7 +191,7 @@ func TestFromFlannelAndBack(t *testing.T) {
 			}
 
 			pause(t, 500*time.Millisecond)
-			if err := h.Daemon.Stop(within(t, 10*time.Second)); err != nil {
+			if err := h.Daemon.Stop(within(t, time.Minute)); err != nil {
 				t.Fatal(err)
 			}
 			f.start(t)

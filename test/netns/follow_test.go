@@ -30,7 +30,7 @@ func TestChangesAreFollowedWithoutARound(t *testing.T) {
 			if err := h.StartDaemon(); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := h.WaitReady(within(t, 60*time.Second), ghosts); err != nil {
+			if _, err := h.WaitReady(within(t, time.Minute), ghosts); err != nil {
 				t.Fatal(err)
 			}
 			send := senderOf(t, l, backend)
@@ -75,7 +75,7 @@ func ghostsOwn(n int) netip.Prefix {
 // rounds is how many the daemon has made.
 func rounds(t *testing.T, h *lab.Host) uint64 {
 	t.Helper()
-	s, err := h.Status(within(t, 5*time.Second))
+	s, err := h.Status(within(t, time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +90,7 @@ func putGhost(t *testing.T, l *lab.Lab, s netip.Prefix, g ghost, backend string)
 	}
 	f := follower{t: t, lab: l}
 	key := lab.Prefix + "/subnets/" + (subnet.Subnet{s}).Key()
-	if _, err := l.Client().Put(within(t, 5*time.Second), key, g.value(t, backend), f.lease()); err != nil {
+	if _, err := l.Client().Put(within(t, time.Minute), key, g.value(t, backend), f.lease()); err != nil {
 		t.Fatal(err)
 	}
 }

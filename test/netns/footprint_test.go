@@ -40,13 +40,13 @@ func TestMemoryWithAHundredPeers(t *testing.T) {
 			mac:    net.HardwareAddr{2, 0, 0, 0, 0, byte(100 + i)},
 		}
 		key := subnet.Subnet{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, byte(100 + i), 0}), 24)}.Key()
-		if _, err := l.Client().Put(within(t, 5*time.Second), lab.Prefix+"/subnets/"+key, g.value(t, "vxlan")); err != nil {
+		if _, err := l.Client().Put(within(t, time.Minute), lab.Prefix+"/subnets/"+key, g.value(t, "vxlan")); err != nil {
 			t.Fatal(err)
 		}
 	}
 	startDaemons(t, l)
 	h := l.Hosts[0]
-	if _, err := h.WaitReady(within(t, 30*time.Second), peers); err != nil {
+	if _, err := h.WaitReady(within(t, time.Minute), peers); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", h.Daemon.PID()))

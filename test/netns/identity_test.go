@@ -20,7 +20,7 @@ func TestClonedMachines(t *testing.T) {
 	if err := first.StartDaemon(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := first.WaitReady(within(t, 20*time.Second), 0); err != nil {
+	if _, err := first.WaitReady(within(t, time.Minute), 0); err != nil {
 		t.Fatal(err)
 	}
 	had, err := first.ReadSubnet()
@@ -34,7 +34,7 @@ func TestClonedMachines(t *testing.T) {
 	if _, err := os.Stat(second.SubnetFile()); err == nil {
 		t.Error("the clone has written a subnet.env")
 	}
-	if st, err := first.Status(within(t, 5*time.Second)); err != nil || !st.Ready || st.Lease.State != "valid" || st.Lease.Subnet != subnet.Subnet(had.Subnets).String() {
+	if st, err := first.Status(within(t, time.Minute)); err != nil || !st.Ready || st.Lease.State != "valid" || st.Lease.Subnet != subnet.Subnet(had.Subnets).String() {
 		t.Errorf("the first host: %+v, %v; want it ready with %v", st.Lease, err, had.Subnets)
 	}
 
@@ -45,7 +45,7 @@ func TestClonedMachines(t *testing.T) {
 	if err := second.RelaunchDaemon(); err != nil {
 		t.Fatal(err)
 	}
-	got, err := second.WaitSubnet(within(t, 30*time.Second))
+	got, err := second.WaitSubnet(within(t, time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,14 +64,14 @@ func TestClonedMachines(t *testing.T) {
 		t.Fatal(err)
 	}
 	expectRefused(t, first, second)
-	waitGone(t, first, time.Second)
+	waitGone(t, first, follow)
 }
 
 // expectRefused waits for a daemon to end since another host has its node id.
 func expectRefused(t *testing.T, h, by *lab.Host) {
 	t.Helper()
 	began := time.Now()
-	code, err := h.Daemon.ExitCode(within(t, 20*time.Second))
+	code, err := h.Daemon.ExitCode(within(t, time.Minute))
 	if err != nil {
 		t.Fatal(errStop(h, err))
 	}
@@ -104,7 +104,7 @@ func TestReinstalledHost(t *testing.T) {
 	if err := h.StartDaemon("--node-id=anew"); err != nil {
 		t.Fatal(err)
 	}
-	st, err := h.WaitStatus(within(t, 20*time.Second), "a lease", func(st lab.Status) bool { return st.Ready && st.Lease.State == "valid" })
+	st, err := h.WaitStatus(within(t, time.Minute), "a lease", func(st lab.Status) bool { return st.Ready && st.Lease.State == "valid" })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func TestReinstalledHost(t *testing.T) {
 		host      *lab.Host
 		component string
 	}{{h, "lease"}, {peer, "peers"}} {
-		p, err := who.host.WaitProblem(within(t, 10*time.Second), who.component, address)
+		p, err := who.host.WaitProblem(within(t, time.Minute), who.component, address)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -130,14 +130,14 @@ func TestReinstalledHost(t *testing.T) {
 	if !strings.Contains(out, "released "+former.String()) {
 		t.Errorf("flannelctl release: %s", out)
 	}
-	waitWell(t, l, 20*time.Second)
+	waitWell(t, l, time.Minute)
 }
 
 // flannelctl runs it on the switch, far from any daemon.
 func flannelctl(t *testing.T, l *lab.Lab, args ...string) string {
 	t.Helper()
 	args = append(args, "--etcd-endpoints="+l.EtcdURL(), "--etcd-prefix="+lab.Prefix)
-	out, err := l.Switch.Run(within(t, 15*time.Second), command(t, "flannelctl"), args...)
+	out, err := l.Switch.Run(within(t, time.Minute), command(t, "flannelctl"), args...)
 	if err != nil {
 		t.Fatal(err)
 	}

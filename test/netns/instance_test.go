@@ -148,7 +148,7 @@ func TestInstancesStartTogether(t *testing.T) {
 	for range 3 {
 		atOnce(t, func() error { return first.StartDaemon() }, func() error { return second.StartDaemon("--etcd-prefix=" + secondPrefix) })
 		for _, h := range []*lab.Host{first, second} {
-			if _, err := h.WaitReady(within(t, 60*time.Second), 0); err != nil {
+			if _, err := h.WaitReady(within(t, time.Minute), 0); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -156,7 +156,7 @@ func TestInstancesStartTogether(t *testing.T) {
 			for a in flanneld-go flanneld-go1; do nft list table ip $a >/dev/null; done
 			for c in FLANNELD-GO-FWD FLANNELD-GO1-FWD; do iptables-save | grep -q -- "-j $c"; ip6tables-save | grep -q -- "-j $c"; done`)
 		stop := func(h *lab.Host) func() error {
-			return func() error { return h.Daemon.Stop(within(t, 10*time.Second)) }
+			return func() error { return h.Daemon.Stop(within(t, time.Minute)) }
 		}
 		atOnce(t, stop(first), stop(second))
 		clean := func(h *lab.Host, instance int) func() error {
@@ -185,7 +185,7 @@ func TestInstancesOfOneNetworkStartTogether(t *testing.T) {
 		atOnce(t, func() error { return pair[0].StartDaemon() }, func() error { return pair[1].StartDaemon() })
 		var ready []int
 		for i, h := range pair {
-			s, err := h.WaitStatus(within(t, 60*time.Second), "readiness or a refusal", func(s lab.Status) bool {
+			s, err := h.WaitStatus(within(t, time.Minute), "readiness or a refusal", func(s lab.Status) bool {
 				return s.Ready || slices.ContainsFunc(s.Problems, func(p lab.Problem) bool {
 					return p.Component == "config" && strings.Contains(p.Message, fmt.Sprintf("overlaps 10.5.0.0/16 of instance %d on this host", 1-i))
 				})
@@ -244,14 +244,14 @@ func TestInstancesNeedTheirOwn(t *testing.T) {
 
 	putSecond(t, l, `{"Network":"10.6.0.0/16","Backend":{"Type":"udp","Port":8286}}`)
 	startInstance(t, second, "--etcd-prefix="+secondPrefix)
-	if _, err := second.WaitReady(within(t, 30*time.Second), 0); err != nil {
+	if _, err := second.WaitReady(within(t, time.Minute), 0); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func putSecond(t *testing.T, l *lab.Lab, config string) {
 	t.Helper()
-	if _, err := l.Client().Put(within(t, 10*time.Second), secondPrefix+"/config", config); err != nil {
+	if _, err := l.Client().Put(within(t, time.Minute), secondPrefix+"/config", config); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -270,28 +270,28 @@ func startInstance(t *testing.T, h *lab.Host, args ...string) {
 
 func stopInstance(t *testing.T, h *lab.Host) {
 	t.Helper()
-	if err := h.Daemon.Stop(within(t, 10*time.Second)); err != nil {
+	if err := h.Daemon.Stop(within(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func wantReady(t *testing.T, h *lab.Host) {
 	t.Helper()
-	if _, err := h.WaitReady(within(t, 60*time.Second), 1); err != nil {
+	if _, err := h.WaitReady(within(t, time.Minute), 1); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func wantProblem(t *testing.T, h *lab.Host, component, text string) {
 	t.Helper()
-	if _, err := h.WaitProblem(within(t, 30*time.Second), component, text); err != nil {
+	if _, err := h.WaitProblem(within(t, time.Minute), component, text); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func containerOf(t *testing.T, h *lab.Host) {
 	t.Helper()
-	env, err := h.WaitSubnet(within(t, 30*time.Second))
+	env, err := h.WaitSubnet(within(t, time.Minute))
 	if err == nil {
 		err = h.StartContainer(env)
 	}
@@ -304,7 +304,7 @@ func containerOf(t *testing.T, h *lab.Host) {
 func reaches(t *testing.T, from, to *lab.Host) {
 	t.Helper()
 	for _, addr := range to.Container.Addrs {
-		if err := from.Container.WaitPing(within(t, 30*time.Second), addr.Addr()); err != nil {
+		if err := from.Container.WaitPing(within(t, time.Minute), addr.Addr()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -332,6 +332,6 @@ func cleanUp(t *testing.T, h *lab.Host, instance int) string {
 
 func tryCleanUp(t *testing.T, h *lab.Host, instance int) (string, error) {
 	t.Helper()
-	return h.Run(within(t, 30*time.Second), command(t, "flannelctl"), "cleanup", "--yes", fmt.Sprintf("--instance=%d", instance),
+	return h.Run(within(t, time.Minute), command(t, "flannelctl"), "cleanup", "--yes", fmt.Sprintf("--instance=%d", instance),
 		"--socket="+h.Socket(), "--state-dir="+h.StateDir())
 }

@@ -88,7 +88,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 func newLab(t *testing.T, o lab.Options) *lab.Lab {
 	t.Helper()
 	l := bareLab(t, o)
-	if err := l.StartEtcd(within(t, 30*time.Second)); err != nil {
+	if err := l.StartEtcd(within(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	return l
@@ -98,7 +98,7 @@ func newLab(t *testing.T, o lab.Options) *lab.Lab {
 func newClusterLab(t *testing.T, o lab.Options) *lab.Lab {
 	t.Helper()
 	l := bareLab(t, o)
-	if _, err := l.StartCluster(within(t, 60*time.Second), lab.ClusterOptions{}); err != nil {
+	if _, err := l.StartCluster(within(t, 3*time.Minute), lab.ClusterOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	return l
@@ -142,7 +142,7 @@ func newNetwork(t *testing.T, hosts int, config string, args ...string) *lab.Lab
 
 func putConfig(t *testing.T, l *lab.Lab, config string) {
 	t.Helper()
-	if err := l.PutConfig(within(t, 10*time.Second), config); err != nil {
+	if err := l.PutConfig(within(t, time.Minute), config); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -159,7 +159,7 @@ func startDaemons(t *testing.T, l *lab.Lab) {
 // waitReady waits until every daemon is ready and has a path to all others.
 func waitReady(t *testing.T, l *lab.Lab) {
 	t.Helper()
-	err := l.Each(within(t, 60*time.Second), func(ctx context.Context, h *lab.Host) error {
+	err := l.Each(within(t, 3*time.Minute), func(ctx context.Context, h *lab.Host) error {
 		_, err := h.WaitReady(ctx, len(l.Hosts)-1)
 		return err
 	})
@@ -171,7 +171,7 @@ func waitReady(t *testing.T, l *lab.Lab) {
 // startContainers starts a container per host and waits until all have talked.
 func startContainers(t *testing.T, l *lab.Lab) {
 	t.Helper()
-	ctx := within(t, 30*time.Second)
+	ctx := within(t, time.Minute)
 	if err := errors.Join(l.StartContainers(ctx), l.WaitMesh(ctx)); err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func TestContainersTalk(t *testing.T) {
 				}
 			}
 			from, to := l.Hosts[0].Container, l.Hosts[1].Container
-			moved, err := lab.Transfer(within(t, 60*time.Second), from.Node, to.Node, to.Addr(), 16<<20)
+			moved, err := lab.Transfer(within(t, time.Minute), from.Node, to.Node, to.Addr(), 16<<20)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -116,7 +116,7 @@ func checkLease(t *testing.T, l *lab.Lab, h *lab.Host, backendType string) {
 		t.Fatal(err)
 	}
 	key := lab.Prefix + "/subnets/" + subnet.Subnet(env.Subnets).Key()
-	resp, err := l.Client().Get(within(t, 5*time.Second), key)
+	resp, err := l.Client().Get(within(t, time.Minute), key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func checkLease(t *testing.T, l *lab.Lab, h *lab.Host, backendType string) {
 	if diff := cmp.Diff(want, attrs, cmpAddr); diff != "" {
 		t.Errorf("%s: lease (-want +got):\n%s", h.Name, diff)
 	}
-	ttl, err := l.Client().TimeToLive(within(t, 5*time.Second), clientv3.LeaseID(resp.Kvs[0].Lease))
+	ttl, err := l.Client().TimeToLive(within(t, time.Minute), clientv3.LeaseID(resp.Kvs[0].Lease))
 	if err != nil || ttl.GrantedTTL != 24*60*60 {
 		t.Errorf("%s: the key hangs on a lease of %d s (%v), want 24 h", h.Name, ttl.GrantedTTL, err)
 	}

@@ -33,16 +33,16 @@ func TestKernelKnowsWhatTheCacheLacks(t *testing.T) {
 			if err := gone.Daemon.Kill(); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := l.Client().Delete(within(t, 5*time.Second), subnetKey(standingOf(t, gone).subnet)); err != nil {
+			if _, err := l.Client().Delete(within(t, time.Minute), subnetKey(standingOf(t, gone).subnet)); err != nil {
 				t.Fatal(err)
 			}
-			if err := l.Cluster().Stop(within(t, 10*time.Second)); err != nil {
+			if err := l.Cluster().Stop(within(t, time.Minute)); err != nil {
 				t.Fatal(err)
 			}
 			if err := h.RelaunchDaemon(); err != nil {
 				t.Fatal(err)
 			}
-			st, err := h.WaitReady(within(t, 30*time.Second), 2)
+			st, err := h.WaitReady(within(t, time.Minute), 2)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -55,11 +55,11 @@ func TestKernelKnowsWhatTheCacheLacks(t *testing.T) {
 					t.Errorf("%s: %s", w, r)
 				}
 			}
-			if err := l.Cluster().Start(within(t, 30*time.Second)); err != nil {
+			if err := l.Cluster().Start(within(t, time.Minute)); err != nil {
 				t.Fatal(err)
 			}
 			back := time.Now()
-			_, err = h.WaitStatus(within(t, 30*time.Second), "all to be well with one peer", func(s lab.Status) bool {
+			_, err = h.WaitStatus(within(t, time.Minute), "all to be well with one peer", func(s lab.Status) bool {
 				return s.Ready && len(s.Peers) == 1 && len(s.Problems) == 0
 			})
 			if err != nil {

@@ -31,10 +31,10 @@ func TestReservation(t *testing.T) {
 		end  func() error
 		args []string
 	}{
-		{name: "restart", end: func() error { return h.Daemon.Stop(within(t, 10*time.Second)) }},
+		{name: "restart", end: func() error { return h.Daemon.Stop(within(t, time.Minute)) }},
 		{name: "renewals", end: nil},
 		{name: "kill -9", end: func() error { return h.Daemon.Kill() }, args: []string{"--release-on-exit"}},
-		{name: "release on exit", end: func() error { return h.Daemon.Stop(within(t, 15*time.Second)) }},
+		{name: "release on exit", end: func() error { return h.Daemon.Stop(within(t, time.Minute)) }},
 	} {
 		t.Run(life.name, func(t *testing.T) {
 			if life.end == nil {
@@ -48,7 +48,7 @@ func TestReservation(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			st, err := h.WaitReady(within(t, 20*time.Second), 1)
+			st, err := h.WaitReady(within(t, time.Minute), 1)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -97,7 +97,7 @@ func TestReservedWhileRunning(t *testing.T) {
 	becomes := func(reservation bool) {
 		t.Helper()
 		began := time.Now()
-		_, err := h.WaitStatus(within(t, back), "the reservation to come or go", func(st lab.Status) bool {
+		_, err := h.WaitStatus(within(t, follow), "the reservation to come or go", func(st lab.Status) bool {
 			return st.Lease.State == "valid" && st.Lease.Reservation == reservation
 		})
 		if err != nil {
@@ -124,11 +124,11 @@ func TestReservedWhileRunning(t *testing.T) {
 	if err := h.Daemon.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if code, err := h.Daemon.ExitCode(within(t, 15*time.Second)); err != nil || code != 0 {
+	if code, err := h.Daemon.ExitCode(within(t, time.Minute)); err != nil || code != 0 {
 		t.Fatalf("exit status %d, %v", code, err)
 	}
 	if k, found := readKey(t, l, s.leaseKey(h)); found {
 		t.Errorf("the lease was not given back: %+v", k)
 	}
-	waitGone(t, h, time.Second)
+	waitGone(t, h, follow)
 }

@@ -33,7 +33,7 @@ func TestDaemonIsQuietWithoutEtcd(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	waitWell(t, l, 30*time.Second)
+	waitWell(t, l, time.Minute)
 	refused, dropped, silent := l.Hosts[0], l.Hosts[1], l.Hosts[2]
 	ways := map[*lab.Host]string{refused: "refused", dropped: "dropped", silent: "silent"}
 	before := map[*lab.Host]expense{}
@@ -59,7 +59,7 @@ func TestDaemonIsQuietWithoutEtcd(t *testing.T) {
 		if cpu >= maxCPU && took > time.Minute {
 			t.Errorf("%s: %.2f %% of a core, want less than %.0f %%", way, 100*cpu, 100*maxCPU)
 		}
-		if _, err := h.WaitProblem(within(t, 5*time.Second), "etcd", ""); err != nil {
+		if _, err := h.WaitProblem(within(t, time.Minute), "etcd", ""); err != nil {
 			t.Error(err)
 		}
 	}
@@ -71,7 +71,7 @@ func TestDaemonIsQuietWithoutEtcd(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	waitWell(t, l, 30*time.Second)
+	waitWell(t, l, time.Minute)
 }
 
 func newProxy(t *testing.T, l *lab.Lab, h *lab.Host) *lab.Proxy {
@@ -96,7 +96,7 @@ func (e expense) since(before expense) expense {
 
 func expenseOf(t *testing.T, h *lab.Host) expense {
 	t.Helper()
-	s, err := h.Status(within(t, 5*time.Second))
+	s, err := h.Status(within(t, time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,11 +146,11 @@ func TestSilentlyDeadWatch(t *testing.T) {
 			if err := h.StartDaemon("--etcd-endpoints=" + strings.Join(proxy.Endpoints(), ",")); err != nil {
 				t.Fatal(err)
 			}
-			waitWell(t, l, 30*time.Second)
+			waitWell(t, l, time.Minute)
 			proxy.Block(d)
 			began := time.Now()
 			g := newGhost(203)
-			if _, err := l.Client().Put(within(t, 5*time.Second), ghostKey(), g.value(t, "vxlan")); err != nil {
+			if _, err := l.Client().Put(within(t, time.Minute), ghostKey(), g.value(t, "vxlan")); err != nil {
 				t.Fatal(err)
 			}
 			s, err := h.WaitStatus(within(t, noticed), "etcd to be missed", func(s lab.Status) bool {
@@ -164,7 +164,7 @@ func TestSilentlyDeadWatch(t *testing.T) {
 			if err := proxy.Heal(); err != nil {
 				t.Fatal(err)
 			}
-			waitNextHost(t, h, ghostSubnet.Addr().Next(), g.public, 15*time.Second)
+			waitNextHost(t, h, ghostSubnet.Addr().Next(), g.public, follow)
 			t.Logf("learned %s after the connection was whole again", time.Since(healed))
 		})
 	}
@@ -178,14 +178,14 @@ func TestWatchOutlivesMembers(t *testing.T) {
 	putConfig(t, l, besideGhosts("vxlan"))
 	startDaemons(t, l)
 	h, c := l.Hosts[0], l.Cluster()
-	waitWell(t, l, 30*time.Second)
+	waitWell(t, l, time.Minute)
 	ghosts := byte(204)
 	learns := func(t *testing.T, client *clientv3.Client, d time.Duration) {
 		t.Helper()
 		ghosts++
 		g := newGhost(ghosts)
 		began := time.Now()
-		if _, err := client.Put(within(t, 10*time.Second), ghostKey(), g.value(t, "vxlan")); err != nil {
+		if _, err := client.Put(within(t, time.Minute), ghostKey(), g.value(t, "vxlan")); err != nil {
 			t.Fatal(err)
 		}
 		waitNextHost(t, h, ghostSubnet.Addr().Next(), g.public, d)
@@ -196,24 +196,24 @@ func TestWatchOutlivesMembers(t *testing.T) {
 			if err := m.Kill(); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := c.Leader(within(t, 20*time.Second)); err != nil {
+			if _, err := c.Leader(within(t, time.Minute)); err != nil {
 				t.Fatal(err)
 			}
-			learns(t, c.Members[(i+1)%len(c.Members)].Client(), 15*time.Second)
-			if err := c.Start(within(t, 30*time.Second)); err != nil {
+			learns(t, c.Members[(i+1)%len(c.Members)].Client(), noticed)
+			if err := c.Start(within(t, time.Minute)); err != nil {
 				t.Fatal(err)
 			}
 		})
 	}
 	t.Run("leader paused", func(t *testing.T) {
-		m, err := c.Leader(within(t, 20*time.Second))
+		m, err := c.Leader(within(t, time.Minute))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := m.Pause(); err != nil {
 			t.Fatal(err)
 		}
-		next, err := c.Leader(within(t, 20*time.Second))
+		next, err := c.Leader(within(t, time.Minute))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -222,7 +222,7 @@ func TestWatchOutlivesMembers(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	_, err := h.WaitStatus(within(t, 30*time.Second), "all to be well", func(s lab.Status) bool { return s.Ready && s.Etcd.Connected && len(s.Problems) == 0 })
+	_, err := h.WaitStatus(within(t, time.Minute), "all to be well", func(s lab.Status) bool { return s.Ready && s.Etcd.Connected && len(s.Problems) == 0 })
 	if err != nil {
 		t.Error(err)
 	}

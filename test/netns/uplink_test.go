@@ -89,9 +89,8 @@ func (u *movedUplink) readdressed(t *testing.T, every time.Duration, addrs ...st
 	pause(t, time.Second)
 	for way, r := range map[string]lab.PingResult{"out": out.Stop(), "in": in.Stop()} {
 		t.Logf("%d addresses, %s: %s", len(addrs)-1, way, r)
-		// Twice what make faults wants of a quiet machine.
-		if r.Gap > 6*time.Second || r.Received == 0 {
-			t.Errorf("%d addresses, %s: %s; want no gap of more than 6 s", len(addrs)-1, way, r)
+		if r.Gap > followed || r.Received == 0 {
+			t.Errorf("%d addresses, %s: %s; want no gap of more than %s", len(addrs)-1, way, r, followed)
 		}
 	}
 }
