@@ -28,6 +28,8 @@ type auditor struct {
 	leases    map[subnet.Subnet]subnet.Lease
 	operators map[subnet.Revision]bool
 	violation string
+	// latest is when the store was changed last.
+	latest time.Time
 }
 
 func newAuditor(data *memstore.Store) *auditor {
@@ -90,15 +92,25 @@ func (a *auditor) run(ctx context.Context) {
 func (a *auditor) reset(w subnet.World) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.config, a.leases = w.Config.Text, map[subnet.Subnet]subnet.Lease{}
+	a.config, a.leases, a.latest = w.Config.Text, map[subnet.Subnet]subnet.Lease{}, time.Now()
 	for _, l := range w.Leases {
 		a.leases[l.Subnet] = l
 	}
 }
 
+// unchanged is for how long nothing has changed.
+func (a *auditor) unchanged() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return time.Since(a.latest)
+}
+
 func (a *auditor) judge(b subnet.Batch) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if b.Config != nil || len(b.Put)+len(b.Deleted)+len(b.Bad) > 0 {
+		a.latest = time.Now()
+	}
 	operator := a.operators[b.Revision]
 	if b.Config != nil {
 		a.config = b.Config.Text

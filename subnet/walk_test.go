@@ -77,6 +77,10 @@ type walker struct {
 // a little.
 const settled = 15 * time.Second
 
+// known is how long after a change of the store, a lease that ran out say, every host
+// that follows it knows, and has done what it makes of it: some ways there and back.
+const known = 3 * time.Second
+
 // runWalk does all of it in a bubble and returns the first thing that is wrong.
 func runWalk(t *testing.T, deeds []deed, broken func(*machine, subnet.Store) subnet.Store) (violation string) {
 	synctest.Test(t, func(t *testing.T) {
@@ -250,6 +254,9 @@ func (w *walker) operate(d deed) {
 // compare checks what the hosts believe: one that can reach the store takes no
 // other's lease for its own.
 func (w *walker) compare() {
+	for tries := 0; w.audit.unchanged() < known && tries < 10; tries++ {
+		after(known - w.audit.unchanged())
+	}
 	for _, h := range w.hosts {
 		k := h.keeper.Load()
 		if k == nil || h.faulty {
