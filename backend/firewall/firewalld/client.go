@@ -71,6 +71,8 @@ type Client struct {
 	connect func(ctx context.Context) (*dbus.Conn, error)
 	here    func() (bool, error)
 	config  string
+	// patience is that of the package; tests have more.
+	patience time.Duration
 
 	mu sync.Mutex
 	// reloaded is the firewalld that we made reload for the sake of what it
@@ -80,7 +82,7 @@ type Client struct {
 
 // New returns a Client that has not acted yet.
 func New(o Options) *Client {
-	c := &Client{owner: owner(o.Instance), log: o.Log, connect: o.Connect, here: o.Here, config: cmp.Or(o.Config, "/etc/firewalld")}
+	c := &Client{owner: owner(o.Instance), log: o.Log, connect: o.Connect, here: o.Here, config: cmp.Or(o.Config, "/etc/firewalld"), patience: patience}
 	if c.log == nil {
 		c.log = slog.Default()
 	}
@@ -168,7 +170,7 @@ func (c *Client) visit(ctx context.Context, fn func(context.Context, *door) erro
 	if err != nil || !here {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, c.patience)
 	defer cancel()
 	fw, err := c.enter(ctx)
 	if err != nil || fw == nil {

@@ -18,7 +18,7 @@ func (c *Client) stopped(ctx context.Context) (bool, error) {
 	if here, err := c.here(); err != nil || here {
 		return false, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, c.patience)
 	defer cancel()
 	fw, err := c.enter(ctx)
 	if err != nil || fw == nil {
