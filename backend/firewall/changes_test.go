@@ -20,7 +20,7 @@ import (
 // Generous bounds: what comes comes within patience, what does not come has
 // nothing under way after silence.
 const (
-	patience = 10 * time.Second
+	patience = time.Minute
 	silence  = 4*pollEvery + calm + 200*time.Millisecond
 )
 

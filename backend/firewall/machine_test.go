@@ -86,7 +86,7 @@ func (s *space) find(t *testing.T, address string) {
 		return
 	}
 	s.do(t, func() error {
-		if out, err := exec.Command("ping", "-n", "-c", "1", "-w", "10", address).CombinedOutput(); err != nil {
+		if out, err := exec.Command("ping", "-n", "-c", "1", "-w", "60", address).CombinedOutput(); err != nil {
 			return fmt.Errorf("find %s: %w: %s", address, err, out)
 		}
 		return nil
