@@ -27,7 +27,7 @@ type grant struct {
 // one: what it has lost of its TTL by then does not matter.
 const freshFor = time.Second
 
-// revokeTimeout bounds a revocation that nobody but Close waits for.
+// revokeTimeout is how long Close waits for a revocation at most.
 const revokeTimeout = 2 * time.Second
 
 // take returns a lease, or none for a ttl of zero.
@@ -68,7 +68,7 @@ func (s *Store) discard(ctx context.Context, g grant) {
 		return
 	}
 	s.background.Go(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), revokeTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.revokeWithin)
 		defer cancel()
 		s.revoke(ctx, g.id)
 	})

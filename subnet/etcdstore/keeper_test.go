@@ -262,12 +262,62 @@ func TestKeeperOnRestoredEtcd(t *testing.T) {
 	}
 }
 
+// haltedClock stands still until it is told that something has happened, and the time for
+// an answer is over then.
+type haltedClock struct {
+	subnet.SystemClock
+	at      time.Duration
+	happens <-chan time.Time
+}
+
+func (c haltedClock) Uptime() time.Duration {
+	select {
+	case <-c.happens:
+		return c.at + subnet.ChallengeWait
+	default:
+		return c.at
+	}
+}
+
+func (c haltedClock) Timer(time.Duration) subnet.Timer {
+	return subnet.Timer{C: c.happens, Stop: func() {}}
+}
+
+// untilAnswered is a clock that waits for the keeper's answer to a challenge, however slow
+// the machine is that the keeper runs on.
+func (k *tenant) untilAnswered() subnet.Clock {
+	before := k.keeper.Lease()
+	key := path.Join(layout.Subnets, before.Subnet.Key())
+	happens, ended := make(chan time.Time), make(chan struct{})
+	k.t.Cleanup(func() { <-ended })
+	go func() {
+		defer close(ended)
+		defer close(happens)
+		poll := time.NewTicker(10 * time.Millisecond)
+		defer poll.Stop()
+		for {
+			kv, err := k.Get(k.ctx, key)
+			if err != nil || kv.Modified > before.Modified && !strings.Contains(kv.Value, `"Challenge"`) {
+				return
+			}
+			select {
+			case <-poll.C:
+			case <-k.ctx.Done():
+				return
+			}
+		}
+	}()
+	return haltedClock{at: subnet.SystemClock{}.Uptime(), happens: happens}
+}
+
 // A clone is answered, and a host that moved is not.
 func TestChallengeOnEtcd(t *testing.T) {
 	server := startServer(t, etcdtest.Options{})
 	k := settle(t, server, "/p", tenantClaim("first", "192.0.2.1"))
 	ours := open(t, Options{Endpoints: server.Endpoints(), Prefix: "/p"})
-	_, err := subnet.Acquire(k.ctx, ours, loaded(t, ours), tenantClaim("second", "192.0.2.2"))
+	second := tenantClaim("second", "192.0.2.2")
+	second.Clock = k.untilAnswered()
+	_, err := subnet.Acquire(k.ctx, ours, loaded(t, ours), second)
 	var clone *subnet.ForeignInstanceError
 	if !errors.As(err, &clone) || clone.Lease.Attrs.Instance != "first" {
 		t.Fatalf("Acquire = %v, want the first instance named", err)

@@ -57,6 +57,8 @@ type Store struct {
 	auth    pb.AuthClient
 	tick    time.Duration
 	page    int64
+	// revokeWithin bounds a revocation that nobody but Close waits for.
+	revokeWithin time.Duration
 
 	identityKey, configKey, subnets, prefix string
 
@@ -91,16 +93,17 @@ func New(opts Options) (*Store, error) {
 	}
 	opts.Password = "" // The files have it.
 	s := &Store{
-		opts:        opts,
-		files:       access,
-		tokens:      newTokens(opts.Username, access.secret),
-		wire:        newWire(opts.DialTimeout, opts.Resolver, access.tlsConfig),
-		tick:        tick,
-		page:        pageSize,
-		prefix:      opts.Prefix + "/",
-		identityKey: path.Join(opts.Prefix, layout.Identity),
-		configKey:   path.Join(opts.Prefix, layout.Config),
-		subnets:     path.Join(opts.Prefix, layout.Subnets) + "/",
+		opts:         opts,
+		files:        access,
+		tokens:       newTokens(opts.Username, access.secret),
+		wire:         newWire(opts.DialTimeout, opts.Resolver, access.tlsConfig),
+		tick:         tick,
+		page:         pageSize,
+		revokeWithin: revokeTimeout,
+		prefix:       opts.Prefix + "/",
+		identityKey:  path.Join(opts.Prefix, layout.Identity),
+		configKey:    path.Join(opts.Prefix, layout.Config),
+		subnets:      path.Join(opts.Prefix, layout.Subnets) + "/",
 	}
 	if opts.DiscoverySRV != "" {
 		s.discovery = newDiscovery(&opts, s.use)

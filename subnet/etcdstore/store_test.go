@@ -23,16 +23,14 @@ import (
 // Constructing a store does not connect, not even to fetch a token.
 func TestNewStaysOffTheNetwork(t *testing.T) {
 	var connections atomic.Int64
-	addr := listen(t, func(c net.Conn) { connections.Add(1); c.Close() })
-	s := open(t, Options{Endpoints: []string{"http://" + addr}, Prefix: "/p", Username: "host", Password: password})
-	settle, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
-	<-settle.Done()
+	addr := listen(t, func(c net.Conn) { connections.Add(1); c.Close(); cancel() })
+	s := open(t, Options{Endpoints: []string{"http://" + addr}, Prefix: "/p", Username: "host", Password: password})
+	await(t, 200*time.Millisecond)
 	if n := connections.Load(); n != 0 {
 		t.Fatalf("%d connections after New, want none", n)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
 	if _, err := s.Load(ctx); err == nil {
 		t.Error("Load succeeds")
 	}
@@ -46,7 +44,7 @@ func TestReadOnlyWritesNothing(t *testing.T) {
 	opts := Options{Endpoints: server.Endpoints(), Prefix: "/p", ReadOnly: true}
 	s := open(t, opts)
 	o := newOperator(t, server, "/p")
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	before, err := o.Revision(ctx)
 	if err != nil {
@@ -92,7 +90,8 @@ func TestCloseRevokesTheSpareLease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	s.revokeWithin = time.Minute
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	w := loaded(t, s)
 	l := subnet.Lease{Subnet: mustSubnet(t, "10.5.1.0-24"), Attrs: subnet.Attrs{Owner: "node"}}
@@ -123,7 +122,7 @@ func TestLostRacesShareALease(t *testing.T) {
 	server := startServer(t, etcdtest.Options{})
 	s := open(t, Options{Endpoints: server.Endpoints(), Prefix: "/p"})
 	w := loaded(t, s)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	l := subnet.Lease{Subnet: mustSubnet(t, "10.5.1.0-24"), Attrs: subnet.Attrs{Owner: "node"}}
 	if _, err := s.Create(ctx, l, time.Hour, w); err != nil {
@@ -204,7 +203,7 @@ func (s expiredStream) Recv() (*pb.LeaseKeepAliveResponse, error) {
 // there, about to be deleted.
 func TestRenewNeedsTheLeaseAndTheKey(t *testing.T) {
 	s := open(t, Options{Endpoints: startServer(t, etcdtest.Options{}).Endpoints(), Prefix: "/p"})
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	w := loaded(t, s)
 	l := subnet.Lease{Subnet: mustSubnet(t, "10.5.1.0-24"), Attrs: subnet.Attrs{Owner: "node"}}
