@@ -3,6 +3,7 @@ package dockerd
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -62,29 +63,54 @@ func Running(pidFile, proc string) (Process, error) {
 // userHZ is the unit of times in proc(5), on every architecture of Go's.
 const userHZ = 100
 
-// started is the time of a process's start, from its age: both counted since the
-// boot, suspended time included. Zero: procfs does not say.
+// started is the time of a process's start, which is counted from the boot, suspended
+// time included. Zero: procfs does not say.
 func started(proc, dir string) time.Time {
 	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
-	if err != nil {
-		return time.Time{}
-	}
-	uptime, err := os.ReadFile(filepath.Join(proc, "uptime"))
 	if err != nil {
 		return time.Time{}
 	}
 	// The second field is the name in parentheses, which may hold anything.
 	const starttime = 22 - 3
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	seconds, _, _ := strings.Cut(string(uptime), " ")
-	up, err := strconv.ParseFloat(seconds, 64)
-	if err != nil || len(fields) <= starttime {
+	if len(fields) <= starttime {
 		return time.Time{}
 	}
 	ticks, err := strconv.ParseUint(fields[starttime], 10, 63)
 	if err != nil {
 		return time.Time{}
 	}
-	age := time.Duration(up*float64(time.Second)) - time.Duration(ticks)*(time.Second/userHZ)
-	return time.Now().Add(-age)
+	boot, err := booted(proc)
+	if err != nil {
+		return time.Time{}
+	}
+	return boot.Add(time.Duration(ticks) * (time.Second / userHZ))
+}
+
+// booted is the time of the boot. Two clocks tell it, and a machine that gives us no time
+// between them would move it: of some looks that counts which took least.
+func booted(proc string) (boot time.Time, err error) {
+	const looks = 5
+	best := time.Duration(math.MaxInt64)
+	for range looks {
+		before := time.Now()
+		uptime, err := os.ReadFile(filepath.Join(proc, "uptime"))
+		took := time.Since(before)
+		if err != nil {
+			return time.Time{}, err
+		}
+		if took >= best {
+			continue
+		}
+		seconds, _, _ := strings.Cut(string(uptime), " ")
+		up, err := strconv.ParseFloat(seconds, 64)
+		if err != nil {
+			return time.Time{}, err
+		}
+		best, boot = took, before.Add(-time.Duration(up*float64(time.Second)))
+		if took < time.Second/userHZ {
+			break
+		}
+	}
+	return boot, nil
 }

@@ -2,10 +2,15 @@ package dockerd_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -75,4 +80,52 @@ func TestStarted(t *testing.T) {
 	if err != nil || p.Started.Before(before.Add(-slack)) || p.Started.After(after.Add(slack)) {
 		t.Errorf("started %v, %v, want between %v and %v", p.Started, err, before, after)
 	}
+}
+
+// A machine that gives us no time between two clocks moves no start.
+func TestStartedWithoutTime(t *testing.T) {
+	dir := t.TempDir()
+	pidFile, proc := filepath.Join(dir, "docker.pid"), filepath.Join(dir, "proc")
+	uptime := filepath.Join(proc, "uptime")
+	if err := os.MkdirAll(filepath.Join(proc, "42"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const start, up = 10 * time.Second, 100 * time.Second // since the boot
+	stat := "42 (dockerd) S" + strings.Repeat(" 0", 18) + " 1000 0\n"
+	for path, text := range map[string]string{pidFile: "42", filepath.Join(proc, "42", "cmdline"): "dockerd\x00", filepath.Join(proc, "42", "stat"): stat} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := syscall.Mkfifo(uptime, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	var ended atomic.Bool
+	var procfs sync.WaitGroup
+	procfs.Go(func() {
+		for look := 1; ; look++ {
+			f, err := os.OpenFile(uptime, os.O_WRONLY, 0) // waits for a reader
+			if err != nil || ended.Load() {
+				_ = f.Close()
+				return
+			}
+			fmt.Fprintf(f, "%.2f 0.00\n", (up + time.Since(begin)).Seconds())
+			if look == 1 {
+				<-time.After(3 * time.Second)
+			}
+			_ = f.Close()
+		}
+	})
+	p, err := dockerd.Running(pidFile, proc)
+	if late := p.Started.Sub(begin.Add(start - up)); err != nil || late > time.Second {
+		t.Errorf("started %v, %v: %s late", p.Started, err, late)
+	}
+	ended.Store(true)
+	last, err := os.OpenFile(uptime, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	procfs.Wait()
+	last.Close()
 }
