@@ -12,7 +12,7 @@ import (
 )
 
 // patience is how long a flood's last answers may take on a busy machine.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // flood is a ping under way.
 type flood struct {
