@@ -309,9 +309,12 @@ func TestHistoryWithAGap(t *testing.T) {
 		return err
 	})
 	o.beginEpoch(whyStart)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
 	var compacted *compactedError
+	o.do("hear of it", func(ctx context.Context) error {
+		return poll(ctx, func() bool { return errors.As(o.troubles(nil), &compacted) })
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
 	if err := o.end(ctx); !errors.As(err, &compacted) || compacted.revision != 5 {
 		t.Errorf("got %v, want that the log is compacted up to 5", err)
 	}
