@@ -29,8 +29,8 @@ func TestRecordOfACluster(t *testing.T) {
 		r.must(leader.Kill())
 		r.leader() // A request that is under way in an election may or may not have been carried out.
 		write()
-		r.must(leader.Start(within(t, 20*time.Second)))
-		r.must(r.cluster.WaitHealthy(within(t, 20*time.Second)))
+		r.must(leader.Start(within(t, time.Minute)))
+		r.must(r.cluster.WaitHealthy(within(t, time.Minute)))
 		write()
 	}
 	r.must(members[0].Pause())
@@ -44,14 +44,15 @@ func TestRecordOfACluster(t *testing.T) {
 	for range 20 {
 		write()
 	}
-	_, err := r.Client().Compact(within(t, 20*time.Second), r.revision(), clientv3.WithCompactPhysical())
+	_, err := r.Client().Compact(within(t, time.Minute), r.revision(), clientv3.WithCompactPhysical())
 	r.must(err)
-	r.must(members[1].Start(within(t, 20*time.Second)))
-	r.must(r.cluster.WaitHealthy(within(t, 20*time.Second)))
+	r.must(members[1].Start(within(t, time.Minute)))
+	r.must(r.cluster.WaitHealthy(within(t, time.Minute)))
 
 	// The majority goes, and what follows is told by who is left.
 	r.must(r.cluster.Backup(within(t, time.Minute)))
 	write()
+	r.told(members[2], want[len(want)-1])
 	r.must(members[0].Kill())
 	r.must(members[1].Kill())
 	pause(t, 2*time.Second)
@@ -82,10 +83,20 @@ func TestRecordOfACluster(t *testing.T) {
 	}
 }
 
+// told waits until a member itself has an event, which the others may have before it.
+func (r *recorded) told(m *lab.Member, event string) {
+	r.t.Helper()
+	key, value, _ := strings.Cut(event, "=")
+	r.must(poll(within(r.t, time.Minute), func() bool {
+		resp, err := m.Client().Get(within(r.t, askWithin), lab.Prefix+"/"+key, clientv3.WithSerializable())
+		return err == nil && len(resp.Kvs) == 1 && string(resp.Kvs[0].Value) == value
+	}))
+}
+
 // leader waits for one.
 func (r *recorded) leader() *lab.Member {
 	r.t.Helper()
-	leader, err := r.cluster.Leader(within(r.t, 20*time.Second))
+	leader, err := r.cluster.Leader(within(r.t, time.Minute))
 	r.must(err)
 	return leader
 }
@@ -93,7 +104,7 @@ func (r *recorded) leader() *lab.Member {
 // revision is that of the store now.
 func (r *recorded) revision() int64 {
 	r.t.Helper()
-	revision, err := r.history.revision(within(r.t, 20*time.Second))
+	revision, err := r.history.revision(within(r.t, time.Minute))
 	r.must(err)
 	return revision
 }
@@ -102,8 +113,8 @@ func (r *recorded) revision() int64 {
 func TestRecordWithoutEtcd(t *testing.T) {
 	r := newRecorded(t, 1, 1)
 	r.put("config", "1")
-	r.must(r.cluster.Stop(within(t, 20*time.Second)))
-	record, err := r.stop(within(t, 20*time.Second))
+	r.must(r.cluster.Stop(within(t, time.Minute)))
+	record, err := r.stop(within(t, time.Minute))
 	if err == nil || !strings.Contains(err.Error(), "no member tells its revision") {
 		t.Errorf("got %v, want that nobody tells the revision", err)
 	}
@@ -150,7 +161,16 @@ func TestRecordOfAnUnreadableHost(t *testing.T) {
 	// A folder stands where the file should.
 	_, err := r.Hosts[0].Run(t.Context(), "mkdir", r.Hosts[0].SubnetFile())
 	r.must(err)
-	pause(t, time.Second)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = r.samplers.Wait() // stop returns it
+	}()
+	select {
+	case <-ended:
+	case <-time.After(time.Minute):
+		t.Error("h1 is sampled all the same")
+	}
 	if _, err := r.stop(within(t, time.Minute)); err == nil || !strings.Contains(err.Error(), "sample h1") {
 		t.Errorf("got %v, want that h1 cannot be sampled", err)
 	}
