@@ -108,6 +108,19 @@ func awaitCarrier(t testing.TB, ns *kerneltest.Namespace, name string) {
 	t.Fatalf("link %s has no carrier", name)
 }
 
+// awaitAnswer waits until an address of a segment answers. The kernel joins the group in
+// which its neighbours ask for an IPv6 address some time after it has the address.
+func awaitAnswer(t testing.TB, ns *kerneltest.Namespace, addr string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		ok := ns.Run(t, "sh", "-c", "ping -n -q -c 1 -W 1 "+addr+" >/dev/null 2>&1 && echo answered || true")
+		if ok != "" {
+			return
+		}
+	}
+	t.Fatalf("%s does not answer", addr)
+}
+
 func (l *Lab) addHost(n, segment int) {
 	t := l.t
 	h := &Host{
@@ -131,6 +144,10 @@ func (l *Lab) addHost(n, segment int) {
 	h.inside.Run(t, "ip", "addr", "add", fmt.Sprintf("fd05:0:0:%d::2/64", n), "nodad", "dev", "eth0")
 	h.inside.Run(t, "ip", "route", "add", "default", "via", fmt.Sprintf("10.5.%d.1", n))
 	h.inside.Run(t, "ip", "route", "add", "default", "via", fmt.Sprintf("fd05:0:0:%d::1", n))
+	for f, inside := range []string{fmt.Sprintf("10.5.%d.2", n), fmt.Sprintf("fd05:0:0:%d::2", n)} {
+		awaitAnswer(t, l.fabric, h.addr(subnet.Family(f)).String())
+		awaitAnswer(t, h.Namespace, inside)
+	}
 
 	l.Hosts = append(l.Hosts, h)
 	h.Restart(h.addr(subnet.IPv4))
@@ -243,7 +260,7 @@ func (l *Lab) ping(f subnet.Family, from, to *Host) {
 	size := min(from.Backend.MTU(from.Uplink), 1500) - headers
 	// One by one: once it has an answer, ping waits for the next not much longer than that
 	// took, whatever it was told.
-	args := []string{"-n", "-q", "-c", "1", "-W", "60", "-M", "do", "-s", fmt.Sprint(size), dst}
+	args := []string{"-n", "-c", "1", "-W", "60", "-M", "do", "-s", fmt.Sprint(size), dst}
 	for where, ns := range map[string]*kerneltest.Namespace{"container of ": from.inside, "": from.Namespace} {
 		for range 2 {
 			out := ns.Run(l.t, "ping", args...)
