@@ -55,7 +55,7 @@ func TestCluster(t *testing.T) {
 }
 
 func testCluster(t *testing.T, common Options) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	servers := make([]*Server, 3)
 	var starting errgroup.Group

@@ -3,9 +3,12 @@ package etcdtest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
+	"syscall"
 	"testing"
 	"time"
 
@@ -40,7 +43,7 @@ func TestServer(t *testing.T) {
 }
 
 func testServer(t *testing.T, opts Options) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	s, err := Start(ctx, opts)
 	if err != nil {
@@ -113,6 +116,50 @@ func TestStartFails(t *testing.T) {
 			t.Errorf("%s: started on %s", name, other.Endpoint())
 			other.Close()
 		}
+	}
+}
+
+// A server outlives the thread that it was started on, though not this process.
+func TestServerOutlivesItsThread(t *testing.T) {
+	const binary = "/usr/bin/etcd"
+	if _, err := exec.LookPath(binary); err != nil {
+		t.Skipf("needs package etcd-server: %v", err)
+	}
+	var s *Server
+	var err error
+	thread, started, release := 0, make(chan struct{}), make(chan struct{})
+	defer close(release)
+	var start func()
+	start = func() {
+		runtime.LockOSThread()
+		if thread = syscall.Gettid(); thread == os.Getpid() { // the first one never ends
+			defer runtime.UnlockOSThread()
+			go start()
+			<-release
+			return
+		}
+		defer close(started)
+		s, err = Start(t.Context(), Options{Binary: binary})
+	}
+	go start()
+	<-started
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", thread)); errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the thread is still there")
+		}
+	}
+	for range 3 {
+		if !s.serves(t.Context()) {
+			t.Fatal("it serves no more")
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 
