@@ -67,14 +67,14 @@ func TestWatchSurvivesOtherCertificates(t *testing.T) {
 	server := files.start(t)
 	p := newProxy(t, server)
 	opts := files.options(p.URL)
-	opts.DialTimeout = 20 * time.Second
+	opts.DialTimeout = time.Minute
 	s := open(t, opts)
 	results := follow(t, s, loaded(t, s).Revision)
 	arrives := func(text string) {
 		t.Helper()
 		// Another client, with the certificates of the day.
 		other := open(t, files.options(server.Endpoint()))
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		if _, err := other.PutConfig(ctx, text, loaded(t, other)); err != nil {
 			t.Fatal(err)
@@ -115,7 +115,7 @@ func TestReplacementStepByStep(t *testing.T) {
 	// Files are read at the next handshake, which may be some time off.
 	fails := func(step, want string, told int) {
 		t.Helper()
-		for end := time.Now().Add(30 * time.Second); ; {
+		for end := time.Now().Add(within); ; {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			_, err := s.Load(ctx)
 			cancel()
@@ -348,7 +348,7 @@ func TestPasswordChanges(t *testing.T) {
 	const want = `authentication failed, invalid user ID or password: user "host" with the password of --etcd-password-file or --etcd-password`
 	refused := func(s *Store) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		_, err := s.Load(ctx)
 		if !errors.Is(err, ErrAuth) || err.Error() != "load: etcd "+server.Endpoint()+": "+want {

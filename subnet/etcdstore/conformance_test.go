@@ -103,7 +103,7 @@ func harness(t testing.TB, server *etcdtest.Server, prefix string) storetest.Har
 			return open(t, Options{Endpoints: server.Endpoints(), Prefix: prefix})
 		},
 		Operator: newOperator(t, server, prefix),
-		ShortTTL: 2 * time.Second,
+		ShortTTL: 6 * time.Second,
 	}
 }
 

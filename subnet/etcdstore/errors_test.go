@@ -148,7 +148,7 @@ func enableAuthBy(t *testing.T, cfg clientv3.Config) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for _, step := range []func() error{
 		func() error { _, err := client.RoleAdd(ctx, "root"); return err },
@@ -360,7 +360,7 @@ func TestNamedUserBeforeCertificate(t *testing.T) {
 // wholeLife uses every call once.
 func wholeLife(t *testing.T, s *Store) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	w, err := s.Load(ctx)
 	if err != nil {
@@ -414,7 +414,7 @@ func TestTokenIsRenewed(t *testing.T) {
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	if _, err := s.Load(ctx); err != nil {
 		t.Errorf("Load after a restart: %v", err)

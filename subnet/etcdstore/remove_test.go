@@ -61,7 +61,7 @@ func TestRemoveBad(t *testing.T) {
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			o := newOperator(t, server, "/p")
 			id, err := o.Grant(ctx, 10*time.Minute)

@@ -37,7 +37,7 @@ func TestVerify(t *testing.T) {
 		"behind, not known yet": {watch{at: world.Revision + 100}, subnet.ErrStoreChanged},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			w := &tc.w
 			w.Store = s

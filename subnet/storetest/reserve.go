@@ -47,7 +47,7 @@ func reserveLease(e *env) {
 	if slices.Contains(ids, lasting.ID) {
 		e.Errorf("lease %x lives on", int64(lasting.ID))
 	}
-	e.pause(2 * e.ShortTTL)
+	e.pause(e.ShortTTL + e.ShortTTL/2)
 	e.diff("the key when the lease's time is over", bare, e.get(path(l.Subnet)))
 	if _, err := s.Renew(e.ctx, got); err != nil {
 		e.Errorf("Renew of the reservation: %v", err)
