@@ -326,7 +326,7 @@ func TestMain(m *testing.M) {
 // awaitWriter returns when the writer has replaced the file once.
 func awaitWriter(t *testing.T, writer *exec.Cmd, path string) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for start := stat(t, path).Ino; stat(t, path).Ino == start; {
 		if time.Now().After(deadline) {
 			_ = writer.Process.Kill()
