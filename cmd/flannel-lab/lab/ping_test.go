@@ -2,6 +2,7 @@ package lab
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"net/netip"
 	"testing"
 	"time"
@@ -136,6 +137,21 @@ func TestRequestChecksum(t *testing.T) {
 	}
 }
 
+// answersGot is how many answers to pings of a family the kernel has handed out in a node.
+func answersGot(t *testing.T, n *Node, family int) (got int) {
+	t.Helper()
+	name := []string{"IcmpInEchoReps", "Icmp6InEchoReplies"}[family]
+	out, err := n.Run(t.Context(), "nstat", "-asz", "--json", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all struct{ Kernel map[string]int }
+	if err := json.Unmarshal([]byte(out), &all); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return all.Kernel[name]
+}
+
 // An answer that is there when the wait is over, and that nobody had time to read, is
 // one: else a busy machine loses the last requests of a series.
 func TestAnswersThatNobodyHadTimeToRead(t *testing.T) {
@@ -155,8 +171,12 @@ func TestAnswersThatNobodyHadTimeToRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer p.conn.Close()
+		before := answersGot(t, from.Node, family)
 		p.send(t.Context())
-		wait() // later requests are answered later
+		got := func() (bool, error) { return answersGot(t, from.Node, family) >= before+o.Count, nil }
+		if err := poll(within(t, patience), got); err != nil {
+			t.Fatal(err)
+		}
 		p.await(nil)
 		if r := p.Since(time.Time{}); r.Sent != 3 || r.Lost() > 0 {
 			t.Errorf("family %d: %s, want 3 sent, 0 lost", family, r)
