@@ -43,9 +43,9 @@ func cells() []cell {
 
 const (
 	// answerWithin bounds the wait for anything that should come at once.
-	answerWithin = 15 * time.Second
+	answerWithin = time.Minute
 	// restartWithin bounds a restart of Docker and its containers.
-	restartWithin = time.Minute
+	restartWithin = 3 * time.Minute
 	// longestStart bounds an outage for as long as a program takes to start, which
 	// carries every packet where nobody keeps its sockets: that is the machine's.
 	longestStart = 5 * time.Second

@@ -90,7 +90,7 @@ func (m *Machine) removeCgroups() error {
 }
 
 func removeCgroup(path string) error {
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(time.Minute)
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
 	for {

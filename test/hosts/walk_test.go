@@ -100,7 +100,7 @@ func (s *site) startService(ctx context.Context, t *testing.T, flags ...string) 
 	})
 	began := time.Now()
 	s.each(t, func(m *Machine) error {
-		startCtx, cancel := context.WithTimeout(ctx, time.Minute)
+		startCtx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 		defer cancel()
 		return m.Service(startCtx, ourService, "start")
 	})

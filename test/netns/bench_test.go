@@ -33,7 +33,7 @@ type benchReport struct {
 // word); how large they are is not our concern.
 func TestBench(t *testing.T) {
 	name := benchName()
-	cmd := exec.CommandContext(within(t, 2*time.Minute), command(t, "flannel-lab"),
+	cmd := exec.CommandContext(within(t, 10*time.Minute), command(t, "flannel-lab"),
 		"bench", "--name", name, "--only", "veth,vxlan,udp,udp-off,forwarder,flannel-loop", "--rounds", "1", "--seconds", "0.01", "--output", "json")
 	var out, progress bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &progress

@@ -17,7 +17,7 @@ import (
 func TestDemo(t *testing.T) {
 	name := demoName()
 	began := time.Now()
-	out, err := exec.CommandContext(within(t, 2*time.Minute), command(t, "flannel-lab"), "demo", "--name", name).CombinedOutput()
+	out, err := exec.CommandContext(within(t, 10*time.Minute), command(t, "flannel-lab"), "demo", "--name", name).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -56,7 +56,7 @@ func interrupt(t *testing.T, after time.Duration, args ...string) {
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	kill := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
 	defer kill()

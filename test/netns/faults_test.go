@@ -9,9 +9,10 @@ import (
 )
 
 const (
-	// byEvent is how long traffic may stand still on a slow machine; `make faults`
-	// holds it against the true bounds.
-	byEvent = 4 * time.Second
+	// byEvent is how long traffic may stand still on a slow machine: as long as a fault
+	// may last that is healed at all, since rounds of the daemon's own accord are an hour
+	// apart. `make faults` holds it against the true bounds.
+	byEvent = 10 * time.Second
 )
 
 // A host is broken in one way after the other, and must heal by itself. Where
@@ -24,7 +25,7 @@ func TestFaultsAreHealed(t *testing.T) {
 	picked := faults.Pick("kill", "key-deleted", "device-deleted", "device-down", "mac-changed", "mtu-changed", "address-removed",
 		"routes-deleted", "routes-replaced", "route-flapping", "fdb-deleted", "fdb-entry-deleted", "neighbours-replaced", "neighbour-replaced",
 		"events-lost", "rules-flushed", "forwarding-off", "interface-forwarding-off", "uplink-flapped", "uplink-address-both")
-	r, err := faults.Run(within(t, 3*time.Minute), l, faults.Options{
+	r, err := faults.Run(within(t, 15*time.Minute), l, faults.Options{
 		Backends: faults.Backends(), Faults: picked, Rounds: 1, Current: daemon, Together: true, Progress: t.Output(),
 	})
 	if err != nil {
