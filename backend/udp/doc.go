@@ -32,8 +32,9 @@
 //     own to send from. The kernel keeps what comes from one port on one socket,
 //     and sends a flow to the queue by which its last answer was written. All queues
 //     have the same ports, so that a flow has one whatever its queue is: it changes
-//     queues at most once, with its first answer, and two hosts do not make each
-//     other change them for ever.
+//     queues at most once, with its first answer, or the first after 3 s without any
+//     (the kernel forgets it then), and two hosts do not make each other change them
+//     for ever.
 //   - What a call costs is shared: the device hands over packets of up to 64 KiB
 //     that we cut (TSO, USO), a message sends up to 64 datagrams (UDP_SEGMENT), an
 //     arrival brings as many (UDP_GRO), and we join those for the device. The
