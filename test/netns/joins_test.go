@@ -33,7 +33,7 @@ func TestManyJoinAtOnce(t *testing.T) {
 			if err := old.StartDaemon(); err != nil {
 				t.Fatal(err)
 			}
-			ctx := within(t, 90*time.Second)
+			ctx := within(t, 5*time.Minute)
 			_, err := old.WaitReady(ctx, 0)
 			if err := errors.Join(err, startContainer(ctx, old), lab.Wait(ctx, 5*time.Second)); err != nil {
 				t.Fatal(err)
@@ -55,11 +55,12 @@ func TestManyJoinAtOnce(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			late := lateness(t)
 			waits := firstAnswers(ctx, t, l, there)
-			most := waits[len(waits)-1]
+			most, machine := waits[len(waits)-1], late()
 			t.Logf("%d pairs talk: median %s, most %s after both containers were there", len(waits), waits[len(waits)/2], most)
-			if most > letInWithin {
-				t.Errorf("one pair talked %s after both containers were there, want %s at most", most, letInWithin)
+			if most > letInWithin+machine {
+				t.Errorf("one pair talked %s after both containers were there, want %s at most, and %s that the machine was late", most, letInWithin, machine)
 			}
 		})
 	}

@@ -83,6 +83,30 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
+// lateness begins to watch for how long the machine keeps this process waiting, and
+// others with it; the function that it returns says so and ends it.
+func lateness(t *testing.T) func() time.Duration {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	sum := make(chan time.Duration, 1)
+	go func() {
+		const every = 10 * time.Millisecond
+		var late time.Duration
+		for ctx.Err() == nil {
+			began := time.Now()
+			_ = lab.Wait(ctx, every) // its end is seen above
+			if more := time.Since(began) - every; more > every {
+				late += more
+			}
+		}
+		sum <- late
+	}()
+	return func() time.Duration {
+		cancel()
+		return <-sum
+	}
+}
+
 // newLab makes hosts and a running etcd of one member. When the test fails, the
 // ends of the daemons' logs are shown and all files are kept.
 func newLab(t *testing.T, o lab.Options) *lab.Lab {
