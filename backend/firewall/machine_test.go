@@ -47,10 +47,10 @@ func (m *machine) contained() string { return m.address("2") }
 func (m *machine) vtep() string      { return netip.MustParseAddr(m.address("0")).String() }
 func (m *machine) mac() string       { return fmt.Sprintf("02:00:00:00:00:%02x", m.n) }
 
-// onLink adds the length of the range around an address.
+// onLink is how an address and the range around it are added.
 func onLink(address string) string {
 	if strings.Contains(address, ":") {
-		return address + "/64"
+		return address + "/64 nodad" // see newSpace
 	}
 	return address + "/24"
 }

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -43,7 +44,8 @@ func newSpace(t *testing.T) *space {
 	}
 	t.Cleanup(func() { s.handle.Close() })
 	s.ip(t, "link set lo up")
-	// An address that may be somebody else's cannot be used for a second.
+	// An address that may be somebody else's cannot be used for a second, and one that is
+	// not added with nodad until a worker of the kernel has found out that this is off.
 	s.sysctl(t, "net/ipv6/conf/all/accept_dad", "0")
 	s.sysctl(t, "net/ipv6/conf/default/accept_dad", "0")
 	return s
@@ -165,7 +167,11 @@ func (c call) made(t *testing.T, within time.Duration) (seen string, why error) 
 			d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(c.from), 0))
 		}
 		var conn net.Conn
-		if conn, why = d.Dial("tcp", net.JoinHostPort(c.to, "7000")); why != nil {
+		conn, why = d.Dial("tcp", net.JoinHostPort(c.to, "7000"))
+		if errors.Is(why, syscall.EADDRNOTAVAIL) {
+			return why // nothing was sent
+		}
+		if why != nil {
 			return nil
 		}
 		defer conn.Close()
@@ -224,7 +230,7 @@ func (m *machine) join(t *testing.T, peer *machine, tunnel backend.Tunnel) {
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
-		out, err = exec.Command("sh", "-c", "ip addr add "+m.vtep()+" dev "+device+" && ip link set "+device+" up").CombinedOutput()
+		out, err = exec.Command("sh", "-c", "ip addr add "+m.vtep()+" dev "+device+" nodad && ip link set "+device+" up").CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
@@ -468,7 +474,7 @@ func testForged(t *testing.T, a, b *machine) {
 	t.Helper()
 	foreign := [...]string{"198.51.100.7", "2001:db8::7"}[a.family]
 	b.host.do(t, func() error { return b.b.f.Cleanup(t.Context()) })
-	b.host.ip(t, "addr add "+foreign+" dev lo")
+	b.host.ip(t, "addr add "+foreign+" dev lo nodad")
 	a.host.ip(t, "route add "+foreign+" via "+b.public())
 	wantCall(t, "foreign source by the overlay", b.host.calling(foreign, a.contained()), unreachable)
 	a.host.do(t, func() error { return native.New(native.Options{Log: quiet()}).Cleanup(t.Context()) })
