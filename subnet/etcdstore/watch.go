@@ -191,9 +191,9 @@ func (w *watch) run(ctx context.Context) error {
 			case m, open := <-messages:
 				err = w.hear(ctx, m, open, patience)
 			default:
-				if !time.Now().Before(w.proof()) {
-					err = w.prove(ctx, stream)
-				}
+			}
+			if err == nil && !time.Now().Before(w.proof()) {
+				err = w.prove(ctx, stream)
 			}
 			tick.Reset(time.Until(w.proof()))
 		}

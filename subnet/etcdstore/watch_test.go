@@ -270,6 +270,46 @@ func TestWatchOfASlowStoreGoesOn(t *testing.T) {
 	}
 }
 
+// floodedStream is a stream on which there is always one more message, once it is open.
+type floodedStream struct {
+	pb.Watch_WatchClient
+	open bool
+}
+
+func (s *floodedStream) Recv() (*pb.WatchResponse, error) {
+	if s.open {
+		return &pb.WatchResponse{Header: &pb.ResponseHeader{}}, nil
+	}
+	s.open = true
+	return s.Watch_WatchClient.Recv()
+}
+
+type flooded struct{ pb.WatchClient }
+
+func (w flooded) Watch(ctx context.Context, opts ...grpc.CallOption) (pb.Watch_WatchClient, error) {
+	stream, err := w.WatchClient.Watch(ctx, opts...)
+	return &floodedStream{stream, false}, err
+}
+
+// A reader that is slower than what comes keeps nobody from proofs of the store.
+func TestWatchProvesTheStoreInAFlood(t *testing.T) {
+	s := open(t, Options{Endpoints: startServer(t, etcdtest.Options{}).Endpoints(), Prefix: "/p"})
+	w := loaded(t, s)
+	s.tick = time.Millisecond
+	s.watches = flooded{s.watches}
+	results := follow(t, s, w.Revision)
+	const proofs, asked = 50, 2 // requests each
+	before := s.Stats().Requests
+	for end := time.Now().Add(within); s.Stats().Requests-before < asked*proofs; await(t, time.Millisecond) {
+		if r := next(t, results); r.err != nil {
+			t.Fatalf("Watch: %v", r.err)
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d requests, want %d", s.Stats().Requests-before, asked*proofs)
+		}
+	}
+}
+
 // An etcd that takes long to open a stream is asked for nothing else meanwhile: where
 // thousands start at once all of them would be.
 func TestWatchAsksForNoProofBeforeItIsOpen(t *testing.T) {
