@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -72,14 +73,22 @@ func (c *child) Restart(ctx context.Context) error {
 	cmd := exec.Command(c.self, lab.EtcdCommand, "--dir", filepath.Join(c.dir, "data"), "--listen", c.endpoint)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	exited, started := make(chan struct{}), make(chan error, 1)
+	go func() {
+		// The kernel takes the end of the thread that starts it for ours.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			c.err = cmd.Wait()
+			close(exited)
+		}
+	}()
+	if err := <-started; err != nil {
 		return fmt.Errorf("start etcd: %w", err)
 	}
-	c.cmd, c.exited = cmd, make(chan struct{})
-	go func() {
-		defer close(c.exited)
-		c.err = cmd.Wait()
-	}()
+	c.cmd, c.exited = cmd, exited
 	return c.await(ctx, log.Name())
 }
 
