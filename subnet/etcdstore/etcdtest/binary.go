@@ -46,6 +46,15 @@ func (t *tail) String() string {
 	return string(t.kept)
 }
 
+// errElsewhere: another thread is in another network namespace.
+var errElsewhere = errors.New("in another namespace")
+
+// namespace names the calling thread's network namespace.
+func namespace() string {
+	name, _ := os.Readlink("/proc/thread-self/ns/net") // without procfs all are one
+	return name
+}
+
 // child is a server in a process of its own.
 type child struct {
 	cmd *exec.Cmd
@@ -79,10 +88,15 @@ func (s *Server) startBinary(ctx context.Context) (_ instance, err error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	c := &child{cmd: cmd, exited: make(chan struct{})}
 	started := make(chan error, 1)
+	here := namespace()
 	go func() {
 		// The kernel takes the end of the thread that starts it for ours.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
+		if namespace() != here {
+			started <- errElsewhere
+			return
+		}
 		err := cmd.Start()
 		started <- err
 		if err == nil {
@@ -90,7 +104,16 @@ func (s *Server) startBinary(ctx context.Context) (_ instance, err error) {
 			close(c.exited)
 		}
 	}()
-	if err := <-started; err != nil {
+	err = <-started
+	if errors.Is(err, errElsewhere) { // only the caller's thread is where it is to listen
+		if err = cmd.Start(); err == nil {
+			go func() {
+				c.err = cmd.Wait()
+				close(c.exited)
+			}()
+		}
+	}
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
