@@ -49,6 +49,12 @@ type wire struct {
 // cause is why an endpoint does not work.
 type cause struct{ kind, err error }
 
+// What is wrong with an endpoint that speaks the other way.
+var (
+	errSpeaksTLS   = errors.New("speaks TLS: use https:// in --etcd-endpoints")
+	errSpeaksPlain = errors.New("does not speak TLS: use http:// in --etcd-endpoints")
+)
+
 // probeTimeout bounds the question whether an endpoint speaks TLS or not.
 const probeTimeout = time.Second
 
@@ -241,7 +247,7 @@ func (c *wireConn) unanswered(err error) {
 			w.record(addr, ErrTLS, fmt.Errorf("refuses our certificate: see --etcd-certfile and --etcd-keyfile: %w", plainly(err)))
 			return
 		}
-	} else if w.decide(addr, w.speaksTLS(context.Background(), addr), errors.New("speaks TLS: use https:// in --etcd-endpoints")) {
+	} else if w.decide(addr, w.speaksTLS(context.Background(), addr), errSpeaksTLS) {
 		return
 	}
 	w.record(addr, ErrUnreachable, fmt.Errorf("closes the connection: %w", plainly(err)))
@@ -257,7 +263,7 @@ func (w *wire) decide(addr string, said reply, wrong error) bool {
 		return true
 	case replyNone:
 		w.mu.Lock()
-		known := errors.Is(w.trouble[addr].kind, ErrTLS)
+		known := errors.Is(w.trouble[addr].err, wrong)
 		w.mu.Unlock()
 		if known {
 			w.troubled()
@@ -340,7 +346,7 @@ func (w *wire) refused(ctx context.Context, addr string, err error) {
 		if !errors.As(err, &noTLS) {
 			said = w.speaksPlain(ctx, addr)
 		}
-		if !w.decide(addr, said, errors.New("does not speak TLS: use http:// in --etcd-endpoints")) {
+		if !w.decide(addr, said, errSpeaksPlain) {
 			w.record(addr, ErrUnreachable, fmt.Errorf("TLS handshake: %w", plainly(err)))
 		}
 	}

@@ -2,6 +2,7 @@ package etcdstore
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -95,6 +96,7 @@ func TestBusyEndpointSpeaksAsBefore(t *testing.T) {
 			var serve atomic.Pointer[func(net.Conn)]
 			addr := listen(t, func(c net.Conn) { (*serve.Load())(c) })
 			w := newWire(time.Minute, nil, nil)
+			w.record(addr, ErrTLS, errors.New("certificate not trusted")) // which is another matter
 			const soon, long = 50 * time.Millisecond, time.Minute
 			for i, step := range []struct {
 				serve  func(net.Conn)
