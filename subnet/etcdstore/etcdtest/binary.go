@@ -14,6 +14,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/vishvananda/netns"
 )
 
 // tail keeps the end of what is written to it, for an error message.
@@ -46,13 +48,21 @@ func (t *tail) String() string {
 	return string(t.kept)
 }
 
-// errElsewhere: another thread is in another network namespace.
-var errElsewhere = errors.New("in another namespace")
-
-// namespace names the calling thread's network namespace.
-func namespace() string {
-	name, _ := os.Readlink("/proc/thread-self/ns/net") // without procfs all are one
-	return name
+// startIn starts a program in a network namespace, which need not be the calling
+// thread's.
+func startIn(cmd *exec.Cmd, here netns.NsHandle) (err error) {
+	own, err := netns.Get()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, own.Close()) }()
+	if own.Equal(here) {
+		return cmd.Start()
+	}
+	if err := netns.Set(here); err != nil {
+		return err
+	}
+	return errors.Join(cmd.Start(), netns.Set(own))
 }
 
 // child is a server in a process of its own.
@@ -88,32 +98,22 @@ func (s *Server) startBinary(ctx context.Context) (_ instance, err error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	c := &child{cmd: cmd, exited: make(chan struct{})}
 	started := make(chan error, 1)
-	here := namespace()
+	here, err := netns.Get() // where it is to listen
+	if err != nil {
+		return nil, err
+	}
 	go func() {
 		// The kernel takes the end of the thread that starts it for ours.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		if namespace() != here {
-			started <- errElsewhere
-			return
-		}
-		err := cmd.Start()
-		started <- err
+		err := startIn(cmd, here)
+		started <- errors.Join(err, here.Close())
 		if err == nil {
 			c.err = cmd.Wait()
 			close(c.exited)
 		}
 	}()
-	err = <-started
-	if errors.Is(err, errElsewhere) { // only the caller's thread is where it is to listen
-		if err = cmd.Start(); err == nil {
-			go func() {
-				c.err = cmd.Wait()
-				close(c.exited)
-			}()
-		}
-	}
-	if err != nil {
+	if err := <-started; err != nil {
 		return nil, err
 	}
 	defer func() {
