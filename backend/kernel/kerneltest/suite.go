@@ -342,8 +342,3 @@ func fdbMoves(b *bench) {
 	b.must("delete the old value", t.Delete(b.ctx(), []kernel.FDB{old}))
 	holds(b, "fdb after deleting the old value", t, moved)
 }
-
-// via is a peer's route through the tunnel.
-// full is a tunnel with one peer of both families.
-// events waits for each change's own event; others may come in between.
-// peer runs what a backend does: two peers, one of which moves, then leaves.

@@ -10,6 +10,7 @@ import (
 	"github.com/flanneld-go/flanneld-go/backend/reconcile"
 )
 
+// full is a tunnel with one peer of both families.
 func full(b *bench) (kernel.Link, kernel.FDB, []kernel.Neighbour, []kernel.Route) {
 	b.t.Helper()
 	l := b.tunnel()
@@ -152,6 +153,7 @@ func sysctls(b *bench) {
 	b.refused("set", b.SetSysctl("net/ipv4/no_such", "1"), kernel.ErrNotFound, "write sysctl net/ipv4/no_such: ")
 }
 
+// events waits for each change's own event; others may come in between.
 func events(b *bench) {
 	ctx, cancel := context.WithCancel(b.ctx())
 	defer cancel()
@@ -247,6 +249,7 @@ func endedContext(b *bench) {
 	holds(b, "routes", b.Routes())
 }
 
+// peer runs what a backend does: two peers, one of which moves, then leaves.
 func peer(b *bench) {
 	l := b.tunnel()
 	foreign := kernel.Route{Dst: netip.MustParsePrefix("10.9.0.0/16"), Gateway: vtep, Link: l.Index - 1, Protocol: 4}

@@ -11,6 +11,7 @@ import (
 	"github.com/flanneld-go/flanneld-go/backend/reconcile"
 )
 
+// via is a peer's route through the tunnel.
 func via(l kernel.Link, dst netip.Prefix, gateway netip.Addr) kernel.Route {
 	return kernel.Route{Dst: dst, Gateway: gateway, Link: l.Index, OnLink: true, Protocol: kernel.Protocol}
 }
