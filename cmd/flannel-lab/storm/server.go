@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"syscall"
 	"time"
 
@@ -69,23 +68,16 @@ func (c *child) Restart(ctx context.Context) error {
 		return fmt.Errorf("start etcd: %w", err)
 	}
 	defer log.Close()
-	// The process outlives ctx, which is about its start, and must not survive us.
+	// The process outlives ctx, which is about its start.
 	cmd := exec.Command(c.self, lab.EtcdCommand, "--dir", filepath.Join(c.dir, "data"), "--listen", c.endpoint)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	exited, started := make(chan struct{}), make(chan error, 1)
-	go func() {
-		// The kernel takes the end of the thread that starts it for ours.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			c.err = cmd.Wait()
-			close(exited)
-		}
-	}()
-	if err := <-started; err != nil {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	exited := make(chan struct{})
+	err = etcdtest.StartTied(cmd, func(err error) {
+		c.err = err
+		close(exited)
+	})
+	if err != nil {
 		return fmt.Errorf("start etcd: %w", err)
 	}
 	c.cmd, c.exited = cmd, exited

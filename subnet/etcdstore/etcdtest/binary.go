@@ -1,6 +1,7 @@
 package etcdtest
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -48,6 +49,29 @@ func (t *tail) String() string {
 	return string(t.kept)
 }
 
+// StartTied starts a program in the calling thread's network namespace. The kernel kills
+// it when this process ends, however it does. ended is told of its end.
+func StartTied(cmd *exec.Cmd, ended func(error)) error {
+	here, err := netns.Get()
+	if err != nil {
+		return err
+	}
+	cmd.SysProcAttr = cmp.Or(cmd.SysProcAttr, &syscall.SysProcAttr{})
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	started := make(chan error, 1)
+	go func() {
+		// The kernel takes the end of the thread that starts it for ours.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := startIn(cmd, here)
+		started <- errors.Join(err, here.Close())
+		if err == nil {
+			ended(cmd.Wait())
+		}
+	}()
+	return <-started
+}
+
 // startIn starts a program in a network namespace, which need not be the calling
 // thread's.
 func startIn(cmd *exec.Cmd, here netns.NsHandle) (err error) {
@@ -73,6 +97,12 @@ type child struct {
 	err    error
 }
 
+// end takes in how the process ended.
+func (c *child) end(err error) {
+	c.err = err
+	close(c.exited)
+}
+
 func (s *Server) startBinary(ctx context.Context) (_ instance, err error) {
 	// The process outlives ctx, which is about its start.
 	cmd := exec.Command(s.opts.Binary,
@@ -94,26 +124,8 @@ func (s *Server) startBinary(ctx context.Context) (_ instance, err error) {
 	cmd.Stdout, cmd.Stderr = log, log
 	// Settings for a production etcd of this machine must not leak in.
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "ETCD_UNSUPPORTED_ARCH=" + os.Getenv("ETCD_UNSUPPORTED_ARCH")}
-	// It must not survive us, however we end.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	c := &child{cmd: cmd, exited: make(chan struct{})}
-	started := make(chan error, 1)
-	here, err := netns.Get() // where it is to listen
-	if err != nil {
-		return nil, err
-	}
-	go func() {
-		// The kernel takes the end of the thread that starts it for ours.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := startIn(cmd, here)
-		started <- errors.Join(err, here.Close())
-		if err == nil {
-			c.err = cmd.Wait()
-			close(c.exited)
-		}
-	}()
-	if err := <-started; err != nil {
+	if err := StartTied(cmd, c.end); err != nil {
 		return nil, err
 	}
 	defer func() {
